@@ -1,0 +1,24 @@
+//! The nouns of Hostplane: identifiers, addresses, security groups, volumes,
+//! instances, and the lawful moves between their states.
+//!
+//! Every other crate builds on this one. It performs no I/O and knows no clock;
+//! nothing here may ever depend on another crate of ours.
+
+#![forbid(unsafe_code)]
+
+pub mod id;
+pub mod instance;
+pub mod instance_type;
+pub mod mac;
+pub mod security_group;
+pub mod volume;
+
+pub use id::{
+    AllocationId, AssociationId, GroupId, ImageId, InstanceId, InterfaceId, KeyPairId, MalformedId,
+    ReservationId, RuleId, SnapshotId, SubnetId, VolumeId, VpcId,
+};
+pub use instance::InstanceState;
+pub use instance_type::InstanceType;
+pub use mac::Mac;
+pub use security_group::{Direction, Peer, PortRange, Protocol, Rule, SecurityGroup};
+pub use volume::{AttachmentState, VolumeState};
