@@ -30,6 +30,10 @@ pub struct Desired {
     /// Sources dropped on the uplink before anything else looks at them.
     #[serde(default)]
     pub blocklist: Vec<IpNet>,
+    /// Where elastic addresses are taken from: what arrives on the uplink for
+    /// one of these that no interface holds is dropped early.
+    #[serde(default)]
+    pub elastic_ranges: Vec<Ipv4Net>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
