@@ -1,0 +1,2 @@
+//! The kernel programs; an empty `main` on the host.
+fn main() {}
