@@ -6,6 +6,11 @@
 //!        device facts ────────┘            ▲ loaded.tables()
 //! ```
 
+pub mod apply;
 pub mod compile;
+pub mod device;
 pub mod diff;
 pub mod load;
+pub mod record;
+pub mod respond;
+pub mod serve;

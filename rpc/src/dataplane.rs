@@ -62,6 +62,13 @@ pub struct Interface {
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders
     /// are implied. `None`: no metadata service on this interface.
+    ///
+    /// - A path that is a document *and* a folder is a labelled folder: with
+    ///   `meta-data/public-keys/0` → `my-key` and
+    ///   `meta-data/public-keys/0/openssh-key` → `ssh-…`, `public-keys/` lists
+    ///   `0=my-key` and `public-keys/0/` lists `openssh-key`.
+    /// - A value that begins with `base64:` is served as the bytes that the rest
+    ///   stands for; user data belongs into one, whatever it holds.
     pub metadata: Option<BTreeMap<String, String>>,
 }
 

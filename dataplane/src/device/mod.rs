@@ -1,0 +1,206 @@
+//! The host's network devices: the taps that this deployment makes, the punt
+//! device, and what the rest of the dataplane must know of them.
+//!
+//! Called by `apply` around each change and by `teardown`. A tap's name is on
+//! disk before the tap is made and until after it is gone, so that a crash
+//! between leaves no orphan. What may never be true: a device that this
+//! deployment did not make is removed or taken over.
+//!
+//! ```text
+//! ensure: record names → make → silence → up     (before the tables change)
+//! prune:  remove → record names                   (after the tables changed)
+//! ```
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use rpc::Deployment;
+use rpc::dataplane::{Desired, Device};
+use serde::{Deserialize, Serialize};
+
+use crate::compile::{DeviceFact, Devices};
+use crate::record;
+
+pub mod link;
+mod tap;
+
+use link::{Kind, Links};
+
+/// The punt device carries what every guest may send.
+const PUNT_MTU: u32 = 9216;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("device `{device}`: {deed}: {cause}")]
+    Tap { device: String, deed: &'static str, cause: io::Error },
+    #[error("device `{device}`: {deed}: {cause}")]
+    Link { device: String, deed: &'static str, cause: io::Error },
+    #[error("routing netlink: open a socket: {0}")]
+    Netlink(io::Error),
+    #[error(
+        "device `{device}`: make: one of that name is there, and this deployment did not make it"
+    )]
+    Foreign { device: String },
+    #[error("device `{device}`: find: the desired state names it, and it is not on this host")]
+    Missing { device: String },
+    #[error("device `{device}`: silence: {path}: {cause}")]
+    Silence { device: String, path: String, cause: io::Error },
+    #[error(transparent)]
+    Record(#[from] record::Error),
+}
+
+/// What this deployment has made, as it stands on disk.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Made {
+    /// Name → the user who may open it. The punt device has none.
+    taps: BTreeMap<String, Option<u32>>,
+}
+
+pub struct Host {
+    links: Links,
+    punt_name: String,
+    record: PathBuf,
+    made: Made,
+}
+
+impl Host {
+    pub fn open(deployment: &Deployment) -> Result<Self, Error> {
+        let record = deployment.state_of("dataplane").join("devices.json");
+        Ok(Self {
+            links: Links::open()?,
+            punt_name: deployment.punt_device(),
+            made: record::read(&record)?.unwrap_or_default(),
+            record,
+        })
+    }
+
+    /// Opens the punt device, making it where it is not there yet.
+    pub fn open_punt(&mut self) -> Result<File, Error> {
+        let name = self.punt_name.clone();
+        self.refuse_foreign(&name)?;
+        self.note(&name, None)?;
+        let file = tap::open_punt(&name)?;
+        let ifindex = self.existing(&name)?.ifindex;
+        silence(&name)?;
+        self.links.bring_up_silent(&name, ifindex, PUNT_MTU)?;
+        Ok(file)
+    }
+
+    /// Makes the taps that are missing and looks up every device named, which
+    /// is the answer; and how many it made.
+    pub fn ensure(&mut self, desired: &Desired) -> Result<(Devices, usize), Error> {
+        let mut devices = Devices { punt: Some(self.punt_name.clone()), ..Devices::default() };
+        let mut made = 0;
+        for interface in &desired.interfaces {
+            if let Device::Tap { name, owner_uid } = &interface.device {
+                made += usize::from(self.ensure_tap(name, *owner_uid, interface.dhcp.mtu)?);
+            }
+        }
+        let named = desired.interfaces.iter().map(|i| i.device.name());
+        let uplink = desired.uplink.iter().map(|u| u.device.as_str());
+        for name in named.chain(uplink).chain([self.punt_name.as_str()]) {
+            let link = self.existing(name)?;
+            if !self.made.taps.contains_key(name) {
+                self.links.bring_up(name, link.ifindex)?;
+            }
+            let fact = DeviceFact { ifindex: link.ifindex, mac: link.mac };
+            devices.by_name.insert(name.to_owned(), fact);
+        }
+        Ok((devices, made))
+    }
+
+    /// Removes the taps that the desired state no longer names; answers how many.
+    pub fn prune(&mut self, desired: &Desired) -> Result<usize, Error> {
+        let wanted = |name: &str| {
+            name == self.punt_name || desired.interfaces.iter().any(|i| i.device.name() == name)
+        };
+        let stale: Vec<String> =
+            self.made.taps.keys().filter(|name| !wanted(name)).cloned().collect();
+        self.remove(&stale)?;
+        Ok(stale.len())
+    }
+
+    /// Removes everything that this deployment made.
+    pub fn teardown(&mut self) -> Result<usize, Error> {
+        let all: Vec<String> = self.made.taps.keys().cloned().collect();
+        self.remove(&all)?;
+        Ok(all.len())
+    }
+
+    fn remove(&mut self, names: &[String]) -> Result<(), Error> {
+        for name in names {
+            if let Some(link) = self.links.find(name)? {
+                // Another kind of device took the name after ours had gone.
+                if matches!(link.kind, Kind::Tun { .. }) {
+                    self.links.remove(name, link.ifindex)?;
+                }
+            }
+            self.made.taps.remove(name);
+        }
+        if names.is_empty() { Ok(()) } else { Ok(record::write(&self.record, &self.made)?) }
+    }
+
+    /// Whether it had to be made.
+    fn ensure_tap(&mut self, name: &str, owner_uid: u32, mtu: u16) -> Result<bool, Error> {
+        self.refuse_foreign(name)?;
+        let found = self.links.find(name)?;
+        let right =
+            found.as_ref().is_some_and(|l| l.kind == Kind::Tun { owner_uid: Some(owner_uid) });
+        if let (Some(link), false) = (&found, right) {
+            self.links.remove(name, link.ifindex)?;
+        }
+        if !right {
+            self.note(name, Some(owner_uid))?;
+            tap::create(name, owner_uid)?;
+            silence(name)?;
+        }
+        let link = self.existing(name)?;
+        self.links.bring_up_silent(name, link.ifindex, mtu.into())?;
+        Ok(!right)
+    }
+
+    fn refuse_foreign(&self, name: &str) -> Result<(), Error> {
+        let ours = self.made.taps.contains_key(name);
+        match self.links.find(name)? {
+            Some(link) if !ours || link.kind == Kind::Other => {
+                Err(Error::Foreign { device: name.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn existing(&self, name: &str) -> Result<link::Link, Error> {
+        self.links.find(name)?.ok_or_else(|| Error::Missing { device: name.to_owned() })
+    }
+
+    /// Puts a name on disk before the device is made.
+    fn note(&mut self, name: &str, owner_uid: Option<u32>) -> Result<(), Error> {
+        if self.made.taps.get(name) != Some(&owner_uid) {
+            self.made.taps.insert(name.to_owned(), owner_uid);
+            record::write(&self.record, &self.made)?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps the host's own stack off a device before it comes up: no IPv6 address
+/// of its own, no neighbour discovery, no answer to ARP.
+fn silence(device: &str) -> Result<(), Error> {
+    for (path, value) in [
+        (format!("/proc/sys/net/ipv6/conf/{device}/disable_ipv6"), "1"),
+        (format!("/proc/sys/net/ipv4/conf/{device}/arp_ignore"), "8"),
+        (format!("/proc/sys/net/ipv4/conf/{device}/forwarding"), "0"),
+    ] {
+        match std::fs::write(&path, value) {
+            // A kernel without that protocol has nothing to silence.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(cause) => {
+                return Err(Error::Silence { device: device.to_owned(), path, cause });
+            }
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,15 @@
+//! The instance metadata service, version 2 only (EC2 user guide, "Use IMDS").
+//!
+//! `http` cuts requests out of bytes, `service` answers them, `documents` finds
+//! what a path means, `token` seals and opens session tokens. All are cores;
+//! `super::interface` gives them a TCP stream.
+
+mod documents;
+mod http;
+mod service;
+mod token;
+
+pub use documents::{Documents, MalformedDocument};
+pub use http::Session;
+pub use service::Service;
+pub use token::TokenKey;
