@@ -1,9 +1,16 @@
 //! Questions about speed, each answered side by side with its peers in one run.
 //!
-//! `src/bin/block.rs` and `src/bin/network.rs` ask one question each; what they
-//! share stands here. A benchmark prints medians, their spread and ratios; it
-//! never asserts a time, and a peer that is not installed is a line that says so.
+//! | module | duty |
+//! |---|---|
+//! | [`block`] | 4 KiB over NBD: contenders, load, report |
+//! | [`statistic`], [`table`] | medians, spread, ratios; figures as text |
+//! | [`machine`], [`process`] | what was measured on; programs in the background and their CPU time |
+//!
+//! `src/bin/block.rs` and `src/bin/network.rs` ask one question each. A benchmark
+//! prints medians, their spread and ratios; it never asserts a time, and a peer
+//! that is not installed is a line that says so.
 
+pub mod block;
 pub mod machine;
 pub mod process;
 pub mod statistic;

@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use anyhow::Context;
+
 /// Two lines: the machine, and how busy it is now.
 pub fn describe() -> String {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
@@ -67,10 +69,36 @@ pub fn revision() -> String {
 pub fn own_program(name: &str) -> Option<PathBuf> {
     let directory = match std::env::var_os("HOSTPLANE_BIN_DIR") {
         Some(directory) => PathBuf::from(directory),
-        None => std::env::current_exe().ok()?.parent()?.to_owned(),
+        None => own_folder().ok()?,
     };
-    let path: &Path = &directory.join(name);
-    path.is_file().then(|| path.to_owned())
+    let path = directory.join(name);
+    path.is_file().then_some(path)
+}
+
+/// The folder that this program was built into.
+pub fn own_folder() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("own path: read")?;
+    Ok(program.parent().context("own path: no folder in it")?.to_owned())
+}
+
+/// Kind of file system and device below `directory`, from the mount table.
+pub fn file_system(directory: &Path) -> String {
+    let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mount_of(&mounts, &directory).unwrap_or_else(|| "unknown file system".to_owned())
+}
+
+/// The mount whose point is the longest beginning of `directory`; of two on the
+/// same point, the later covers the earlier.
+fn mount_of(mounts: &str, directory: &Path) -> Option<String> {
+    let fields = |line: &'_ str| {
+        let mut fields = line.split(' ').map(str::to_owned);
+        Some((fields.next()?, PathBuf::from(fields.next()?), fields.next()?))
+    };
+    let covering = mounts.lines().filter_map(fields).filter(|(_, on, _)| directory.starts_with(on));
+    covering
+        .max_by_key(|(_, on, _)| on.components().count())
+        .map(|(device, _, kind)| format!("{kind} on {device}"))
 }
 
 #[cfg(test)]
@@ -82,6 +110,17 @@ mod tests {
         let text = "model\t: 5\nmodel name\t: Some CPU: fast\n";
         assert_eq!(field(text, "model name"), Some("Some CPU: fast"));
         assert_eq!(field(text, "name"), None);
+    }
+
+    #[test]
+    fn a_folder_belongs_to_the_longest_mount_above_it() {
+        let mounts =
+            "/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/vdb /tmp/a xfs rw 0 0\n";
+        let of = |path: &str| mount_of(mounts, Path::new(path)).unwrap();
+        assert_eq!(of("/home/x"), "ext4 on /dev/vda");
+        assert_eq!(of("/tmp/b"), "tmpfs on tmpfs");
+        assert_eq!(of("/tmp/a/b"), "xfs on /dev/vdb");
+        assert_eq!(of("/tmpa"), "ext4 on /dev/vda");
     }
 
     #[test]

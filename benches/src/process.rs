@@ -1,12 +1,14 @@
 //! Programs that a benchmark starts: ended with it, and their CPU time read.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Seek};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use nix::sys::prctl;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{SysconfVar, sysconf};
 
 /// A program in the background. Dropping it ends it; it also ends when the
@@ -15,15 +17,19 @@ use nix::unistd::{SysconfVar, sysconf};
 pub struct Background {
     child: Child,
     name: String,
+    /// What it writes to its standard error; a file, since a pipe that nobody
+    /// reads would stop it once it is full.
+    said: File,
 }
 
 impl Background {
     pub fn start(mut command: Command) -> anyhow::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let said = tempfile::tempfile().with_context(|| format!("{name}: file for its errors"))?;
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said.try_clone()?);
         end_with_us(&mut command);
         let child = command.spawn().with_context(|| format!("{name}: start"))?;
-        Ok(Self { child, name })
+        Ok(Self { child, name, said })
     }
 
     pub fn id(&self) -> u32 {
@@ -33,10 +39,10 @@ impl Background {
     /// What it said before it ended by itself; `None` while it lives.
     pub fn epitaph(&mut self) -> io::Result<Option<String>> {
         let Some(status) = self.child.try_wait()? else { return Ok(None) };
-        let mut said = String::new();
-        if let Some(mut stderr) = self.child.stderr.take() {
-            io::Read::read_to_string(&mut stderr, &mut said)?;
-        }
+        let mut said = Vec::new();
+        self.said.rewind()?;
+        self.said.read_to_end(&mut said)?;
+        let said = String::from_utf8_lossy(&said);
         Ok(Some(format!("{} ended with {status}: {}", self.name, said.trim())))
     }
 }
@@ -47,6 +53,29 @@ impl Drop for Background {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// From now on, SIGINT and SIGTERM no longer end this process: [`interrupted`]
+/// answers `true` after the first, so that the caller can tidy up; a second one
+/// ends the process as it stands. Programs started later take signals as usual.
+pub fn watch_signals() -> anyhow::Result<()> {
+    let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM]);
+    signals.thread_block().context("signals: block")?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        while signals.wait().is_ok() {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("interrupted: tidying up");
+        }
+    })?;
+    Ok(())
+}
+
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
 }
 
 /// Has the kernel end the command's process when the thread that starts it ends.
