@@ -1,0 +1,95 @@
+//! The files and devices that volumes lie in.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, StatxFlags};
+
+use crate::volume::Geometry;
+
+/// Where the kernel does not say what direct I/O must be aligned to: a page
+/// suits every disk.
+const ALIGNMENT_DEFAULT: u32 = 4096;
+
+/// A smaller unit than a sector cannot be.
+const ALIGNMENT_MIN: u32 = 512;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: open: {cause}", path.display())]
+    Open { path: PathBuf, cause: io::Error },
+    #[error("{}: it is neither a regular file nor a block device", path.display())]
+    Kind { path: PathBuf },
+    #[error("{}: it holds {size} bytes, less than one block of {alignment}", path.display())]
+    Small { path: PathBuf, size: u64, alignment: u32 },
+    #[error("{}: it holds {found} bytes, and the volume has {wanted}", path.display())]
+    Size { path: PathBuf, found: u64, wanted: u64 },
+}
+
+/// An open file and what its volume may be.
+#[derive(Debug)]
+pub struct Backing {
+    pub fd: OwnedFd,
+    pub geometry: Geometry,
+}
+
+impl Backing {
+    /// Opens past the page cache where the file system lets us: cached random
+    /// writes cost ten times the CPU (docs/adr/0031), and what a guest flushed
+    /// must not hang on our memory.
+    pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        let open =
+            |flags| OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
+        let failed = |cause| Error::Open { path: path.to_owned(), cause };
+        let (mut file, direct) = match open(libc::O_DIRECT) {
+            Ok(file) => (file, true),
+            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {
+                tracing::warn!(
+                    "{}: the file system has no direct I/O; going through the page cache",
+                    path.display()
+                );
+                (open(0).map_err(failed)?, false)
+            }
+            Err(cause) => return Err(failed(cause)),
+        };
+        let kind = file.metadata().map_err(failed)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(Error::Kind { path: path.to_owned() });
+        }
+        let alignment = if direct { alignment(&file) } else { ALIGNMENT_MIN };
+        let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let size = length - length % u64::from(alignment);
+        if size == 0 {
+            return Err(Error::Small { path: path.to_owned(), size: length, alignment });
+        }
+        if size < length {
+            tracing::warn!(
+                "{}: serving {size} of {length} bytes: the last block of {alignment} is not whole",
+                path.display()
+            );
+        }
+        Ok(Self { fd: file.into(), geometry: Geometry { size, alignment } })
+    }
+
+    /// Opens a volume's file, which must have the volume's size.
+    pub fn open_sized(path: &Path, size: u64) -> Result<Self, Error> {
+        let backing = Self::open(path, false)?;
+        let found = backing.geometry.size;
+        if found == size {
+            return Ok(backing);
+        }
+        Err(Error::Size { path: path.to_owned(), found, wanted: size })
+    }
+}
+
+fn alignment(file: &File) -> u32 {
+    let told = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        .ok()
+        .filter(|s| s.stx_mask & StatxFlags::DIOALIGN.bits() != 0)
+        .map(|s| s.stx_dio_offset_align)
+        .filter(|a| a.is_power_of_two());
+    told.unwrap_or(ALIGNMENT_DEFAULT).max(ALIGNMENT_MIN)
+}

@@ -1,0 +1,18 @@
+//! Serves volumes by NBD. See `main` for the two ways to start it.
+//!
+//! ```text
+//!  socket ⇄ nbd::Session ⇄ worker ⇄ volume::Core ⇄ engine ⇄ file
+//!           (protocol)     (shell)  (promises)     (io_uring or threads)
+//! ```
+
+pub mod backing;
+pub mod engine;
+pub mod nbd;
+pub mod socket;
+pub mod standalone;
+pub mod volume;
+pub mod worker;
+
+/// The smallest unit of offsets and lengths that a client which asked for block
+/// sizes must keep (docs/adr/0030): a disk's sector.
+pub const BLOCK_MIN: u32 = 512;

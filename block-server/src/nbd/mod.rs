@@ -1,0 +1,9 @@
+//! The NBD protocol: fixed newstyle handshake, then transmission.
+
+pub mod handshake;
+pub mod session;
+pub mod transmission;
+pub mod wire;
+
+pub use session::{Chunk, Command, Export, Exports, Payload, Request, Session};
+pub use wire::Error;

@@ -1,0 +1,470 @@
+//! One NBD connection as a state machine: bytes in, requests out; answers in,
+//! bytes out. It owns no socket and knows no clock.
+//!
+//! ```text
+//!              client flags            GO, EXPORT_NAME            DISC
+//!   ──▶ Greeting ────────▶ Options ──────────────▶ Transmission ──────▶ Closed
+//!                             │  ABORT                  │                  ▲
+//!                             └──────────────────────────┴─ bad magic ──────┘
+//! ```
+//!
+//! The shell (`worker`) moves bytes: it lets the kernel write into
+//! [`Session::space`], says how many came ([`Session::received`]), takes
+//! requests ([`Session::next_request`]), gives answers ([`Session::answer`]) and
+//! takes what is to be sent ([`Session::transmit`]). A write's payload is taken
+//! by [`Session::take_payload`] or received by the shell straight into the I/O
+//! buffer ([`Session::payload_received`]).
+//!
+//! What may never be true: a request without exactly one answer; memory that
+//! grows with what a peer sends or leaves unread; a panic from a peer's bytes.
+
+use std::collections::VecDeque;
+
+use super::handshake::Handshake;
+use super::transmission::{self, Header};
+use super::wire::{self, Error, can};
+
+/// Bytes of input that a connection may hold before its handshake is done: the
+/// longest option that we read, with its header.
+pub const HANDSHAKE_SPACE: usize = 8 << 10;
+
+/// Bytes of input that a connection holds in transmission: some thirty 4 KiB
+/// writes fit, so that one receive fetches what a queue depth of 32 sends.
+pub const TRANSMISSION_SPACE: usize = 160 << 10;
+
+/// The largest payload of one READ or WRITE: what the protocol's document asks
+/// a server to bear when nothing was negotiated.
+pub const PAYLOAD_MAX: u32 = 32 << 20;
+
+/// Requests that one connection may have unanswered or with their answer unsent.
+/// Twice the deepest queue of QEMU's client (16) and of usual benchmarks (64).
+pub const IN_FLIGHT_MAX: usize = 128;
+
+/// Bytes of payload that one connection may have in flight; a single larger
+/// request is let through when nothing else is.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
+
+/// Bytes of the longest reply header: an extended one's (32) and the offset before its data (8).
+pub(super) const HEADER_MAX: usize = 40;
+
+/// What the server offers under one name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    pub size: u64,
+    pub read_only: bool,
+    pub description: String,
+    /// Smallest unit of offsets and lengths.
+    pub block_min: u32,
+    /// Which the shell uses to find the volume; the session only carries it.
+    pub key: u64,
+}
+
+impl Export {
+    /// The preferred unit: a guest's page and our files' block.
+    pub const BLOCK_PREFERRED: u32 = 4096;
+
+    pub(super) fn flags(&self, structured: bool) -> u16 {
+        let mut flags = can::HAS_FLAGS | can::FLUSH | can::FUA | can::MULTI_CONN | can::CACHE;
+        if self.read_only {
+            flags |= can::READ_ONLY;
+        } else {
+            flags |= can::TRIM | can::WRITE_ZEROES | can::FAST_ZERO;
+        }
+        if structured {
+            flags |= can::DF;
+        }
+        flags
+    }
+}
+
+/// The exports that a connection may see.
+pub trait Exports {
+    /// `""` is the default export, where there is one.
+    fn find(&self, name: &str) -> Option<Export>;
+    fn names(&self) -> Vec<String>;
+}
+
+/// Bytes that a reply carries, owned by whoever read them.
+pub trait Payload {
+    fn bytes(&self) -> &[u8];
+}
+
+impl Payload for Vec<u8> {
+    fn bytes(&self) -> &[u8] {
+        self
+    }
+}
+
+/// A piece of output. Headers are kept inline: a reply allocates nothing.
+#[derive(Debug)]
+pub enum Chunk<P> {
+    Header { bytes: [u8; HEADER_MAX], length: u8 },
+    Bytes(Vec<u8>),
+    Payload(P),
+}
+
+impl<P: Payload> Chunk<P> {
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Header { bytes, length } => &bytes[..usize::from(*length)],
+            Self::Bytes(bytes) => bytes,
+            Self::Payload(payload) => payload.bytes(),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    Read,
+    /// Its payload of `length` bytes follows in the stream.
+    Write,
+    Flush,
+    Trim,
+    Cache,
+    /// `hole`: the range may become one; `fast`: fail rather than write zeros.
+    WriteZeroes {
+        hole: bool,
+        fast: bool,
+    },
+    /// `one`: a single extent suffices.
+    BlockStatus {
+        one: bool,
+    },
+}
+
+/// A request that was checked against the export: in bounds, aligned, allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    pub cookie: u64,
+    pub command: Command,
+    pub offset: u64,
+    pub length: u64,
+    pub fua: bool,
+}
+
+/// What an answer carries beside success.
+#[derive(Debug)]
+pub enum Answer<P> {
+    Done,
+    Data(P),
+    /// For BLOCK_STATUS: (length, state) from the request's offset on.
+    Extents(Vec<(u64, u32)>),
+    Failed(Error),
+}
+
+/// How replies look; each mode includes the former.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Mode {
+    Simple,
+    Structured,
+    Extended,
+}
+
+#[derive(Debug)]
+enum State {
+    Handshake(Handshake),
+    Transmission(Transmission),
+    /// Nothing more is read. What is queued is still sent, what is in flight still answered.
+    Closed,
+}
+
+#[derive(Debug)]
+pub(super) struct Transmission {
+    pub export: Export,
+    pub mode: Mode,
+    pub allocation: bool,
+    /// Whether the client was told the block sizes, and so must keep them.
+    pub told_block_size: bool,
+}
+
+/// Bytes received and not yet used.
+#[derive(Debug)]
+pub(super) struct Input {
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Input {
+    fn new(capacity: usize) -> Self {
+        Self { buffer: vec![0; capacity], start: 0, end: 0 }
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub(super) fn consume(&mut self, count: usize) {
+        self.start += count;
+        assert!(self.start <= self.end, "more input consumed than received");
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    fn grow(&mut self, capacity: usize) {
+        self.compact();
+        self.buffer.resize(capacity, 0);
+    }
+
+    fn compact(&mut self) {
+        if self.start > 0 {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+    }
+}
+
+/// Payload of a write that is still to come.
+#[derive(Debug, Clone, Copy)]
+enum Incoming {
+    Nothing,
+    /// Goes to the request that was handed out last.
+    Wanted(u64),
+    /// Belongs to a request that was refused.
+    Unwanted(u64),
+}
+
+#[derive(Debug)]
+pub struct Session<P> {
+    state: State,
+    input: Input,
+    incoming: Incoming,
+    output: VecDeque<Chunk<P>>,
+    in_flight: usize,
+    in_flight_bytes: u64,
+    refusing: bool,
+}
+
+impl<P: Payload> Session<P> {
+    pub fn new() -> Self {
+        let mut session = Self {
+            state: State::Handshake(Handshake::new()),
+            input: Input::new(HANDSHAKE_SPACE),
+            incoming: Incoming::Nothing,
+            output: VecDeque::new(),
+            in_flight: 0,
+            in_flight_bytes: 0,
+            refusing: false,
+        };
+        session.output.push_back(Chunk::Bytes(Handshake::greeting()));
+        session
+    }
+
+    /// Where the next bytes of the peer go; empty while it must wait.
+    /// Its place in memory stays as it is until the next call of a `&mut` method.
+    pub fn space(&mut self) -> &mut [u8] {
+        if self.is_closed() {
+            return &mut [];
+        }
+        self.input.compact();
+        &mut self.input.buffer[self.input.end..]
+    }
+
+    /// `count` bytes were written to the start of [`Self::space`].
+    pub fn received(&mut self, count: usize) {
+        self.input.end += count;
+        assert!(self.input.end <= self.input.buffer.len(), "more received than there was space");
+    }
+
+    /// Copies as much of `bytes` as there is space for and says how much that was.
+    pub fn receive(&mut self, bytes: &[u8]) -> usize {
+        let space = self.space();
+        let count = bytes.len().min(space.len());
+        space[..count].copy_from_slice(&bytes[..count]);
+        self.received(count);
+        count
+    }
+
+    /// The next request, or `None` until more bytes, room or payload come.
+    /// What is refused is answered here and never seen by the caller.
+    pub fn next_request(&mut self, exports: &dyn Exports) -> Option<Request> {
+        loop {
+            self.drop_unwanted();
+            if !matches!(self.incoming, Incoming::Nothing) {
+                return None;
+            }
+            match &mut self.state {
+                State::Closed => return None,
+                State::Handshake(handshake) => {
+                    if self.output.len() > IN_FLIGHT_MAX {
+                        return None;
+                    }
+                    let mut replies = Vec::new();
+                    let step = handshake.step(&mut self.input, exports, &mut replies);
+                    if !replies.is_empty() {
+                        self.output.push_back(Chunk::Bytes(replies));
+                    }
+                    match step {
+                        super::handshake::Step::Wait => return None,
+                        super::handshake::Step::Again => {}
+                        super::handshake::Step::Close => self.state = State::Closed,
+                        super::handshake::Step::Begin(transmission) => {
+                            self.input.grow(TRANSMISSION_SPACE);
+                            self.state = State::Transmission(transmission);
+                        }
+                    }
+                }
+                State::Transmission(transmission) => {
+                    let has_room = self.in_flight + self.output.len() / 2 < IN_FLIGHT_MAX
+                        && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX;
+                    if !has_room {
+                        return None;
+                    }
+                    let header = match transmission::parse(transmission.mode, self.input.bytes()) {
+                        transmission::Parsed::Short => return None,
+                        transmission::Parsed::Damaged => {
+                            self.state = State::Closed;
+                            return None;
+                        }
+                        transmission::Parsed::Header(header) => header,
+                    };
+                    let occupied = header.payload.max(if header.kind == wire::command::READ {
+                        header.length
+                    } else {
+                        0
+                    });
+                    let alone = self.in_flight == 0;
+                    if !alone && self.in_flight_bytes + occupied > IN_FLIGHT_BYTES_MAX.max(occupied)
+                    {
+                        return None;
+                    }
+                    self.input.consume(transmission.header_length());
+                    if header.kind == wire::command::DISC {
+                        self.state = State::Closed;
+                        return None;
+                    }
+                    let checked = if self.refusing {
+                        Err(Error::Shutdown)
+                    } else {
+                        transmission.check(&header)
+                    };
+                    match checked {
+                        Ok(request) => {
+                            self.in_flight += 1;
+                            self.in_flight_bytes += transmission::occupied(&request);
+                            if request.command == Command::Write && request.length > 0 {
+                                self.incoming = Incoming::Wanted(request.length);
+                            }
+                            return Some(request);
+                        }
+                        Err(error) => self.refuse(&header, error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse(&mut self, header: &Header, error: Error) {
+        let State::Transmission(transmission) = &self.state else { return };
+        transmission.reply_error(
+            header.cookie,
+            header.kind,
+            header.offset,
+            error,
+            &mut self.output,
+        );
+        if header.payload > transmission::SKIP_MAX {
+            self.state = State::Closed;
+        } else if header.payload > 0 {
+            self.incoming = Incoming::Unwanted(header.payload);
+        }
+    }
+
+    fn drop_unwanted(&mut self) {
+        if let Incoming::Unwanted(left) = self.incoming {
+            let count = (self.input.bytes().len() as u64).min(left);
+            self.input.consume(count as usize);
+            self.incoming =
+                if left == count { Incoming::Nothing } else { Incoming::Unwanted(left - count) };
+        }
+    }
+
+    /// Bytes of the last request's payload that have not been taken.
+    pub fn payload_left(&self) -> u64 {
+        match self.incoming {
+            Incoming::Wanted(left) => left,
+            Incoming::Nothing | Incoming::Unwanted(_) => 0,
+        }
+    }
+
+    /// Copies what has come of the payload to the start of `target`.
+    pub fn take_payload(&mut self, target: &mut [u8]) -> usize {
+        let count = (self.payload_left() as usize).min(target.len()).min(self.input.bytes().len());
+        target[..count].copy_from_slice(&self.input.bytes()[..count]);
+        self.input.consume(count);
+        self.payload_received(count as u64);
+        count
+    }
+
+    /// `count` bytes of payload went past the session, straight to their place.
+    pub fn payload_received(&mut self, count: u64) {
+        let left = self.payload_left();
+        assert!(count <= left, "more payload than the request has");
+        if left > 0 {
+            self.incoming =
+                if left == count { Incoming::Nothing } else { Incoming::Wanted(left - count) };
+        }
+    }
+
+    /// Whether bytes received wait to be parsed.
+    pub fn has_input(&self) -> bool {
+        !self.input.bytes().is_empty()
+    }
+
+    /// Answers a request that [`Self::next_request`] gave: exactly once each.
+    pub fn answer(&mut self, request: &Request, answer: Answer<P>) {
+        assert!(self.in_flight > 0, "an answer without a request");
+        self.in_flight -= 1;
+        self.in_flight_bytes -= transmission::occupied(request);
+        match &self.state {
+            State::Transmission(transmission) => {
+                transmission.reply(request, answer, &mut self.output);
+            }
+            // After DISC or damage nobody listens any more.
+            State::Closed | State::Handshake(_) => {}
+        }
+    }
+
+    /// Moves up to `count_max` pieces of output to `pieces`.
+    pub fn transmit(&mut self, pieces: &mut Vec<Chunk<P>>, count_max: usize) {
+        let count = self.output.len().min(count_max);
+        pieces.extend(self.output.drain(..count));
+    }
+
+    pub fn has_output(&self) -> bool {
+        !self.output.is_empty()
+    }
+
+    /// Answers each further request with ESHUTDOWN.
+    pub fn refuse_further(&mut self) {
+        self.refusing = true;
+    }
+
+    /// Reads nothing more; what is in flight is still answered.
+    pub fn stop_reading(&mut self) {
+        self.input.consume(self.input.bytes().len());
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    pub fn is_closed(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// The export's key, once the client has chosen one.
+    pub fn export_key(&self) -> Option<u64> {
+        match &self.state {
+            State::Transmission(transmission) => Some(transmission.export.key),
+            State::Handshake(_) | State::Closed => None,
+        }
+    }
+}
+
+impl<P: Payload> Default for Session<P> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,39 @@
+//! Unix sockets for NBD.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+#[error("socket {}: {deed}: {cause}", path.display())]
+pub struct Error {
+    path: PathBuf,
+    deed: &'static str,
+    cause: io::Error,
+}
+
+/// Listens at `path`, in place of whatever a dead server left there. The file is
+/// made under another name and moved, so that a client finds a socket that
+/// listens or none. Its mode lets in our own user and `owner` only.
+pub fn listen(path: &Path, owner: Option<u32>) -> Result<OwnedFd, Error> {
+    let failed = |deed| move |cause| Error { path: path.to_owned(), deed, cause };
+    let mut pending = path.as_os_str().to_owned();
+    pending.push(".new");
+    let pending = PathBuf::from(pending);
+    match std::fs::remove_file(&pending) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+            return Err(failed("remove the old one")(cause));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(&pending).map_err(failed("bind"))?;
+    std::fs::set_permissions(&pending, std::fs::Permissions::from_mode(0o600))
+        .map_err(failed("set its mode"))?;
+    if let Some(uid) = owner {
+        chown(&pending, Some(uid), None).map_err(failed("give it to its user"))?;
+    }
+    std::fs::rename(&pending, path).map_err(failed("move into place"))?;
+    Ok(listener.into())
+}

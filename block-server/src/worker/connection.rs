@@ -1,0 +1,163 @@
+//! One socket with its session: what is being received, what is being sent.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
+
+use super::Served;
+use crate::engine::Window;
+use crate::nbd::{Chunk, Session};
+
+/// Pieces of output in one system call; a reply has one or two.
+const PIECES_MAX: usize = 256;
+
+/// What the socket's one running receive fills.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Receiving {
+    Nothing,
+    Space,
+    Payload,
+}
+
+/// How far a connection is on its way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Closing {
+    No,
+    /// What is in flight is answered, then the socket is closed.
+    Drain,
+    /// The peer is gone: what is in flight only has to end.
+    Dead,
+}
+
+/// The export that a connection uses.
+#[derive(Debug)]
+pub(super) struct Chosen {
+    pub volume: u32,
+    /// `None` for a reader.
+    pub generation: Option<u64>,
+    connections: Arc<AtomicU32>,
+}
+
+impl Chosen {
+    pub fn new(served: &Served) -> Self {
+        served.connections.fetch_add(1, Ordering::Relaxed);
+        Self {
+            volume: served.volume,
+            generation: (!served.read_only).then_some(served.generation),
+            connections: Arc::clone(&served.connections),
+        }
+    }
+}
+
+impl Drop for Chosen {
+    fn drop(&mut self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+pub(super) struct Connection {
+    pub socket: OwnedFd,
+    pub listener: u32,
+    pub exports: Rc<[Served]>,
+    pub session: Session<Window>,
+    pub chosen: Option<Chosen>,
+    /// The write whose payload is arriving: its ticket and how much is there.
+    pub incoming: Option<(u32, usize)>,
+    pub receiving: Receiving,
+    pub sending: bool,
+    pub closing: Closing,
+    pub was_shut_down: bool,
+    pub deadline: Option<Instant>,
+    pub is_busy: bool,
+    batch: Vec<Chunk<Window>>,
+    /// Pieces of the batch that are sent, and bytes of the next one.
+    batch_sent: (usize, usize),
+    vectors: Vec<libc::iovec>,
+    message: libc::msghdr,
+}
+
+impl Connection {
+    pub fn new(socket: OwnedFd, listener: u32, exports: Rc<[Served]>, deadline: Instant) -> Self {
+        // SAFETY: a message header of zeros is an empty message.
+        let message = unsafe { std::mem::zeroed() };
+        Self {
+            socket,
+            listener,
+            exports,
+            session: Session::new(),
+            chosen: None,
+            incoming: None,
+            receiving: Receiving::Nothing,
+            sending: false,
+            closing: Closing::No,
+            was_shut_down: false,
+            deadline: Some(deadline),
+            is_busy: false,
+            batch: Vec::new(),
+            batch_sent: (0, 0),
+            vectors: Vec::new(),
+            message,
+        }
+    }
+
+    pub fn has_output(&self) -> bool {
+        !self.batch.is_empty() || self.session.has_output()
+    }
+
+    /// Gathers what is to be sent. The message and all that it points to stay
+    /// in place until [`Self::was_sent`]: the connection is boxed, and neither
+    /// the batch nor the vectors are touched in between.
+    pub fn message(&mut self) -> *const libc::msghdr {
+        if self.batch.is_empty() {
+            self.session.transmit(&mut self.batch, PIECES_MAX);
+        }
+        let (pieces, bytes) = self.batch_sent;
+        self.vectors.clear();
+        for (index, piece) in self.batch.iter().enumerate().skip(pieces) {
+            let rest = &piece.bytes()[if index == pieces { bytes } else { 0 }..];
+            self.vectors.push(libc::iovec {
+                iov_base: rest.as_ptr().cast_mut().cast(),
+                iov_len: rest.len(),
+            });
+        }
+        self.message.msg_iov = self.vectors.as_mut_ptr();
+        self.message.msg_iovlen = self.vectors.len() as _;
+        self.sending = true;
+        &raw const self.message
+    }
+
+    /// The kernel took `count` bytes of the message.
+    pub fn was_sent(&mut self, mut count: usize) {
+        self.sending = false;
+        let (mut pieces, mut bytes) = self.batch_sent;
+        while pieces < self.batch.len() {
+            let left = self.batch[pieces].bytes().len() - bytes;
+            if count < left {
+                self.batch_sent = (pieces, bytes + count);
+                return;
+            }
+            count -= left;
+            (pieces, bytes) = (pieces + 1, 0);
+        }
+        self.batch.clear();
+        self.batch_sent = (0, 0);
+    }
+
+    /// Nothing more will be sent.
+    pub fn drop_output(&mut self) {
+        self.batch.clear();
+        self.batch_sent = (0, 0);
+        self.session.transmit(&mut self.batch, usize::MAX);
+        self.batch.clear();
+    }
+
+    /// Ends both directions, so that whatever operation runs comes back.
+    pub fn shut_down(&mut self) {
+        if !std::mem::replace(&mut self.was_shut_down, true) {
+            // SAFETY: shutdown touches no memory; a peer that is gone is no error.
+            let _ = unsafe { libc::shutdown(self.socket.as_raw_fd(), libc::SHUT_RDWR) };
+        }
+    }
+}

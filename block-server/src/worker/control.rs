@@ -1,0 +1,234 @@
+//! How the rest of the process speaks to a worker: commands in, events out.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crossbeam_channel::{Sender, unbounded};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+
+use super::Worker;
+use crate::engine::threads::{Threads, eventfd, ring};
+use crate::engine::uring::Uring;
+use crate::engine::{Engine, Pool};
+use crate::volume::Geometry;
+
+/// A volume for a worker to serve.
+#[derive(Debug)]
+pub struct NewVolume {
+    pub name: String,
+    pub fd: OwnedFd,
+    pub geometry: Geometry,
+    pub generation: u64,
+    pub failed: Option<String>,
+}
+
+/// Who may connect to a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    Anyone,
+    /// Root, the user that we run as, and this one.
+    Owner(Option<u32>),
+}
+
+/// One export on a socket.
+#[derive(Debug, Clone)]
+pub struct Served {
+    pub name: String,
+    pub volume: u32,
+    pub size: u64,
+    pub read_only: bool,
+    pub generation: u64,
+    pub description: String,
+    /// Connections that use it now.
+    pub connections: Arc<AtomicU32>,
+}
+
+impl Served {
+    pub fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
+    }
+}
+
+/// What a worker tells of its own accord.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The volume is failed and stays so.
+    VolumeFailed { name: String, reason: String },
+}
+
+#[derive(Debug)]
+pub(crate) enum Command {
+    AddVolume(NewVolume, oneshot::Sender<u32>),
+    /// Nothing may export it any more.
+    RemoveVolume(u32, oneshot::Sender<()>),
+    AddListener {
+        socket: OwnedFd,
+        access: Access,
+        exports: Vec<Served>,
+        done: oneshot::Sender<u32>,
+    },
+    SetExports {
+        listener: u32,
+        access: Access,
+        exports: Vec<Served>,
+    },
+    /// Closes the socket; its connections finish what is in flight.
+    RemoveListener(u32, oneshot::Sender<()>),
+    /// Fences older writers; done when none of their changes runs.
+    Raise {
+        volume: u32,
+        generation: u64,
+        done: oneshot::Sender<()>,
+    },
+    Stop,
+}
+
+/// Who is told when something has come to pass.
+#[derive(Debug)]
+pub(super) enum Waiter {
+    Fenced { volume: u32, done: oneshot::Sender<()> },
+    ListenerGone { listener: u32, done: oneshot::Sender<()> },
+    VolumeIdle { volume: u32, done: oneshot::Sender<()> },
+}
+
+/// Which engine to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EngineChoice {
+    /// io_uring where the kernel lets us, threads otherwise.
+    Auto,
+    #[value(name = "io_uring")]
+    Uring,
+    Threads,
+}
+
+/// The worker has ended; the process is about to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the worker thread has ended")]
+pub struct Gone;
+
+/// A running worker.
+#[derive(Debug)]
+pub struct Handle {
+    commands: Sender<Command>,
+    bell: OwnedFd,
+    engine: &'static str,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Starts a worker thread; says which engine it took and why.
+    pub fn start(
+        index: usize,
+        choice: EngineChoice,
+        events: UnboundedSender<Event>,
+    ) -> io::Result<Self> {
+        let (commands, queue) = unbounded();
+        let bell = eventfd()?;
+        let own_bell = bell.try_clone()?;
+        let (started, start) = std::sync::mpsc::channel();
+        let thread =
+            std::thread::Builder::new().name(format!("block-{index}")).spawn(move || {
+                // The ring belongs to the thread that makes it.
+                let pool = Pool::new();
+                let engine = match make_engine(choice, &pool) {
+                    Ok(engine) => engine,
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                        return;
+                    }
+                };
+                let _ = started.send(Ok(engine.name()));
+                let worker = Worker::new(engine, pool, queue, events, own_bell);
+                if let Err(error) = worker.run() {
+                    // Without its ring a worker can keep no promise; the supervisor
+                    // starts the daemon anew and clients reconnect.
+                    tracing::error!(%error, "the I/O engine failed; ending the process");
+                    std::process::abort();
+                }
+            })?;
+        let engine = start
+            .recv()
+            .map_err(|_| io::Error::other("the worker thread ended while it started"))??;
+        Ok(Self { commands, bell, engine, thread: Some(thread) })
+    }
+
+    pub fn engine(&self) -> &'static str {
+        self.engine
+    }
+
+    fn tell(&self, command: Command) -> Result<(), Gone> {
+        self.commands.send(command).map_err(|_| Gone)?;
+        ring(&self.bell);
+        Ok(())
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Gone> {
+        let (done, answer) = oneshot::channel();
+        self.tell(make(done))?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    pub async fn add_volume(&self, volume: NewVolume) -> Result<u32, Gone> {
+        self.ask(|done| Command::AddVolume(volume, done)).await
+    }
+
+    pub async fn remove_volume(&self, volume: u32) -> Result<(), Gone> {
+        self.ask(|done| Command::RemoveVolume(volume, done)).await
+    }
+
+    pub async fn add_listener(
+        &self,
+        socket: OwnedFd,
+        access: Access,
+        exports: Vec<Served>,
+    ) -> Result<u32, Gone> {
+        self.ask(|done| Command::AddListener { socket, access, exports, done }).await
+    }
+
+    pub fn set_exports(
+        &self,
+        listener: u32,
+        access: Access,
+        exports: Vec<Served>,
+    ) -> Result<(), Gone> {
+        self.tell(Command::SetExports { listener, access, exports })
+    }
+
+    pub async fn remove_listener(&self, listener: u32) -> Result<(), Gone> {
+        self.ask(|done| Command::RemoveListener(listener, done)).await
+    }
+
+    pub async fn raise(&self, volume: u32, generation: u64) -> Result<(), Gone> {
+        self.ask(|done| Command::Raise { volume, generation, done }).await
+    }
+
+    /// Finishes what is in flight, closes every connection and ends the thread.
+    pub fn stop(mut self) {
+        if self.tell(Command::Stop).is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn make_engine(choice: EngineChoice, pool: &Pool) -> io::Result<Box<dyn Engine>> {
+    if choice == EngineChoice::Threads {
+        return Ok(Box::new(Threads::new()?));
+    }
+    match Uring::new(pool) {
+        Ok(engine) => Ok(Box::new(engine)),
+        Err(error) if choice == EngineChoice::Auto => {
+            tracing::warn!(
+                %error,
+                "io_uring is not to be had (kernel.io_uring_disabled, seccomp, or a kernel \
+                 before 6.1): serving with blocking threads, at several times the CPU"
+            );
+            Ok(Box::new(Threads::new()?))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,293 @@
+//! One thread that serves volumes: it owns an engine, the volumes' cores, the
+//! connections and their buffers, and shares nothing.
+//!
+//! ```text
+//!            commands                     ┌────────── Worker ──────────┐
+//!  control ───────────▶ channel + eventfd │ sessions ⇄ cores ⇄ engine  │ ⇄ kernel
+//!          ◀─────────── events            └────────────────────────────┘
+//! ```
+//!
+//! A volume is served by one worker only, with all its connections: ordering
+//! and flushes need no lock. What may never be true: a wait for one peer while
+//! another could be served; an operation whose memory is gone (every buffer and
+//! message stays where it is until its completion came back).
+
+mod connection;
+mod control;
+mod serve;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use tokio::sync::mpsc::UnboundedSender;
+
+use crate::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Token, Wait};
+use crate::nbd;
+use crate::volume::{Core, ZEROS_MAX};
+
+use connection::Connection;
+pub use control::{Access, EngineChoice, Event, Gone, Handle, NewVolume, Served};
+use control::{Command, Waiter};
+
+/// How long a peer may take from connecting to transmission.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
+
+/// How long a connection that is being closed may take to fetch its last replies.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How long a worker looks for the peer's next message before it sleeps, when
+/// messages came that fast before and no disk operation is awaited.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// What an operation's token says: what it was for, and an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Wake,
+    Accept(u32),
+    Receive(u32),
+    Send(u32),
+    Volume(u32, u32),
+}
+
+impl Purpose {
+    const fn token(self) -> Token {
+        match self {
+            Self::Wake => 0,
+            Self::Accept(index) => 1 << 56 | index as u64,
+            Self::Receive(index) => 2 << 56 | index as u64,
+            Self::Send(index) => 3 << 56 | index as u64,
+            // A worker has fewer than 2^24 volumes.
+            Self::Volume(index, op) => 4 << 56 | (index as u64) << 32 | op as u64,
+        }
+    }
+
+    fn of(token: Token) -> Self {
+        let low = token as u32;
+        match token >> 56 {
+            0 => Self::Wake,
+            1 => Self::Accept(low),
+            2 => Self::Receive(low),
+            3 => Self::Send(low),
+            4 => Self::Volume((token >> 32) as u32 & 0x00ff_ffff, low),
+            kind => unreachable!("no operation of kind {kind} was started"),
+        }
+    }
+}
+
+/// Things by a small number that is used again after they are gone.
+#[derive(Debug)]
+struct Slots<T> {
+    slots: Vec<Option<T>>,
+    free: Vec<u32>,
+}
+
+impl<T> Slots<T> {
+    const fn new() -> Self {
+        Self { slots: Vec::new(), free: Vec::new() }
+    }
+
+    fn insert(&mut self, value: T) -> u32 {
+        if let Some(index) = self.free.pop() {
+            self.slots[index as usize] = Some(value);
+            return index;
+        }
+        self.slots.push(Some(value));
+        (self.slots.len() - 1) as u32
+    }
+
+    fn remove(&mut self, index: u32) -> Option<T> {
+        let value = self.slots.get_mut(index as usize)?.take()?;
+        self.free.push(index);
+        Some(value)
+    }
+
+    fn get(&self, index: u32) -> Option<&T> {
+        self.slots.get(index as usize)?.as_ref()
+    }
+
+    fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.slots.get_mut(index as usize)?.as_mut()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
+        self.slots.iter().enumerate().filter_map(|(i, s)| Some((i as u32, s.as_ref()?)))
+    }
+
+    fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+}
+
+struct Volume {
+    /// For messages.
+    name: String,
+    core: Core,
+    file: FileId,
+    /// Kept open for `file`.
+    _fd: OwnedFd,
+    /// Operations of the engine that run.
+    ops: u32,
+}
+
+struct Listener {
+    socket: OwnedFd,
+    access: Access,
+    exports: Rc<[Served]>,
+    closing: bool,
+    accepting: bool,
+}
+
+/// A request between its session and its volume.
+struct InFlight {
+    connection: u32,
+    volume: u32,
+    request: nbd::Request,
+    buffer: Option<Buffer>,
+    payload_at: usize,
+}
+
+pub(crate) struct Worker<E> {
+    engine: E,
+    pool: Pool,
+    commands: Receiver<Command>,
+    events: UnboundedSender<Event>,
+    bell: OwnedFd,
+    /// Where the bell's count is read to; boxed, so that it stays in its place.
+    bell_count: Box<[u8; 8]>,
+    volumes: Slots<Volume>,
+    listeners: Slots<Listener>,
+    connections: Slots<Box<Connection>>,
+    requests: Slots<InFlight>,
+    /// Connections and volumes with something to do in this turn.
+    busy_connections: VecDeque<u32>,
+    busy_volumes: VecDeque<u32>,
+    /// File operations that run: then the next event is probably the disk's.
+    file_ops: u64,
+    zeros: Buffer,
+    waiters: Vec<Waiter>,
+    stopping: bool,
+    next_tick: Instant,
+    recent_gap: Duration,
+}
+
+impl<E: Engine> Worker<E> {
+    #[expect(clippy::disallowed_methods, reason = "a worker is a shell: deadlines begin here")]
+    pub(crate) fn new(
+        engine: E,
+        pool: Pool,
+        commands: Receiver<Command>,
+        events: UnboundedSender<Event>,
+        bell: OwnedFd,
+    ) -> Self {
+        let zeros = pool.take(ZEROS_MAX as usize);
+        Self {
+            engine,
+            pool,
+            commands,
+            events,
+            bell,
+            bell_count: Box::new([0; 8]),
+            volumes: Slots::new(),
+            listeners: Slots::new(),
+            connections: Slots::new(),
+            requests: Slots::new(),
+            busy_connections: VecDeque::new(),
+            busy_volumes: VecDeque::new(),
+            file_ops: 0,
+            zeros,
+            waiters: Vec::new(),
+            stopping: false,
+            next_tick: Instant::now() + TICK,
+            recent_gap: Duration::MAX,
+        }
+    }
+
+    /// Serves until it is told to stop and everything in flight is answered.
+    #[expect(clippy::disallowed_methods, reason = "a worker is a shell: it alone asks the clock")]
+    pub(crate) fn run(mut self) -> io::Result<()> {
+        self.listen_for_bell();
+        let mut completions: Vec<Completion> = Vec::new();
+        loop {
+            let before = Instant::now();
+            let wait = if self.file_ops == 0 && self.recent_gap < SPIN {
+                Wait::SpinThen { spin: SPIN, sleep: TICK }
+            } else {
+                Wait::UpTo(TICK)
+            };
+            self.engine.reap(wait, &mut completions)?;
+            let now = Instant::now();
+            if self.file_ops == 0 {
+                self.recent_gap = now - before;
+            }
+            for completion in completions.drain(..) {
+                self.completed(completion, now);
+            }
+            self.work();
+            if now >= self.next_tick {
+                self.next_tick = now + TICK;
+                self.enforce_deadlines(now);
+                self.work();
+            }
+            self.tell_waiters();
+            if self.stopping && self.connections.len() == 0 && self.listeners.len() == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    fn completed(&mut self, completion: Completion, now: Instant) {
+        match Purpose::of(completion.token) {
+            Purpose::Wake => {
+                self.listen_for_bell();
+                while let Ok(command) = self.commands.try_recv() {
+                    self.obey(command, now);
+                }
+            }
+            Purpose::Accept(listener) => self.accepted(listener, completion.result, now),
+            Purpose::Receive(connection) => self.received(connection, completion.result),
+            Purpose::Send(connection) => self.sent(connection, completion.result),
+            Purpose::Volume(volume, op) => self.file_op_ended(volume, op, completion.result),
+        }
+    }
+
+    /// Lets sessions, cores and the engine talk until none has anything to say.
+    fn work(&mut self) {
+        loop {
+            if let Some(volume) = self.busy_volumes.pop_front() {
+                self.serve_volume(volume);
+            } else if let Some(connection) = self.busy_connections.pop_front() {
+                self.serve_connection(connection);
+            } else {
+                return;
+            }
+        }
+    }
+
+    fn touch_connection(&mut self, index: u32) {
+        if let Some(connection) = self.connections.get_mut(index)
+            && !std::mem::replace(&mut connection.is_busy, true)
+        {
+            self.busy_connections.push_back(index);
+        }
+    }
+
+    fn touch_volume(&mut self, index: u32) {
+        if !self.busy_volumes.contains(&index) {
+            self.busy_volumes.push_back(index);
+        }
+    }
+
+    fn listen_for_bell(&mut self) {
+        let io = Io::Wake { eventfd: self.bell.as_raw_fd(), into: self.bell_count.as_mut_ptr() };
+        // SAFETY: the box stays until the worker is dropped, after its engine's
+        // last reap, and nobody else writes to it.
+        unsafe { self.engine.start(Purpose::Wake.token(), io) }
+    }
+}
