@@ -6,8 +6,13 @@
 //! ```
 
 pub mod backing;
+pub mod catalogue;
+pub mod daemon;
+pub mod depot;
 pub mod engine;
+pub mod fill;
 pub mod nbd;
+pub mod serve;
 pub mod socket;
 pub mod standalone;
 pub mod volume;

@@ -8,6 +8,8 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(version)]
 enum Arguments {
+    /// Keep the volumes of a deployment and serve them; asked over its control socket.
+    Daemon(block_server::daemon::Options),
     /// Serve files or devices to anyone who may reach the socket.
     Serve(block_server::standalone::Options),
 }
@@ -28,6 +30,9 @@ fn main() -> anyhow::Result<()> {
         .context("cannot start the runtime")?
         .block_on(async {
             match arguments {
+                Arguments::Daemon(options) => {
+                    block_server::daemon::run(options, asked_to_end()?).await
+                }
                 Arguments::Serve(options) => {
                     block_server::standalone::run(options, asked_to_end()?).await
                 }

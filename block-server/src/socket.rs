@@ -31,9 +31,14 @@ pub fn listen(path: &Path, owner: Option<u32>) -> Result<OwnedFd, Error> {
     let listener = UnixListener::bind(&pending).map_err(failed("bind"))?;
     std::fs::set_permissions(&pending, std::fs::Permissions::from_mode(0o600))
         .map_err(failed("set its mode"))?;
-    if let Some(uid) = owner {
-        chown(&pending, Some(uid), None).map_err(failed("give it to its user"))?;
-    }
+    set_owner(&pending, owner)?;
     std::fs::rename(&pending, path).map_err(failed("move into place"))?;
     Ok(listener.into())
+}
+
+/// Lets in `owner` beside root; `None` leaves the socket to our own user.
+pub fn set_owner(path: &Path, owner: Option<u32>) -> Result<(), Error> {
+    let uid = owner.unwrap_or_else(|| rustix::process::getuid().as_raw());
+    let failed = |cause| Error { path: path.to_owned(), deed: "give it to its user", cause };
+    chown(path, Some(uid), None).map_err(failed)
 }

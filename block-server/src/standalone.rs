@@ -69,7 +69,10 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     tracing::info!(engine = worker.engine(), exports = exports.len(), "serving");
     println!("ready");
     stop.await;
-    tokio::task::block_in_place(|| worker.stop());
+    tokio::task::block_in_place(|| {
+        worker.begin_stop();
+        worker.await_stop();
+    });
     if let Some(path) = &options.socket {
         let _ = std::fs::remove_file(path);
     }

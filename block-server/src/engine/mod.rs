@@ -151,10 +151,20 @@ pub fn extents(
     length: u64,
     count_max: usize,
 ) -> io::Result<Vec<(u64, bool)>> {
+    extents_of_fd(file.fd, offset, length, count_max)
+}
+
+/// The same for a descriptor that the caller holds open.
+pub fn extents_of_fd(
+    fd: RawFd,
+    offset: u64,
+    length: u64,
+    count_max: usize,
+) -> io::Result<Vec<(u64, bool)>> {
     let end = offset + length;
     let seek = |from: u64, whence| {
         // SAFETY: lseek touches no memory, and the caller holds the file open.
-        let at = unsafe { libc::lseek(file.fd, from as i64, whence) };
+        let at = unsafe { libc::lseek(fd, from as i64, whence) };
         if at >= 0 {
             return Ok((at as u64).min(end));
         }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crossbeam_channel::{Sender, unbounded};
 use tokio::sync::mpsc::UnboundedSender;
@@ -115,7 +115,7 @@ pub struct Handle {
     commands: Sender<Command>,
     bell: OwnedFd,
     engine: &'static str,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 impl Handle {
@@ -152,7 +152,7 @@ impl Handle {
         let engine = start
             .recv()
             .map_err(|_| io::Error::other("the worker thread ended while it started"))??;
-        Ok(Self { commands, bell, engine, thread: Some(thread) })
+        Ok(Self { commands, bell, engine, thread: Mutex::new(Some(thread)) })
     }
 
     pub fn engine(&self) -> &'static str {
@@ -205,11 +205,16 @@ impl Handle {
         self.ask(|done| Command::Raise { volume, generation, done }).await
     }
 
-    /// Finishes what is in flight, closes every connection and ends the thread.
-    pub fn stop(mut self) {
-        if self.tell(Command::Stop).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
+    /// Begins to finish what is in flight and to close every connection.
+    pub fn begin_stop(&self) {
+        // A worker that is gone has nothing left to finish.
+        let _ = self.tell(Command::Stop);
+    }
+
+    /// Waits for the thread's end.
+    pub fn await_stop(&self) {
+        let thread = self.thread.lock().map_or(None, |mut thread| thread.take());
+        if let Some(thread) = thread {
             let _ = thread.join();
         }
     }

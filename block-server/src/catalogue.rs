@@ -1,0 +1,199 @@
+//! What a daemon must know again after kill -9: its volumes and exports.
+//! The format is docs/formats/block-catalogue.md.
+//!
+//! One small file, replaced as a whole: written beside, synced, renamed, and the
+//! folder synced. A reader finds the old or the new, never a mixture. A change is
+//! durable before anyone is told of it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use model::VolumeId;
+use serde::{Deserialize, Serialize};
+
+/// Of the format. A daemon refuses a newer one rather than lose what it says.
+const VERSION: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("catalogue {}: {deed}: {cause}", path.display())]
+    Unavailable { path: PathBuf, deed: &'static str, cause: io::Error },
+    #[error("catalogue {}: it cannot be read: {cause}; it is left as it is", path.display())]
+    Damaged { path: PathBuf, cause: String },
+}
+
+/// How far a volume has come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// Its file is being made; begins anew after a crash.
+    Filling,
+    Ready,
+    Failed(String),
+    /// Its file is being removed; goes on after a crash.
+    Deleting,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    pub size_bytes: u64,
+    pub source: Option<PathBuf>,
+    pub stage: Stage,
+    /// The greatest generation of any writer.
+    pub generation: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    pub volume: VolumeId,
+    pub read_only: bool,
+    pub generation: u64,
+    pub owner_uid: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
+    version: u32,
+    volumes: BTreeMap<VolumeId, Volume>,
+    exports: BTreeMap<String, Export>,
+}
+
+#[derive(Debug)]
+pub struct Catalogue {
+    path: PathBuf,
+    content: Content,
+}
+
+impl Catalogue {
+    /// Reads the catalogue; a missing one is empty.
+    pub fn open(path: PathBuf) -> Result<Self, Error> {
+        let damaged = |cause: String| Error::Damaged { path: path.clone(), cause };
+        let content = match std::fs::read(&path) {
+            Ok(bytes) => {
+                let content: Content =
+                    serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
+                if content.version != VERSION {
+                    return Err(damaged(format!("its version is {}", content.version)));
+                }
+                content
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                Content { version: VERSION, volumes: BTreeMap::new(), exports: BTreeMap::new() }
+            }
+            Err(cause) => return Err(Error::Unavailable { path, deed: "read", cause }),
+        };
+        Ok(Self { path, content })
+    }
+
+    pub fn volumes(&self) -> &BTreeMap<VolumeId, Volume> {
+        &self.content.volumes
+    }
+
+    pub fn exports(&self) -> &BTreeMap<String, Export> {
+        &self.content.exports
+    }
+
+    /// Writes a volume's record; durable when this returns. On failure all is as before.
+    pub fn put_volume(&mut self, id: VolumeId, volume: Volume) -> Result<(), Error> {
+        self.change(|content| {
+            content.volumes.insert(id, volume);
+        })
+    }
+
+    pub fn remove_volume(&mut self, id: VolumeId) -> Result<(), Error> {
+        self.change(|content| {
+            content.volumes.remove(&id);
+        })
+    }
+
+    /// Writes an export's record, and its generation as its volume's where it writes.
+    pub fn put_export(&mut self, name: &str, export: Export) -> Result<(), Error> {
+        self.change(|content| {
+            if let Some(volume) = content.volumes.get_mut(&export.volume)
+                && !export.read_only
+            {
+                volume.generation = volume.generation.max(export.generation);
+            }
+            content.exports.insert(name.to_owned(), export);
+        })
+    }
+
+    pub fn remove_export(&mut self, name: &str) -> Result<(), Error> {
+        self.change(|content| {
+            content.exports.remove(name);
+        })
+    }
+
+    fn change(&mut self, edit: impl FnOnce(&mut Content)) -> Result<(), Error> {
+        let mut next = self.content.clone();
+        edit(&mut next);
+        if next != self.content {
+            self.write(&next)?;
+            self.content = next;
+        }
+        Ok(())
+    }
+
+    fn write(&self, content: &Content) -> Result<(), Error> {
+        let failed =
+            |deed| move |cause| Error::Unavailable { path: self.path.clone(), deed, cause };
+        let bytes =
+            serde_json::to_vec_pretty(content).map_err(|e| failed("write")(io::Error::other(e)))?;
+        let pending = self.path.with_extension("new");
+        let mut file = File::create(&pending).map_err(failed("create"))?;
+        file.write_all(&bytes).map_err(failed("write"))?;
+        file.sync_all().map_err(failed("sync"))?;
+        std::fs::rename(&pending, &self.path).map_err(failed("replace"))?;
+        sync_parent(&self.path).map_err(failed("sync its folder"))
+    }
+}
+
+/// Makes a rename or a removal in this file's folder durable.
+pub fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume() -> Volume {
+        Volume { size_bytes: 4096, source: None, stage: Stage::Ready, generation: 1 }
+    }
+
+    #[test]
+    fn what_was_written_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalogue.json");
+        let id = VolumeId::from_random(7);
+        let export = Export { volume: id, read_only: false, generation: 9, owner_uid: Some(3) };
+        let mut catalogue = Catalogue::open(path.clone()).unwrap();
+        catalogue.put_volume(id, volume()).unwrap();
+        catalogue.put_export("a", export.clone()).unwrap();
+        let again = Catalogue::open(path).unwrap();
+        assert_eq!(again.exports()["a"], export);
+        assert_eq!(again.volumes()[&id].generation, 9, "the writer raised it");
+    }
+
+    #[test]
+    fn a_damaged_or_newer_catalogue_is_refused_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalogue.json");
+        for bytes in [&b"{"[..], br#"{"version":2,"volumes":{},"exports":{}}"#] {
+            std::fs::write(&path, bytes).unwrap();
+            assert!(matches!(Catalogue::open(path.clone()), Err(Error::Damaged { .. })));
+            assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        }
+    }
+
+    #[test]
+    fn a_change_that_cannot_be_written_did_not_happen() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut catalogue = Catalogue::open(folder.path().join("gone/catalogue.json")).unwrap();
+        let id = VolumeId::from_random(7);
+        assert!(catalogue.put_volume(id, volume()).is_err());
+        assert!(catalogue.volumes().is_empty());
+    }
+}

@@ -1,0 +1,68 @@
+//! `block-server daemon`: the volumes of a Hostplane deployment.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context;
+use rpc::Deployment;
+use tokio::sync::mpsc::unbounded_channel;
+
+use crate::depot::{DAEMON, Depot};
+use crate::serve;
+use crate::worker::{EngineChoice, Event, Handle};
+
+/// One thread serves some hundred thousand requests a second; more than a few
+/// would only take cores from the guests.
+const WORKERS_MAX: usize = 4;
+
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    #[arg(long)]
+    name: String,
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    #[arg(long, value_name = "DIR")]
+    run_dir: PathBuf,
+    #[arg(long, value_enum, default_value = "auto")]
+    engine: EngineChoice,
+    /// Threads that serve; by default one a core, at most four.
+    #[arg(long, value_name = "COUNT")]
+    threads: Option<usize>,
+}
+
+/// Serves until `stop` resolves.
+pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    // Whoever reads a socket's path from an answer may stand in another folder.
+    let run_dir =
+        std::path::absolute(&options.run_dir).context("cannot place the run directory")?;
+    let deployment = Deployment::new(&options.name, &options.state_dir, run_dir)?;
+    std::fs::create_dir_all(deployment.run_dir())
+        .with_context(|| format!("cannot make {}", deployment.run_dir().display()))?;
+    let (events, mut heard) = unbounded_channel();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = options.threads.unwrap_or(cores.min(WORKERS_MAX)).max(1);
+    let workers = (0..count)
+        .map(|index| Handle::start(index, options.engine, events.clone()))
+        .collect::<Result<Vec<_>, _>>()
+        .context("cannot start the I/O engine")?;
+    let engine = workers[0].engine();
+    let depot = Depot::open(&deployment, workers).await?;
+    let socket = deployment.socket_of(DAEMON);
+    let control = serve::listen(&socket, serve::router(Arc::clone(&depot)))
+        .with_context(|| format!("cannot serve {}", socket.display()))?;
+    tracing::info!(engine, threads = count, "serving {}", socket.display());
+    println!("ready");
+    let listening = Arc::clone(&depot);
+    let hear = async move {
+        while let Some(Event::VolumeFailed { name, reason }) = heard.recv().await {
+            listening.volume_failed(&name, reason).await;
+        }
+    };
+    tokio::select! {
+        () = stop => {}
+        () = hear => {}
+        ended = control => ended.context("the control socket failed")?,
+    }
+    tokio::task::block_in_place(|| depot.stop());
+    Ok(())
+}

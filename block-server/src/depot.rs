@@ -1,0 +1,606 @@
+//! The volumes of one deployment and their exports: what `serve` is asked for.
+//!
+//! A volume's way, as the catalogue has it:
+//!
+//! ```text
+//!   put ──▶ filling ──▶ ready ──▶ deleting ──▶ (gone)
+//!              │          │           ▲
+//!              └──▶ failed ◀┘ ────────┘
+//! ```
+//!
+//! Every change is durable in the catalogue before it is acknowledged, and in
+//! the order that lets a restart go on: an export's generation is raised on disk,
+//! then in the worker, and only then does the new writer get its socket.
+//!
+//! What may never be true: two writers of one volume that both succeed; a
+//! volume's file removed while it is exported; an answer that a crash takes back.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use model::VolumeId;
+use rpc::block::{NewExport, NewVolume, Status, VolumeHealth};
+use rpc::{Deployment, Error};
+use tokio::sync::Mutex;
+use tokio::task::block_in_place;
+
+use crate::backing::Backing;
+use crate::catalogue::{self, Catalogue, Stage};
+use crate::worker::{self, Access, Handle, Served};
+use crate::{fill, socket};
+
+/// What our folders are called under the state and run directories.
+pub const DAEMON: &str = "block-server";
+
+/// Volumes are cut in blocks of a page: that is what every disk writes whole.
+const VOLUME_GRAIN: u64 = 4096;
+
+/// The greatest EBS volume (io2 Block Express), 64 TiB.
+const VOLUME_BYTES_MAX: u64 = 64 << 40;
+
+/// A socket's path must fit `sun_path` with its zero (unix(7)).
+const SOCKET_PATH_MAX: usize = 107;
+
+const EXPORT_NAME_MAX: usize = 64;
+
+/// A volume that a worker serves.
+#[derive(Debug)]
+struct OpenVolume {
+    worker: usize,
+    index: u32,
+}
+
+/// An export that listens.
+#[derive(Debug)]
+struct OpenExport {
+    listener: u32,
+    served: Served,
+}
+
+#[derive(Debug)]
+struct State {
+    catalogue: Catalogue,
+    open_volumes: BTreeMap<VolumeId, OpenVolume>,
+    open_exports: BTreeMap<String, OpenExport>,
+    /// Copies that run, and how to end them.
+    filling: BTreeMap<VolumeId, Arc<AtomicBool>>,
+}
+
+#[derive(Debug)]
+pub struct Depot {
+    volumes_dir: PathBuf,
+    sockets_dir: PathBuf,
+    workers: Vec<Handle>,
+    state: Mutex<State>,
+    /// Held for as long as we live, against a second daemon on the same volumes.
+    _lock: File,
+}
+
+impl Depot {
+    /// Takes up what an earlier daemon left: finishes deletions, begins fillings
+    /// anew, and listens for every export again.
+    pub async fn open(deployment: &Deployment, workers: Vec<Handle>) -> Result<Arc<Self>, Error> {
+        let home = deployment.state_of(DAEMON);
+        let volumes_dir = home.join("volumes");
+        let sockets_dir = deployment.run_dir().join("nbd");
+        make_folder(&volumes_dir, 0o700)?;
+        // Passable for the users that own exports; each socket has its own guard.
+        make_folder(&sockets_dir, 0o711)?;
+        let lock = lock(&home.join("lock"))?;
+        let catalogue = Catalogue::open(home.join("catalogue.json")).map_err(of_catalogue)?;
+        let depot = Arc::new(Self {
+            volumes_dir,
+            sockets_dir,
+            workers,
+            state: Mutex::new(State {
+                catalogue,
+                open_volumes: BTreeMap::new(),
+                open_exports: BTreeMap::new(),
+                filling: BTreeMap::new(),
+            }),
+            _lock: lock,
+        });
+        depot.recover().await?;
+        Ok(depot)
+    }
+
+    async fn recover(self: &Arc<Self>) -> Result<(), Error> {
+        let mut state = self.state.lock().await;
+        self.name_strangers(&state);
+        for (id, volume) in state.catalogue.volumes().clone() {
+            match volume.stage {
+                Stage::Filling => self.start_filling(&mut state, id, &volume),
+                Stage::Deleting => self.finish_deletion(&mut state, id)?,
+                Stage::Ready | Stage::Failed(_) => {}
+            }
+        }
+        for (name, export) in state.catalogue.exports().clone() {
+            if let Err(error) = self.listen(&mut state, &name, &export).await {
+                // The others must not wait for this one.
+                tracing::error!("export {name}: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Files that are none of ours are left alone, and named.
+    fn name_strangers(&self, state: &State) {
+        let Ok(entries) = std::fs::read_dir(&self.volumes_dir) else { return };
+        for entry in entries.flatten() {
+            let path = entry.path();
+            let known = path
+                .file_stem()
+                .and_then(|stem| stem.to_str()?.parse::<VolumeId>().ok())
+                .is_some_and(|id| state.catalogue.volumes().contains_key(&id));
+            if !known {
+                tracing::warn!("{}: no volume of ours; left alone", path.display());
+            }
+        }
+    }
+
+    fn file_of(&self, id: VolumeId) -> PathBuf {
+        self.volumes_dir.join(format!("{id}.img"))
+    }
+
+    fn socket_of(&self, name: &str) -> PathBuf {
+        self.sockets_dir.join(format!("{name}.sock"))
+    }
+
+    pub async fn status(&self) -> Status {
+        let state = self.state.lock().await;
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            engine: self.workers.first().map_or("none", Handle::engine).to_owned(),
+            volumes: state.catalogue.volumes().len() as u64,
+            exports: state.catalogue.exports().len() as u64,
+            connections: state
+                .open_exports
+                .values()
+                .map(|e| u64::from(e.served.connections()))
+                .sum(),
+        }
+    }
+
+    pub async fn volumes(&self) -> Vec<rpc::block::Volume> {
+        let state = self.state.lock().await;
+        state.catalogue.volumes().iter().map(|(id, volume)| self.describe(*id, volume)).collect()
+    }
+
+    fn describe(&self, id: VolumeId, volume: &catalogue::Volume) -> rpc::block::Volume {
+        let file = self.file_of(id);
+        let seen = std::fs::metadata(&file).or_else(|_| std::fs::metadata(fill::pending(&file)));
+        let health = match (&volume.stage, &seen) {
+            (Stage::Filling | Stage::Deleting, _) => VolumeHealth::Filling,
+            (Stage::Failed(reason), _) => VolumeHealth::Failed(reason.clone()),
+            (Stage::Ready, Ok(_)) => VolumeHealth::Ready,
+            (Stage::Ready, Err(error)) => {
+                VolumeHealth::Failed(format!("{}: {error}", file.display()))
+            }
+        };
+        rpc::block::Volume {
+            id,
+            size_bytes: volume.size_bytes,
+            allocated_bytes: seen.map_or(0, |m| m.blocks() * 512),
+            state: health,
+        }
+    }
+
+    /// Makes a volume; one with a source fills in the background.
+    pub async fn put_volume(
+        self: &Arc<Self>,
+        id: VolumeId,
+        new: NewVolume,
+    ) -> Result<rpc::block::Volume, Error> {
+        let mut state = self.state.lock().await;
+        if let Some(volume) = state.catalogue.volumes().get(&id) {
+            if volume.stage == Stage::Deleting {
+                return Err(Error::unavailable(format!("volume {id}: it is being deleted")));
+            }
+            if (volume.size_bytes, &volume.source) != (new.size_bytes, &new.source) {
+                return Err(Error::conflict(format!(
+                    "volume {id}: create: it exists with {} bytes and another beginning",
+                    volume.size_bytes
+                )));
+            }
+            return Ok(self.describe(id, volume));
+        }
+        check_new(id, &new)?;
+        let file = self.file_of(id);
+        if file.exists() {
+            return Err(Error::conflict(format!(
+                "volume {id}: create: {} exists and is none of ours",
+                file.display()
+            )));
+        }
+        let volume = catalogue::Volume {
+            size_bytes: new.size_bytes,
+            source: new.source,
+            stage: Stage::Filling,
+            generation: 0,
+        };
+        block_in_place(|| state.catalogue.put_volume(id, volume.clone())).map_err(of_catalogue)?;
+        if volume.source.is_some() {
+            self.start_filling(&mut state, id, &volume);
+            return Ok(self.describe(id, &volume));
+        }
+        let made =
+            block_in_place(|| fill::fill(&file, volume.size_bytes, None, &AtomicBool::new(false)));
+        if let Err(error) = made {
+            block_in_place(|| state.catalogue.remove_volume(id)).map_err(of_catalogue)?;
+            return Err(Error::unavailable(format!("volume {id}: create: {error}")));
+        }
+        let ready = catalogue::Volume { stage: Stage::Ready, ..volume };
+        block_in_place(|| state.catalogue.put_volume(id, ready.clone())).map_err(of_catalogue)?;
+        Ok(self.describe(id, &ready))
+    }
+
+    fn start_filling(
+        self: &Arc<Self>,
+        state: &mut State,
+        id: VolumeId,
+        volume: &catalogue::Volume,
+    ) {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        state.filling.insert(id, Arc::clone(&cancelled));
+        let depot = Arc::clone(self);
+        let volume = volume.clone();
+        tokio::spawn(async move {
+            let file = depot.file_of(id);
+            let (size, source) = (volume.size_bytes, volume.source.clone());
+            let copied = tokio::task::spawn_blocking(move || {
+                fill::fill(&file, size, source.as_deref(), &cancelled)
+            })
+            .await;
+            let stage = match copied {
+                Ok(Ok(())) => Stage::Ready,
+                Ok(Err(fill::Error::Cancelled)) => return depot.filling_ended(id, None).await,
+                Ok(Err(error)) => Stage::Failed(error.to_string()),
+                Err(panic) => Stage::Failed(format!("the copy broke off: {panic}")),
+            };
+            depot.filling_ended(id, Some(catalogue::Volume { stage, ..volume })).await;
+        });
+    }
+
+    async fn filling_ended(&self, id: VolumeId, volume: Option<catalogue::Volume>) {
+        let mut state = self.state.lock().await;
+        state.filling.remove(&id);
+        let stage = state.catalogue.volumes().get(&id).map(|v| v.stage.clone());
+        let result = match (stage, volume) {
+            (Some(Stage::Deleting), _) => self.finish_deletion(&mut state, id),
+            (Some(Stage::Filling), Some(volume)) => {
+                if let Stage::Failed(reason) = &volume.stage {
+                    tracing::error!("volume {id}: fill: {reason}");
+                }
+                block_in_place(|| state.catalogue.put_volume(id, volume)).map_err(of_catalogue)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = result {
+            tracing::error!("volume {id}: {error}");
+        }
+    }
+
+    /// Refused while exported. A missing volume is no error.
+    pub async fn delete_volume(&self, id: VolumeId) -> Result<(), Error> {
+        let mut state = self.state.lock().await;
+        let Some(volume) = state.catalogue.volumes().get(&id).cloned() else { return Ok(()) };
+        if let Some((name, _)) = state.catalogue.exports().iter().find(|(_, e)| e.volume == id) {
+            return Err(Error::conflict(format!("volume {id}: delete: it is exported as {name}")));
+        }
+        let deleting = catalogue::Volume { stage: Stage::Deleting, ..volume };
+        block_in_place(|| state.catalogue.put_volume(id, deleting)).map_err(of_catalogue)?;
+        if let Some(cancelled) = state.filling.get(&id) {
+            // The copy removes what it made, and then the record.
+            cancelled.store(true, Ordering::Relaxed);
+            return Ok(());
+        }
+        self.finish_deletion(&mut state, id)
+    }
+
+    fn finish_deletion(&self, state: &mut State, id: VolumeId) -> Result<(), Error> {
+        block_in_place(|| {
+            let file = self.file_of(id);
+            for path in [fill::pending(&file), file] {
+                match std::fs::remove_file(&path) {
+                    Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(Error::unavailable(format!(
+                            "volume {id}: remove {}: {e}",
+                            path.display()
+                        )));
+                    }
+                    _ => {}
+                }
+            }
+            state.catalogue.remove_volume(id).map_err(of_catalogue)
+        })
+    }
+
+    pub async fn exports(&self) -> Vec<rpc::block::Export> {
+        let state = self.state.lock().await;
+        let names: Vec<String> = state.catalogue.exports().keys().cloned().collect();
+        names.iter().filter_map(|name| self.describe_export(&state, name)).collect()
+    }
+
+    fn describe_export(&self, state: &State, name: &str) -> Option<rpc::block::Export> {
+        let export = state.catalogue.exports().get(name)?;
+        Some(rpc::block::Export {
+            name: name.to_owned(),
+            volume: export.volume,
+            read_only: export.read_only,
+            generation: export.generation,
+            owner_uid: export.owner_uid,
+            socket: self.socket_of(name),
+            connections: state.open_exports.get(name).map_or(0, |e| e.served.connections()),
+        })
+    }
+
+    /// Exports a volume; a greater generation takes it over from its writer.
+    pub async fn put_export(
+        &self,
+        name: &str,
+        new: NewExport,
+    ) -> Result<rpc::block::Export, Error> {
+        let mut state = self.state.lock().await;
+        self.check_export(&state, name, &new)?;
+        let export = catalogue::Export {
+            volume: new.volume,
+            read_only: new.read_only,
+            generation: new.generation,
+            owner_uid: new.owner_uid,
+        };
+        block_in_place(|| state.catalogue.put_export(name, export.clone()))
+            .map_err(of_catalogue)?;
+        if let Err(error) = self.listen(&mut state, name, &export).await {
+            if !state.open_exports.contains_key(name) {
+                block_in_place(|| state.catalogue.remove_export(name)).map_err(of_catalogue)?;
+            }
+            return Err(error);
+        }
+        self.describe_export(&state, name)
+            .ok_or_else(|| Error::damaged(format!("export {name}: it vanished while it was made")))
+    }
+
+    fn check_export(&self, state: &State, name: &str, new: &NewExport) -> Result<(), Error> {
+        let lawful = !name.is_empty()
+            && name.len() <= EXPORT_NAME_MAX
+            && !name.starts_with('.')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+        if !lawful {
+            return Err(Error::refused(format!(
+                "export `{}`: a name has 1 to {EXPORT_NAME_MAX} of a-z, A-Z, 0-9, `-`, `_`, `.`",
+                name.chars().take(EXPORT_NAME_MAX).collect::<String>()
+            )));
+        }
+        let path = self.socket_of(name);
+        if path.as_os_str().len() + ".new".len() > SOCKET_PATH_MAX {
+            return Err(Error::refused(format!(
+                "export {name}: {} is longer than the {SOCKET_PATH_MAX} bytes that a socket's \
+                 path may have: use a shorter run directory",
+                path.display()
+            )));
+        }
+        let NewExport { volume: id, read_only, generation, .. } = *new;
+        let Some(volume) = state.catalogue.volumes().get(&id) else {
+            return Err(Error::not_found(format!("export {name}: there is no volume {id}")));
+        };
+        match &volume.stage {
+            Stage::Ready => {}
+            Stage::Filling | Stage::Deleting => {
+                return Err(Error::unavailable(format!(
+                    "export {name}: volume {id} is not ready; ask again"
+                )));
+            }
+            Stage::Failed(reason) => {
+                return Err(Error::damaged(format!("export {name}: volume {id}: {reason}")));
+            }
+        }
+        if let Some(present) = state.catalogue.exports().get(name) {
+            if present.volume != id {
+                return Err(Error::conflict(format!(
+                    "export {name}: it is of volume {}",
+                    present.volume
+                )));
+            }
+            if generation < present.generation {
+                return Err(Error::conflict(format!(
+                    "export {name}: generation {generation} is below its {}",
+                    present.generation
+                )));
+            }
+        }
+        if read_only {
+            return Ok(());
+        }
+        if generation < volume.generation {
+            return Err(Error::conflict(format!(
+                "export {name}: generation {generation} is fenced: volume {id} has a writer of \
+                 generation {}",
+                volume.generation
+            )));
+        }
+        let rival = state.catalogue.exports().iter().find(|(other, e)| {
+            *other != name && e.volume == id && !e.read_only && e.generation == generation
+        });
+        if let Some((other, _)) = rival {
+            return Err(Error::conflict(format!(
+                "export {name}: export {other} writes to volume {id} with the same generation \
+                 {generation}: raise it to take over"
+            )));
+        }
+        Ok(())
+    }
+
+    /// Brings a catalogued export to life, or to its new terms.
+    async fn listen(
+        &self,
+        state: &mut State,
+        name: &str,
+        export: &catalogue::Export,
+    ) -> Result<(), Error> {
+        let id = export.volume;
+        let Some(volume) = state.catalogue.volumes().get(&id).cloned() else {
+            return Err(Error::not_found(format!("there is no volume {id}")));
+        };
+        if !state.open_volumes.contains_key(&id) {
+            let open = self.open_volume(id, &volume, state).await?;
+            state.open_volumes.insert(id, open);
+        }
+        let Some(open) = state.open_volumes.get(&id) else {
+            return Err(Error::not_found(format!("there is no volume {id}")));
+        };
+        let worker = &self.workers[open.worker];
+        if !export.read_only {
+            worker.raise(open.index, export.generation).await.map_err(of_worker)?;
+        }
+        let access = Access::Owner(export.owner_uid);
+        let mut served = Served {
+            name: name.to_owned(),
+            volume: open.index,
+            size: volume.size_bytes,
+            read_only: export.read_only,
+            generation: export.generation,
+            description: format!("volume {id}"),
+            connections: Arc::new(AtomicU32::new(0)),
+        };
+        let path = self.socket_of(name);
+        if let Some(present) = state.open_exports.get_mut(name) {
+            served.connections = Arc::clone(&present.served.connections);
+            present.served = served.clone();
+            socket::set_owner(&path, export.owner_uid)
+                .map_err(|e| Error::unavailable(e.to_string()))?;
+            return worker.set_exports(present.listener, access, vec![served]).map_err(of_worker);
+        }
+        let listening = socket::listen(&path, export.owner_uid)
+            .map_err(|e| Error::unavailable(format!("export {name}: {e}")))?;
+        let listener = worker
+            .add_listener(listening, access, vec![served.clone()])
+            .await
+            .map_err(of_worker)?;
+        state.open_exports.insert(name.to_owned(), OpenExport { listener, served });
+        Ok(())
+    }
+
+    async fn open_volume(
+        &self,
+        id: VolumeId,
+        volume: &catalogue::Volume,
+        state: &State,
+    ) -> Result<OpenVolume, Error> {
+        let backing = block_in_place(|| Backing::open_sized(&self.file_of(id), volume.size_bytes))
+            .map_err(|e| Error::damaged(format!("volume {id}: {e}")))?;
+        let failed = match &volume.stage {
+            Stage::Failed(reason) => Some(reason.clone()),
+            _ => None,
+        };
+        let worker = self.least_used(state);
+        let new = worker::NewVolume {
+            name: id.to_string(),
+            fd: backing.fd,
+            geometry: backing.geometry,
+            generation: volume.generation,
+            failed,
+        };
+        let index = self.workers[worker].add_volume(new).await.map_err(of_worker)?;
+        Ok(OpenVolume { worker, index })
+    }
+
+    fn least_used(&self, state: &State) -> usize {
+        let load = |worker: &usize| {
+            state.open_volumes.values().filter(|open| open.worker == *worker).count()
+        };
+        (0..self.workers.len()).min_by_key(load).unwrap_or(0)
+    }
+
+    /// Answers when the last connection is closed. A missing export is no error.
+    pub async fn delete_export(&self, name: &str) -> Result<(), Error> {
+        let mut state = self.state.lock().await;
+        let Some(export) = state.catalogue.exports().get(name).cloned() else { return Ok(()) };
+        block_in_place(|| state.catalogue.remove_export(name)).map_err(of_catalogue)?;
+        let _ = std::fs::remove_file(self.socket_of(name));
+        let Some(open) = state.open_exports.remove(name) else { return Ok(()) };
+        let id = export.volume;
+        let Some(volume) = state.open_volumes.get(&id) else { return Ok(()) };
+        let worker = &self.workers[volume.worker];
+        worker.remove_listener(open.listener).await.map_err(of_worker)?;
+        if !state.catalogue.exports().values().any(|e| e.volume == id) {
+            worker.remove_volume(volume.index).await.map_err(of_worker)?;
+            state.open_volumes.remove(&id);
+        }
+        Ok(())
+    }
+
+    /// A volume's core gave up: so it stays, also after a restart.
+    pub async fn volume_failed(&self, name: &str, reason: String) {
+        let mut state = self.state.lock().await;
+        let Ok(id) = name.parse::<VolumeId>() else { return };
+        let Some(volume) = state.catalogue.volumes().get(&id).cloned() else { return };
+        let failed = catalogue::Volume { stage: Stage::Failed(reason), ..volume };
+        if let Err(error) = block_in_place(|| state.catalogue.put_volume(id, failed)) {
+            tracing::error!("volume {id}: {error}");
+        }
+    }
+
+    /// Lets what is in flight finish and closes every connection.
+    pub fn stop(self: Arc<Self>) {
+        for worker in &self.workers {
+            worker.begin_stop();
+        }
+        for worker in &self.workers {
+            worker.await_stop();
+        }
+    }
+}
+
+fn check_new(id: VolumeId, new: &NewVolume) -> Result<(), Error> {
+    let size = new.size_bytes;
+    if size == 0 || !size.is_multiple_of(VOLUME_GRAIN) || size > VOLUME_BYTES_MAX {
+        return Err(Error::refused(format!(
+            "volume {id}: create: {size} bytes: a volume has a multiple of {VOLUME_GRAIN} bytes, \
+             at most {VOLUME_BYTES_MAX}"
+        )));
+    }
+    let Some(source) = &new.source else { return Ok(()) };
+    match std::fs::metadata(source) {
+        Ok(found) if !found.is_file() => Err(Error::refused(format!(
+            "volume {id}: create: {}: it is not a regular file",
+            source.display()
+        ))),
+        Ok(found) if found.len() > size => Err(Error::refused(format!(
+            "volume {id}: create: {} holds {} bytes, more than the volume's {size}",
+            source.display(),
+            found.len()
+        ))),
+        Ok(_) => Ok(()),
+        Err(error) => {
+            Err(Error::refused(format!("volume {id}: create: {}: {error}", source.display())))
+        }
+    }
+}
+
+fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
+    let failed = |e| Error::unavailable(format!("{}: create: {e}", path.display()));
+    std::fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+fn lock(path: &Path) -> Result<File, Error> {
+    let failed = |e: String| Error::unavailable(format!("{}: lock: {e}", path.display()));
+    let file = File::create(path).map_err(|e| failed(e.to_string()))?;
+    file.try_lock().map_err(|_| failed("another block-server holds it".to_owned()))?;
+    Ok(file)
+}
+
+fn of_catalogue(error: catalogue::Error) -> Error {
+    match error {
+        catalogue::Error::Unavailable { .. } => Error::unavailable(error.to_string()),
+        catalogue::Error::Damaged { .. } => Error::damaged(error.to_string()),
+    }
+}
+
+fn of_worker(error: worker::Gone) -> Error {
+    Error::unavailable(error.to_string())
+}
