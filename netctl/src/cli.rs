@@ -3,10 +3,15 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::api::Session;
 use crate::deployment::place::Place;
 use crate::deployment::{doctor, down, launch, logs, report, supervise, up, version};
 use crate::failure::Outcome;
 use crate::output::Format;
+use crate::{
+    address, group, image, instance, instance_type, interface, key, subnet, tag, volume, vpc, why,
+    zone,
+};
 
 /// EC2 on your own Linux host
 ///
@@ -26,8 +31,16 @@ pub struct Cli {
     #[command(flatten)]
     pub place: Place,
 
-    /// How answers are shown
-    #[arg(long, short, global = true, value_enum, default_value_t)]
+    /// How answers are shown: table, wide (more columns), json (a stable shape) or id (only the ids)
+    #[arg(
+        long,
+        short,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     pub output: Format,
 
     #[command(subcommand)]
@@ -50,11 +63,50 @@ pub enum Command {
     /// Show the versions of what is installed and of what runs
     #[command(after_help = "EXAMPLES:\n  netctl version\n  netctl version -o json")]
     Version,
+    /// Launch, watch and end instances
+    #[command(subcommand, alias = "i")]
+    Instance(instance::Instance),
+    /// Build, import and register machine images
+    #[command(subcommand)]
+    Image(image::Image),
+    /// Create, attach and delete volumes
+    #[command(subcommand, alias = "vol")]
+    Volume(volume::Volume),
+    /// Allocate elastic addresses and give them to instances
+    #[command(subcommand, visible_alias = "eip")]
+    Address(address::Address),
+    /// Say who may reach which instances: security groups
+    #[command(subcommand, visible_alias = "sg")]
+    Group(group::Group),
+    /// Create and import key pairs
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Put tags on resources
+    #[command(subcommand)]
+    Tag(tag::Tag),
+    /// Show instance types
+    #[command(subcommand)]
+    Type(instance_type::InstanceType),
+    /// Show availability zones
+    #[command(subcommand)]
+    Zone(zone::Zone),
+    /// Show VPCs
+    #[command(subcommand)]
+    Vpc(vpc::Vpc),
+    /// Show subnets
+    #[command(subcommand)]
+    Subnet(subnet::Subnet),
+    /// Show network interfaces
+    #[command(subcommand, alias = "eni")]
+    Interface(interface::Interface),
+    /// Say whether a packet would pass, and by which rule
+    Why(why::Why),
     /// Write a completion script for a shell
     #[command(
         after_help = "EXAMPLES:\n  netctl completion bash > /etc/bash_completion.d/netctl\n  netctl completion zsh > ~/.zfunc/_netctl"
     )]
     Completion {
+        /// The shell that it is for
         #[arg(value_enum)]
         shell: clap_complete::Shell,
     },
@@ -69,6 +121,7 @@ pub enum Command {
 impl Cli {
     pub fn run(&self) -> Outcome {
         let Self { place, output, command } = self;
+        let session = || Session::new(place, *output);
         match command {
             Command::Up(up) => up::run(place, up),
             Command::Down(down) => down::run(place, down),
@@ -76,6 +129,19 @@ impl Cli {
             Command::Doctor => doctor::run(*output),
             Command::Logs(logs) => logs::run(place, logs),
             Command::Version => version::run(place, *output),
+            Command::Instance(noun) => instance::run(&session()?, noun),
+            Command::Image(noun) => image::run(&session()?, noun),
+            Command::Volume(noun) => volume::run(&session()?, noun),
+            Command::Address(noun) => address::run(&session()?, noun),
+            Command::Group(noun) => group::run(&session()?, noun),
+            Command::Key(noun) => key::run(&session()?, noun),
+            Command::Tag(noun) => tag::run(&session()?, noun),
+            Command::Type(noun) => instance_type::run(&session()?, noun),
+            Command::Zone(noun) => zone::run(&session()?, noun),
+            Command::Vpc(noun) => vpc::run(&session()?, noun),
+            Command::Subnet(noun) => subnet::run(&session()?, noun),
+            Command::Interface(noun) => interface::run(&session()?, noun),
+            Command::Why(why) => why::run(&session()?, why),
             Command::Completion { shell } => {
                 let mut command = <Self as clap::CommandFactory>::command();
                 clap_complete::generate(*shell, &mut command, "netctl", &mut std::io::stdout());

@@ -11,10 +11,26 @@
 
 #![forbid(unsafe_code)]
 
+pub mod address;
+pub mod api;
 pub mod cli;
 pub mod deployment;
 pub mod failure;
+pub mod group;
+pub mod image;
+pub mod instance;
+pub mod instance_type;
+pub mod interface;
+pub mod key;
+pub mod listing;
 pub mod output;
+pub mod subnet;
+pub mod tag;
+pub mod volume;
+pub mod vpc;
+pub mod waiting;
+pub mod why;
+pub mod zone;
 
 /// Waits for a daemon's answer. A command asks one thing after another, so each
 /// question gets a small runtime of its own on this thread.

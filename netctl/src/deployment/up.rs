@@ -2,15 +2,13 @@
 //! whatever an earlier run, or its crash, has left.
 
 use std::fs::{self, File};
-use std::io::IsTerminal;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use ipnet::Ipv4Net;
 use nix::fcntl::{Flock, FlockArg};
 use rpc::control::AccessKey;
@@ -24,6 +22,7 @@ use super::supervise::{DaemonPicture, Phase, Picture};
 use super::{preflight, report, uplink};
 use crate::failure::{Failure, Outcome};
 use crate::output;
+use crate::waiting::{self, now};
 
 /// How often the supervisor's picture is looked at while daemons start.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -282,11 +281,11 @@ fn wait_until_ready(
     is_fresh: bool,
 ) -> Outcome {
     let deadline = now() + Duration::from_secs(config.ready_within_s) + SLACK;
-    let progress = progress();
+    let progress = waiting::spinner();
     let mut first: Option<Picture> = None;
     loop {
         if let Some(picture) = read_json::<Picture>(&deployment.status_file())? {
-            progress.set_message(one_line(&picture));
+            progress.set_message(format!("starting: {}", one_line(&picture)));
             let first = first.get_or_insert_with(|| picture.clone());
             let ends_before = |i: usize| if is_fresh { 0 } else { first.daemons[i].ends };
             let mut waiting =
@@ -339,19 +338,6 @@ fn not_ready(
     .hint(format!("netctl status{0}, or give up with netctl down{0}", place.as_options()))
 }
 
-/// Shown on a terminal only; a log file gets no moving pictures.
-fn progress() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let bar = ProgressBar::new_spinner();
-    if let Ok(style) = ProgressStyle::with_template("{spinner} starting: {msg}") {
-        bar.set_style(style);
-    }
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
-}
-
 fn one_line(picture: &Picture) -> String {
     let words: Vec<String> = picture
         .daemons
@@ -396,9 +382,4 @@ fn tell(deployment: &Deployment, config: &Config, json: bool) -> Outcome {
     output::line(&format!("export AWS_SECRET_ACCESS_KEY={}", key.secret_access_key));
     output::line(&format!("export AWS_DEFAULT_REGION={}", config.region));
     Ok(())
-}
-
-#[expect(clippy::disallowed_methods, reason = "waiting for processes is a shell's work")]
-fn now() -> Instant {
-    Instant::now()
 }

@@ -1,0 +1,111 @@
+//! `netctl why`: would a packet pass, and which rule says so? The dataplane asks
+//! the very program that is loaded.
+
+use std::net::Ipv4Addr;
+
+use clap::{Args, ValueEnum};
+use model::{Direction, InterfaceId};
+use rpc::dataplane::Question;
+use serde_json::json;
+
+use crate::api::Session;
+use crate::failure::{Failure, Outcome};
+use crate::instance;
+use crate::output::{self, Format};
+
+/// What a client's end has where it is not said: the first of the ephemeral
+/// ports (RFC 6335).
+const EPHEMERAL_PORT: u16 = 49152;
+
+#[derive(Debug, Args)]
+#[command(after_help = "EXAMPLES:
+  netctl why web --from 203.0.113.10 --port 22
+  netctl why web --to 192.0.2.10 --protocol udp --port 53
+  netctl why eni-0123456789abcdef0 --from 10.0.0.7 --protocol icmp --port 8
+
+EXIT STATUS: 0 it is answered, whatever the answer; see `allowed` in -o json.")]
+pub struct Why {
+    /// An instance, or an interface's id
+    #[arg(value_name = "INSTANCE")]
+    pub target: String,
+    /// A packet to the instance from this address
+    #[arg(long, value_name = "ADDRESS", required_unless_present = "to", conflicts_with = "to")]
+    pub from: Option<Ipv4Addr>,
+    /// A packet from the instance to this address
+    #[arg(long, value_name = "ADDRESS")]
+    pub to: Option<Ipv4Addr>,
+    /// The packet's protocol
+    #[arg(long, short, value_enum, default_value_t = Protocol::Tcp)]
+    pub protocol: Protocol,
+    /// The port that it is for; for icmp its type
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Icmp,
+}
+
+impl Protocol {
+    const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => model::Protocol::TCP,
+            Self::Udp => model::Protocol::UDP,
+            Self::Icmp => model::Protocol::ICMP,
+        }
+    }
+}
+
+pub fn run(session: &Session, why: &Why) -> Outcome {
+    let deed = format!("why {}", why.target);
+    let interface = interface(session, &why.target)?;
+    let (direction, remote) = match (why.from, why.to) {
+        (Some(from), _) => (Direction::Ingress, from),
+        (None, Some(to)) => (Direction::Egress, to),
+        (None, None) => return Err(Failure::unfit(format!("{deed}: give --from or --to"))),
+    };
+    let question = question(interface, direction, remote, why);
+    let verdict = crate::wait_for(session.daemon("dataplane").dataplane_why(&question))
+        .map_err(|e| session.unreachable(&deed, e))?;
+    if session.format == Format::Json {
+        return output::json(&json!({
+            "interface": interface.to_string(),
+            "direction": direction.to_string(),
+            "allowed": verdict.allowed,
+            "reason": verdict.reason,
+            "rule": verdict.rule.map(|r| r.to_string()),
+        }));
+    }
+    let word = if verdict.allowed { "allowed" } else { "dropped" };
+    let rule = verdict.rule.map(|r| format!(" (rule {r})")).unwrap_or_default();
+    output::line(&format!("{word}: {}{rule}", verdict.reason));
+    Ok(())
+}
+
+fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {
+    let text = if target.starts_with("eni-") {
+        target.to_owned()
+    } else {
+        let instance = instance::find(session, target)?;
+        instance.text_at("networkInterfaceSet/item/networkInterfaceId").to_owned()
+    };
+    text.parse().map_err(|e| Failure::unfit(format!("why {target}: {e}")))
+}
+
+fn question(interface: InterfaceId, direction: Direction, remote: Ipv4Addr, why: &Why) -> Question {
+    let (remote_port, local_port) = match direction {
+        Direction::Ingress => (EPHEMERAL_PORT, why.port),
+        Direction::Egress => (why.port, EPHEMERAL_PORT),
+    };
+    Question {
+        interface,
+        direction,
+        protocol: why.protocol.number(),
+        remote,
+        remote_port,
+        local_port,
+    }
+}
