@@ -24,6 +24,7 @@ pub mod interface;
 pub mod key;
 pub mod listing;
 pub mod output;
+pub mod reference;
 pub mod subnet;
 pub mod tag;
 pub mod volume;

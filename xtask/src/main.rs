@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod build_ebpf;
+mod manual;
 mod run_tests;
 mod tidy;
 
@@ -16,6 +17,8 @@ use clap::Parser;
 enum Chore {
     /// Build the eBPF object, or say which prebuilt one is taken.
     BuildEbpf(build_ebpf::Args),
+    /// Write netctl's man pages and completions, and the reference in its guide.
+    Manual(manual::Args),
     /// Check what no compiler checks: arrows between crates, leftover markers, docs against the tree.
     Tidy,
     /// Run every test and close with one line that counts them.
@@ -25,6 +28,7 @@ enum Chore {
 fn main() -> anyhow::Result<()> {
     match Chore::parse() {
         Chore::BuildEbpf(args) => build_ebpf::run(args),
+        Chore::Manual(args) => manual::run(args),
         Chore::Tidy => tidy::run(),
         Chore::Test(args) => run_tests::run(&args),
     }

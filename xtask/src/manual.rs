@@ -1,0 +1,31 @@
+//! Man pages, completions and the guide's reference of `netctl`, from the one
+//! definition of its command line.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Where man pages and completions go; the reference goes to docs/guide/netctl.md.
+    #[arg(long, default_value = "target/manual")]
+    dir: PathBuf,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let root = crate::root();
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    // A program of netctl's own, so that xtask need not be built with all of netctl.
+    let status = Command::new(cargo)
+        .args(["run", "--quiet", "--package", "netctl", "--example", "manual", "--"])
+        .arg(root.join("docs/guide/netctl.md"))
+        .arg(root.join(args.dir))
+        .current_dir(&root)
+        .status()
+        .context("run cargo")?;
+    if !status.success() {
+        bail!("manual: {status}");
+    }
+    Ok(())
+}
