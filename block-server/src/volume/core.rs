@@ -205,6 +205,8 @@ pub enum Mistake {
     OverlapsUnordered,
     SyncFailureForgotten,
     ShortWriteAcknowledged,
+    FenceIgnored,
+    TailNotMerged,
 }
 
 const SYNC_TOKEN: u32 = u32::MAX;
@@ -299,7 +301,7 @@ impl Core {
     }
 
     fn is_fenced(&self, request: &Request) -> bool {
-        request.generation.is_some_and(|g| g < self.generation)
+        request.generation.is_some_and(|g| g < self.generation) && !self.is_mistaken_fence()
     }
 
     pub fn layout(&self, kind: Kind, offset: u64, length: u64) -> Layout {
@@ -427,7 +429,9 @@ impl Core {
             }
             Step::Tail => {
                 let at = alignment - behind;
-                self.ops.push_back(copy(window + at, window - behind, behind));
+                if !self.is_mistaken_tail() {
+                    self.ops.push_back(copy(window + at, window - behind, behind));
+                }
                 self.run(id, Step::Body { done: 0 });
             }
             Step::Body { done } if matches!(request.kind, Kind::Read | Kind::Write) => {
@@ -686,6 +690,14 @@ impl Core {
         self.mistake == Some(Mistake::SyncFailureForgotten)
     }
 
+    fn is_mistaken_fence(&self) -> bool {
+        self.mistake == Some(Mistake::FenceIgnored)
+    }
+
+    fn is_mistaken_tail(&self) -> bool {
+        self.mistake == Some(Mistake::TailNotMerged)
+    }
+
     fn is_mistaken_flush(&mut self, id: u32) -> bool {
         match (self.mistake, &mut self.syncing) {
             (Some(Mistake::FlushWithoutSync), _) => {
@@ -721,7 +733,19 @@ impl Core {
         false
     }
 
+    const fn is_mistaken_fence(&self) -> bool {
+        false
+    }
+
+    const fn is_mistaken_tail(&self) -> bool {
+        false
+    }
+
     const fn is_mistaken_flush(&self, _: u32) -> bool {
         false
     }
 }
+
+#[cfg(test)]
+#[path = "crash.rs"]
+mod crash;
