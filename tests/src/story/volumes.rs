@@ -1,0 +1,57 @@
+//! A volume that is attached while the guest runs, and moves with its data.
+
+use std::time::Instant;
+
+use anyhow::ensure;
+
+use super::Story;
+use crate::program;
+
+const SIZE_GIB: u32 = 1;
+
+pub fn write(story: &mut Story) -> anyhow::Result<String> {
+    story.volume = story.operator.create_volume(SIZE_GIB)?;
+    story.await_volume("available")?;
+    let ordered = Instant::now();
+    story.operator.attach(&story.volume, &story.instance(0)?.id, "/dev/sdf")?;
+    let guest = story.guest(0)?;
+    let disk = guest.await_disk(&story.volume)?;
+    let seen = ordered.elapsed();
+    story.await_volume("in-use")?;
+    let bytes: u64 = guest
+        .sh(&format!("cat /sys/block/{}/size", disk.trim_start_matches("/dev/")))?
+        .parse::<u64>()?
+        * 512;
+    ensure!(bytes == u64::from(SIZE_GIB) << 30, "the guest sees {bytes} bytes");
+    story.digest = guest.sh(&format!(
+        "set -e; mke2fs -q {disk} >/dev/null 2>&1; mkdir -p /mnt; mount {disk} /mnt; \
+         dd if=/dev/urandom of=/mnt/data bs=64k count=128 2>/dev/null; sync; \
+         sha256sum /mnt/data | cut -d' ' -f1"
+    ))?;
+    Ok(format!("{} seen as {disk} after {:.1} s", story.volume, seen.as_secs_f64()))
+}
+
+pub fn shift(story: &mut Story) -> anyhow::Result<String> {
+    story.guest(0)?.sh("umount /mnt")?;
+    let ordered = Instant::now();
+    story.operator.detach(&story.volume)?;
+    story.guest(0)?.await_no_disk(&story.volume)?;
+    story.await_volume("available")?;
+    story.operator.attach(&story.volume, &story.instance(1)?.id, "/dev/sdg")?;
+    let guest = story.guest(1)?;
+    let disk = guest.await_disk(&story.volume)?;
+    let moved = ordered.elapsed();
+    story.await_volume("in-use")?;
+    let found = guest.sh(&format!(
+        "set -e; mkdir -p /mnt; mount {disk} /mnt; sha256sum /mnt/data | cut -d' ' -f1"
+    ))?;
+    ensure!(found == story.digest, "the data is {found}, it was {}", story.digest);
+    // A volume in use is not to be deleted, nor attached a second time.
+    ensure!(story.operator.delete_volume(&story.volume).is_err(), "a volume in use was deleted");
+    let second = story.operator.attach(&story.volume, &story.instance(0)?.id, "/dev/sdh");
+    ensure!(second.is_err(), "a volume in use was attached a second time");
+    program::eventually("still in use", std::time::Duration::from_secs(5), || {
+        story.await_volume("in-use")
+    })?;
+    Ok(format!("data found on the other guest {:.1} s after the order", moved.as_secs_f64()))
+}
