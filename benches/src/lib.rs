@@ -3,8 +3,7 @@
 //! | module | duty |
 //! |---|---|
 //! | [`block`] | 4 KiB over NBD: contenders, load, report |
-//! | [`network`] | nanoseconds a packet: namespaces, contenders, live frames, report |
-//! | [`network`] | nanoseconds a packet: namespaces, frames, contenders, report |
+//! | [`packet`] | nanoseconds a packet: namespaces, frames, contenders, report |
 //! | [`statistic`], [`table`] | medians, spread, ratios; figures as text |
 //! | [`machine`], [`process`] | what was measured on; programs in the background and their CPU time |
 //!
@@ -14,7 +13,7 @@
 
 pub mod block;
 pub mod machine;
-pub mod network;
+pub mod packet;
 pub mod process;
 pub mod statistic;
 pub mod table;

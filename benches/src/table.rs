@@ -3,6 +3,9 @@
 /// Stands in a cell for which there is no figure.
 pub const NO_FIGURE: &str = "–";
 
+/// A program's complaint may be long; the whole of it goes to standard error.
+const REMARK_CHARACTERS_MAX: usize = 120;
+
 #[derive(Debug, Clone)]
 pub struct Table {
     heading: Vec<String>,
@@ -27,9 +30,14 @@ impl Table {
         self.rows.push(Row::Cells(cells));
     }
 
-    /// A row that says why it has no figures.
+    /// A row that says, on one line, why it has no figures.
     pub fn remark(&mut self, name: impl Into<String>, why: impl Into<String>) {
-        self.rows.push(Row::Remark(name.into(), why.into()));
+        let mut why = why.into().split_whitespace().collect::<Vec<_>>().join(" ");
+        if let Some((end, _)) = why.char_indices().nth(REMARK_CHARACTERS_MAX) {
+            why.truncate(end);
+            why.push('…');
+        }
+        self.rows.push(Row::Remark(name.into(), why));
     }
 
     pub fn text(&self) -> String {
@@ -103,7 +111,7 @@ mod tests {
         let mut table = Table::new(["who", "ns", "ratio"]);
         table.row(["nft".to_owned(), figure(Some(718.2), 0), times(Some(1.0))]);
         table.row(["ours — tcx".to_owned(), figure(Some(41.0), 0), times(None)]);
-        table.remark("ovs", "not installed");
+        table.remark("ovs", "not\n installed");
         assert_eq!(
             table.text(),
             "who          ns  ratio\n\

@@ -1,39 +1,69 @@
-//! Nanoseconds a packet, side by side with nftables and plain forwarding.
+//! Nanoseconds a packet, side by side with nftables and plain forwarding: arguments.
 
-use benches::network::frames::NEW_FLOWS_MAX;
-use benches::network::{Plan, report, run};
+use std::path::Path;
+
+use benches::packet::contender::Contender;
+use benches::packet::nftables::Shape;
+use benches::packet::{Flows, Plan, namespace, report, run};
 use clap::Parser;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, geteuid};
 
-/// Nanoseconds a packet on its whole path, side by side with nftables and plain forwarding.
-///
-/// Needs root; works in network namespaces of its own and removes them.
+/// A tmpfs that only this process sees is put over this folder, for its files.
+const OWN_DIRECTORY: &str = "/mnt";
+
+/// Nanoseconds a packet on its whole way, side by side with nftables and plain
+/// forwarding. The answer goes to standard output, progress to standard error.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(name = "network", version)]
 struct Arguments {
     /// How often each measurement is repeated.
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=101))]
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
-    /// Frames a measurement.
-    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1000..=60_000))]
+    /// Frames in one measurement, at most.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(512..=10_000_000))]
     frames: u32,
-    /// Rules that the guest's group has, one table each.
-    #[arg(long, value_delimiter = ',', default_values_t = [10, 1000])]
-    rules: Vec<usize>,
-    /// A short run which shows that all works, and whose figures mean nothing.
+    /// Numbers of rules to measure with.
+    #[arg(long, value_delimiter = ',', default_value = "10,1000,10000",
+          value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    rules: Vec<u32>,
+    /// The processor that sends and forwards.
+    #[arg(long, default_value_t = 0)]
+    cpu: usize,
+    /// One short round, to see that all works.
     #[arg(long)]
     quick: bool,
 }
 
-const _: () = assert!(60_000 < NEW_FLOWS_MAX);
+impl Arguments {
+    fn plan(&self) -> Plan {
+        let (rounds, frames) = if self.quick { (1, 5_000) } else { (self.rounds, self.frames) };
+        let counts = || self.rules.iter().map(|&rules| rules as usize);
+        let mut contenders = vec![Contender::Plain];
+        for shape in [Shape::Set, Shape::Sets, Shape::Lines] {
+            contenders.extend(counts().map(|rules| Contender::Nft(shape, rules)));
+        }
+        contenders.extend(counts().map(Contender::Ours));
+        Plan {
+            flows: vec![Flows::Established(1), Flows::Established(4096), Flows::New],
+            contenders,
+            rounds: rounds as usize,
+            frames,
+        }
+    }
+}
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    anyhow::ensure!(nix::unistd::Uid::effective().is_root(), "namespaces and BPF need root");
-    let (rounds, frames) =
-        if arguments.quick { (1, 5_000) } else { (arguments.rounds as usize, arguments.frames) };
-    let plan = Plan { rounds, frames, rules: arguments.rules };
-    benches::process::watch_signals()?;
+    anyhow::ensure!(geteuid().is_root(), "not root: namespaces and eBPF need it");
+    let plan = arguments.plan();
     let header = report::header(&plan);
+    // Namespaces and mounts are this process's own and end with it, however it
+    // ends: there is nothing to tidy up, and no signal to wait for.
+    namespace::own_mounts(Path::new(OWN_DIRECTORY))?;
+    let mut cpu = CpuSet::new();
+    cpu.set(arguments.cpu)?;
+    sched_setaffinity(Pid::from_raw(0), &cpu)?;
     let results = run(&plan, |line| eprintln!("{line}"))?;
     print!("{header}{}", report::text(&plan, &results));
     Ok(())

@@ -1,0 +1,175 @@
+//! Who forwards the packets, and one measurement of it.
+
+use std::fmt;
+
+use crate::packet::Flows;
+use crate::packet::bpf::Sender;
+use crate::packet::frame::{Client, Ends, Template};
+use crate::packet::nftables::{self, Shape};
+use crate::packet::ours::Ours;
+use crate::packet::scene::{CLIENT_MAC, End, Scene, TAP_INDEX, UPLINK_INDEX, UPLINK_MAC, nft};
+use crate::packet::world::{Instance, PORT, SOURCES, World};
+
+/// In the order of the report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Contender {
+    /// Routing and nothing else: no address is translated, nothing is judged.
+    Plain,
+    Nft(Shape, usize),
+    /// Our programs on tcx, with so many rules.
+    Ours(usize),
+}
+
+/// New flows of one measurement, at most: the kernel's table of connections
+/// holds 262 144 by default, and must not be what is measured.
+const NEW_FLOWS_MAX: u32 = 65_536;
+
+/// Sent before each measurement, to learn how long one takes.
+const PROBE_FRAMES: u32 = 256;
+
+/// A measurement is cut to about this long: one line a rule takes 300 µs a
+/// packet at ten thousand rules.
+const MEASURE_NS_MAX: u64 = 150_000_000;
+
+/// A figure from fewer frames than this is none.
+const FRAMES_MIN: u32 = 512;
+
+/// How many distinct flows `Flows::New` draws on before one comes again.
+const NEW_FLOWS_CYCLE: u32 = 1 << 30;
+
+/// A contender at work in its namespaces.
+#[derive(Debug)]
+pub struct Stage {
+    contender: Contender,
+    scene: Scene,
+    forward: Template,
+    answer: Template,
+    new_flows: Sender,
+    ours: Option<Ours>,
+}
+
+impl Contender {
+    fn rules(self) -> usize {
+        match self {
+            Self::Plain => 1,
+            Self::Nft(_, rules) | Self::Ours(rules) => rules,
+        }
+    }
+}
+
+impl Stage {
+    pub fn build(contender: Contender) -> anyhow::Result<Self> {
+        let world = World::with_rules(contender.rules());
+        let scene = Scene::build(world.measured())?;
+        let mut ours = None;
+        match contender {
+            Contender::Plain => {}
+            Contender::Nft(shape, _) => {
+                scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
+            }
+            Contender::Ours(rules) => ours = Some(Ours::build(&scene, &world, rules)?),
+        }
+        let (forward, answer) = templates(contender, world.measured());
+        let new_flows = Sender::new(&forward, NEW_FLOWS_CYCLE)?;
+        Ok(Self { contender, scene, forward, answer, new_flows, ours })
+    }
+
+    pub fn contender(&self) -> Contender {
+        self.contender
+    }
+
+    /// Nanoseconds a packet.
+    pub fn measure(&mut self, flows: Flows, frames: u32) -> anyhow::Result<f64> {
+        if let Contender::Nft(..) = self.contender {
+            self.scene.router.within(nftables::forget_connections)?;
+        }
+        if let Some(ours) = &mut self.ours {
+            self.scene.router.within(|| ours.sweep())?;
+        }
+        match flows {
+            Flows::New => {
+                let probe = self.send(&self.new_flows, PROBE_FRAMES)?;
+                self.send(&self.new_flows, enough(frames.min(NEW_FLOWS_MAX), probe))
+            }
+            Flows::Established(count) => {
+                let sender = Sender::new(&self.forward, count)?;
+                self.establish(&sender, count)?;
+                let probe = self.send(&sender, PROBE_FRAMES)?;
+                self.send(&sender, enough(frames, probe))
+            }
+        }
+    }
+
+    /// One packet of each flow and one answer to it, all seen to arrive.
+    fn establish(&self, sender: &Sender, flows: u32) -> anyhow::Result<()> {
+        self.send(sender, flows)?;
+        let answers = Sender::new(&self.answer, flows)?;
+        self.deliver(&answers, TAP_INDEX, End::Client, flows)?;
+        Ok(())
+    }
+
+    fn send(&self, sender: &Sender, frames: u32) -> anyhow::Result<f64> {
+        self.deliver(sender, UPLINK_INDEX, End::Instance, frames)
+    }
+
+    fn deliver(&self, sender: &Sender, by: u32, end: End, frames: u32) -> anyhow::Result<f64> {
+        let before = self.scene.delivered(end)?;
+        let ns = self.scene.router.within(|| sender.send(by, frames))?;
+        let arrived = self.scene.await_delivered(end, before, u64::from(frames))?;
+        anyhow::ensure!(arrived == u64::from(frames), "{arrived} of {frames} frames delivered");
+        Ok(f64::from(ns))
+    }
+}
+
+/// As many frames as asked for, or as fit into the time.
+fn enough(frames: u32, probe_ns: f64) -> u32 {
+    let fit = (MEASURE_NS_MAX as f64 / probe_ns.max(1.0)) as u32;
+    frames.min(fit.max(FRAMES_MIN))
+}
+
+fn templates(contender: Contender, instance: &Instance) -> (Template, Template) {
+    // Nothing translates on the plain way, so its packets go straight there.
+    let server = match contender {
+        Contender::Plain => instance.address,
+        Contender::Nft(..) | Contender::Ours(_) => instance.elastic,
+    };
+    let clients = SOURCES.address;
+    let forward = Ends {
+        source_mac: CLIENT_MAC,
+        destination_mac: UPLINK_MAC,
+        clients,
+        server,
+        server_port: PORT,
+    };
+    let answer = Ends {
+        source_mac: instance.mac,
+        destination_mac: ebpf::GATEWAY_MAC,
+        server: instance.address,
+        ..forward
+    };
+    (Template::new(forward, Client::Sends), Template::new(answer, Client::Receives))
+}
+
+impl fmt::Display for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Plain => f.write_str("plain forwarding, no rules"),
+            Self::Nft(Shape::Set, rules) => write!(f, "nftables, one set, {rules} rules"),
+            Self::Nft(Shape::Sets, rules) => write!(f, "nftables, map and sets, {rules} rules"),
+            Self::Nft(Shape::Lines, rules) => write!(f, "nftables, a line a rule, {rules} rules"),
+            Self::Ours(rules) => write!(f, "hostplane on tcx, {rules} rules"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_contender_gets_fewer_frames_and_never_too_few() {
+        assert_eq!(enough(100_000, 500.0), 100_000);
+        assert_eq!(enough(100_000, 30_000.0), 5_000);
+        assert_eq!(enough(100_000, 3_000_000.0), FRAMES_MIN);
+    }
+}
