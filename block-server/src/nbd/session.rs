@@ -181,37 +181,38 @@ pub(super) struct Transmission {
 #[derive(Debug)]
 pub(super) struct Input {
     buffer: Vec<u8>,
+    /// What the buffer is to grow to.
+    capacity: usize,
     start: usize,
     end: usize,
 }
 
 impl Input {
     fn new(capacity: usize) -> Self {
-        Self { buffer: vec![0; capacity], start: 0, end: 0 }
+        Self { buffer: vec![0; capacity], capacity, start: 0, end: 0 }
     }
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
+    /// Moves nothing: the kernel may be writing behind `end`.
     pub(super) fn consume(&mut self, count: usize) {
         self.start += count;
         assert!(self.start <= self.end, "more input consumed than received");
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
     }
 
-    fn grow(&mut self, capacity: usize) {
-        self.compact();
-        self.buffer.resize(capacity, 0);
-    }
-
-    fn compact(&mut self) {
+    /// Moves what is left to the front. Only here may the buffer move or grow,
+    /// since only here the kernel is known not to write to it.
+    fn space(&mut self) -> &mut [u8] {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        if self.buffer.len() < self.capacity {
+            self.buffer.resize(self.capacity, 0);
+        }
+        &mut self.buffer[self.end..]
     }
 }
 
@@ -252,13 +253,13 @@ impl<P: Payload> Session<P> {
     }
 
     /// Where the next bytes of the peer go; empty while it must wait.
-    /// Its place in memory stays as it is until the next call of a `&mut` method.
+    /// Its place stays as it is until the next call of this method, whatever
+    /// else is called meanwhile: the kernel may be writing there.
     pub fn space(&mut self) -> &mut [u8] {
         if self.is_closed() {
             return &mut [];
         }
-        self.input.compact();
-        &mut self.input.buffer[self.input.end..]
+        self.input.space()
     }
 
     /// `count` bytes were written to the start of [`Self::space`].
@@ -300,7 +301,7 @@ impl<P: Payload> Session<P> {
                         super::handshake::Step::Again => {}
                         super::handshake::Step::Close => self.state = State::Closed,
                         super::handshake::Step::Begin(transmission) => {
-                            self.input.grow(TRANSMISSION_SPACE);
+                            self.input.capacity = TRANSMISSION_SPACE;
                             self.state = State::Transmission(transmission);
                         }
                     }

@@ -327,8 +327,8 @@ impl<E: Engine> Worker<E> {
         };
         // SAFETY: the place is in the request's buffer, which is kept until the
         // payload is there, or in the session's input, which the session moves
-        // only in `space` and at the end of the handshake: neither is called
-        // while `receiving` says that the kernel writes there.
+        // only in `space`: not called while `receiving` says that the kernel
+        // writes there.
         unsafe {
             self.engine.start(Purpose::Receive(id).token(), Io::Receive { socket, into, length })
         }

@@ -1,0 +1,233 @@
+//! Other people's NBD clients against the whole program, on both engines.
+
+mod fixture;
+
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use fixture::{Bench, engines, run, skip, succeed, text};
+
+#[test]
+fn nbdinfo_sees_what_is_served() {
+    const TEST: &str = "nbdinfo_sees_what_is_served";
+    for engine in engines() {
+        let bench = Bench::new(64);
+        let image = bench.image();
+        let other = format!("other={}", image.display());
+        let _server = bench.serve(&["--engine", engine, "--export", &other]);
+        let uri = bench.uri();
+        let Some(told) = succeed(TEST, "nbdinfo", &["--json", &uri]) else { return };
+        for fact in [
+            "\"export-size\": 67108864",
+            "\"can_multi_conn\": true",
+            "\"can_fua\": true",
+            "\"can_trim\": true",
+            "\"can_zero\": true",
+            "\"can_fast_zero\": true",
+            "\"can_df\": true",
+            "\"block_size_minimum\": 512",
+            "\"block_size_maximum\": 33554432",
+        ] {
+            assert!(told.contains(fact), "{fact}: {told}");
+        }
+        let Some(list) = succeed(TEST, "nbdinfo", &["--list", &uri]) else { return };
+        assert!(list.contains("export=\"other\""), "{list}");
+        let Some(map) = succeed(TEST, "nbdinfo", &["--map", &uri]) else { return };
+        assert!(map.contains("hole,zero"), "{map}");
+    }
+}
+
+#[test]
+fn nbdcopy_brings_an_image_in_and_out_unchanged() {
+    const TEST: &str = "nbdcopy_brings_an_image_in_and_out_unchanged";
+    for engine in engines() {
+        let bench = Bench::new(48);
+        let source = bench.path("source");
+        let mut random = sim::Random::new(1);
+        let mut bytes = vec![0; 48 << 20];
+        for chunk in bytes.chunks_mut(8).step_by(3) {
+            chunk.copy_from_slice(&random.next().to_le_bytes()[..chunk.len()]);
+        }
+        bytes[(20 << 20)..(28 << 20)].fill(0);
+        std::fs::write(&source, &bytes).unwrap();
+        let _server = bench.serve(&["--engine", engine]);
+        let (uri, back) = (bench.uri(), bench.path("back"));
+        let many = ["--connections=4", "--flush"];
+        if succeed(TEST, "nbdcopy", &[many[0], many[1], text(&source), &uri]).is_none() {
+            return;
+        }
+        succeed(TEST, "nbdcopy", &[many[0], &uri, text(&back)]);
+        assert!(std::fs::read(&back).unwrap() == bytes, "{engine}: what came back differs");
+        assert!(std::fs::read(bench.image()).unwrap() == bytes);
+    }
+}
+
+#[test]
+fn qemu_img_converts_compares_and_maps() {
+    const TEST: &str = "qemu_img_converts_compares_and_maps";
+    for engine in engines() {
+        let bench = Bench::new(32);
+        let source = bench.path("source.qcow2");
+        let uri = bench.uri();
+        let _server = bench.serve(&["--engine", engine]);
+        let made = succeed(TEST, "qemu-img", &["create", "-f", "qcow2", text(&source), "32M"]);
+        if made.is_none() {
+            return;
+        }
+        let writes = ["-c", "write -P 5 1M 3M", "-c", "write -P 6 20M 64k"];
+        succeed(TEST, "qemu-io", &[&writes[..], &[text(&source)]].concat());
+        succeed(TEST, "qemu-img", &["convert", "-n", "-O", "raw", text(&source), &uri]);
+        let compared = succeed(TEST, "qemu-img", &["compare", text(&source), &uri]).unwrap();
+        assert!(compared.contains("identical"), "{compared}");
+        let map = succeed(TEST, "qemu-img", &["map", "--output=json", &uri]).unwrap();
+        assert!(map.contains("\"zero\": true") && map.contains("\"data\": true"), "{map}");
+        succeed(TEST, "qemu-img", &["bench", "-w", "-c", "2000", "-d", "32", "-f", "raw", &uri]);
+    }
+}
+
+#[test]
+fn qemu_io_reads_the_patterns_it_wrote() {
+    const TEST: &str = "qemu_io_reads_the_patterns_it_wrote";
+    for engine in engines() {
+        let bench = Bench::new(16);
+        let _server = bench.serve(&["--engine", engine]);
+        let script = [
+            "write -P 7 4096 1M",
+            "write -f -P 9 512 1536",
+            "flush",
+            "read -P 7 4096 1M",
+            "read -P 9 512 1536",
+            "read -P 0 0 512",
+            "read -P 0 2048 2048",
+            "write -z 64k 64k",
+            "read -P 0 64k 64k",
+            "write -z -u 256k 128k",
+            "read -P 0 256k 128k",
+            "discard 512k 256k",
+            "read -P 7 1M 4k",
+            "aio_write -P 1 2M 64k",
+            "aio_write -P 2 2M 64k",
+            "aio_flush",
+            "read -P 2 2M 64k",
+        ];
+        let uri = bench.uri();
+        let commands = script.iter().flat_map(|c| ["-c", c]);
+        let arguments: Vec<&str> =
+            ["-f", "raw"].into_iter().chain(commands).chain([&*uri]).collect();
+        let Some(told) = succeed(TEST, "qemu-io", &arguments) else { return };
+        assert!(!told.contains("failed"), "{engine}: {told}");
+    }
+}
+
+#[test]
+fn fio_verifies_what_it_wrote() {
+    const TEST: &str = "fio_verifies_what_it_wrote";
+    for engine in engines() {
+        let bench = Bench::new(48);
+        let _server = bench.serve(&["--engine", engine]);
+        let uri = format!("--uri={}", bench.uri());
+        let arguments = [
+            "--name=v",
+            "--ioengine=nbd",
+            &uri,
+            "--rw=randwrite",
+            "--bsrange=512-128k",
+            "--size=48M",
+            "--io_size=48M",
+            "--iodepth=16",
+            "--verify=crc32c",
+            "--verify_fatal=1",
+            "--do_verify=1",
+        ];
+        if succeed(TEST, "fio", &arguments).is_none() {
+            return;
+        }
+    }
+}
+
+/// Every command and flag that libnbd knows, by a script of its Python binding.
+#[test]
+fn libnbd_drives_every_command_and_flag() {
+    const TEST: &str = "libnbd_drives_every_command_and_flag";
+    const PYTHON: &str = "/usr/bin/python3";
+    match run(TEST, PYTHON, &["-c", "import nbd"]) {
+        Some(output) if !output.status.success() => {
+            return skip(TEST, "python3-libnbd is not installed");
+        }
+        None => return,
+        Some(_) => {}
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/libnbd.py");
+    for engine in engines() {
+        let bench = Bench::new(16);
+        let read_only = format!("ro={}", bench.image().display());
+        let _server = bench.serve(&["--engine", engine, "--export", &read_only]);
+        succeed(TEST, PYTHON, &[script, text(&bench.socket())]);
+    }
+}
+
+/// The client waits for the server's return, sends again what was not answered,
+/// and sees no error.
+#[test]
+fn qemu_goes_on_after_kill_9() {
+    const TEST: &str = "qemu_goes_on_after_kill_9";
+    for engine in engines() {
+        let bench = Bench::new(16);
+        let server = bench.serve(&["--engine", engine]);
+        let image = format!(
+            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30",
+            bench.socket().display()
+        );
+        let client = Command::new("qemu-io")
+            .args(["--image-opts", &image])
+            .args(["-c", "write -P 8 0 1M", "-c", "sleep 600"])
+            .args(["-c", "write -P 9 1M 1M", "-c", "flush"])
+            .args(["-c", "read -P 8 0 1M", "-c", "read -P 9 1M 1M"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(client) = client else { return skip(TEST, "qemu-io is not installed") };
+        std::thread::sleep(Duration::from_millis(300));
+        server.kill();
+        std::thread::sleep(Duration::from_millis(1000));
+        let server = bench.serve(&["--engine", engine]);
+        let output = client.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!told.contains("failed") && !told.contains("rror"), "{engine}: {told}");
+        server.terminate();
+    }
+}
+
+#[test]
+fn a_read_only_export_refuses_changes_and_serves_reads() {
+    const TEST: &str = "a_read_only_export_refuses_changes_and_serves_reads";
+    for engine in engines() {
+        let bench = Bench::new(1);
+        std::fs::write(bench.image(), vec![3; 1 << 20]).unwrap();
+        let _server = bench.serve(&["--engine", engine, "--read-only"]);
+        let uri = bench.uri();
+        let read = succeed(TEST, "qemu-io", &["-r", "-f", "raw", "-c", "read -P 3 0 1M", &uri]);
+        let Some(read) = read else { return };
+        assert!(!read.contains("failed"), "{read}");
+        let Some(write) = run(TEST, "qemu-io", &["-f", "raw", "-c", "write 0 4k", &uri]) else {
+            return;
+        };
+        assert!(!write.status.success());
+        assert!(std::fs::read(bench.image()).unwrap().iter().all(|b| *b == 3));
+    }
+}
+
+#[test]
+fn tcp_serves_as_a_socket_does() {
+    const TEST: &str = "tcp_serves_as_a_socket_does";
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let _server = bench.serve(&["--engine", engine, "--tcp", &free.to_string()]);
+        let uri = format!("nbd://{free}");
+        let script = ["-f", "raw", "-c", "write -P 4 0 2M", "-c", "read -P 4 0 2M", &uri];
+        let Some(told) = succeed(TEST, "qemu-io", &script) else { return };
+        assert!(!told.contains("failed"), "{told}");
+    }
+}
