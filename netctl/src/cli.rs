@@ -123,7 +123,7 @@ impl Cli {
         let Self { place, output, command } = self;
         let session = || Session::new(place, *output);
         match command {
-            Command::Up(up) => up::run(place, up),
+            Command::Up(up) => up::run(place, up, *output),
             Command::Down(down) => down::run(place, down),
             Command::Status(_) => report::run(place, *output),
             Command::Doctor => doctor::run(*output),

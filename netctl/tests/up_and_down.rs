@@ -402,25 +402,49 @@ fn a_teardown_that_fails_says_what_is_left() {
 #[test]
 fn what_this_machine_lacks_is_said_a_line_each_and_nothing_is_started() {
     let Some(host) = Host::new("what_this_machine_lacks", 'k') else { return };
-    fs::remove_file(host.path("libexec/agent")).unwrap();
     fs::create_dir(host.path("run")).unwrap();
     fs::write(host.path("run/thesis.tex"), b"x").unwrap();
-    let error = host.fails(
-        &[
-            "up",
-            "--uplink",
-            "nodev0",
-            "--uplink-gateway",
-            "192.0.2.1",
-            "--elastic-range",
-            "192.0.2.128/25",
-        ],
-        2,
-    );
-    for part in ["libexec/agent", "not Hostplane's", "no such device"] {
+    let error = host.fails(&["up"], 2);
+    assert!(error.contains("not Hostplane's") && error.contains("--run-dir"), "{error}");
+    fs::remove_dir_all(host.path("run")).unwrap();
+
+    fs::remove_file(host.path("libexec/agent")).unwrap();
+    let words = ["up", "--uplink", "nodev0", "--uplink-gateway", "192.0.2.1", "--elastic-range"];
+    let error = host.fails(&[&words[..], &["192.0.2.128/25"]].concat(), 2);
+    for part in ["libexec/agent", "no such device"] {
         assert!(error.contains(part), "{part}: {error}");
     }
-    fs::remove_file(host.path("run/thesis.tex")).unwrap();
-    fs::remove_dir(host.path("run")).unwrap();
+    assert!(!host.path("state").exists(), "a refused start leaves an empty directory");
     host.assert_nothing_left();
+}
+
+#[test]
+fn two_ups_at_once_make_one_deployment() {
+    let Some(host) = Host::new("two_ups_at_once", 'l') else { return };
+    let answers = std::thread::scope(|scope| {
+        let ups: Vec<_> = (0..4).map(|_| scope.spawn(|| host.succeeds(&["up"]))).collect();
+        ups.into_iter().map(|up| up.join().unwrap()).collect::<BTreeSet<_>>()
+    });
+    assert_eq!(answers.len(), 1);
+    let supervisors = host.inventory().iter().filter(|i| i.contains(" supervise ")).count();
+    assert_eq!(supervisors, 1);
+    host.succeeds(&["down"]);
+    host.assert_nothing_left();
+}
+
+#[test]
+fn two_deployments_stand_side_by_side() {
+    let Some(one) = Host::new("two_deployments_stand_side_by_side", 'm') else { return };
+    one.succeeds(&["up"]);
+    // The second lives in the first one's network, and takes another subnet.
+    let Some(mut two) = Host::new("two_deployments_stand_side_by_side", 'n') else { return };
+    let own = std::mem::replace(&mut two.namespace, one.namespace.clone());
+    two.before = two.inventory();
+    let json = two.succeeds(&["up", "--listen", "127.0.0.1:8774", "--json"]);
+    assert!(json.contains("198.18.0.128/25"), "{json}");
+    one.succeeds(&["down"]);
+    two.succeeds(&["status"]);
+    two.succeeds(&["down"]);
+    two.namespace = own;
+    one.assert_nothing_left();
 }

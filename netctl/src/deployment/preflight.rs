@@ -19,20 +19,27 @@ pub const KERNEL_MIN: (u32, u32) = (6, 6);
 
 pub const BPFFS: &str = "/sys/fs/bpf";
 
+/// Checks that both directories are ours or free to take. It comes before all
+/// else, since a lock needs a directory.
+pub fn check_directories(deployment: &Deployment) -> Outcome {
+    let lines: Vec<String> = [
+        directory("run", deployment.run_dir(), &deployment.config_file()),
+        directory("state", deployment.state_dir(), &deployment.state_marker()),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if lines.is_empty() { Ok(()) } else { Err(Failure::Unfit(lines)) }
+}
+
 /// Checks everything that `up` needs before it changes anything.
-pub fn check(deployment: &Deployment, config: &Config) -> Outcome {
-    if let Some(line) = not_root() {
-        // Whatever else were said would be said for want of root.
-        return Err(Failure::unfit(line));
-    }
+pub fn check(config: &Config) -> Outcome {
     let mut lines: Vec<String> = [
         kernel(),
         tun(),
         program("qemu-system-x86_64", "qemu-system-x86"),
         program("ip", "iproute2"),
         bpffs(),
-        directory("run", deployment.run_dir(), &deployment.config_file()),
-        directory("state", deployment.state_dir(), &deployment.state_marker()),
         port(config.listen),
     ]
     .into_iter()

@@ -41,7 +41,8 @@ impl Identity {
     pub fn own(program: Option<&Path>) -> io::Result<Self> {
         let pid = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let stat = Stat::read(pid)?;
-        let mut executables = vec![fs::read_link("/proc/self/exe")?];
+        let mut executables =
+            vec![executable(pid).ok_or_else(|| io::Error::other("/proc/self/exe cannot be read"))?];
         if let Some(program) = program {
             executables.push(fs::canonicalize(program)?);
         }

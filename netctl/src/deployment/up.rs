@@ -3,8 +3,8 @@
 
 use std::fs::{self, File};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use super::process::{Identity, end_by_file};
 use super::supervise::{DaemonPicture, Phase, Picture};
 use super::{preflight, report, uplink};
 use crate::failure::{Failure, Outcome};
-use crate::output;
+use crate::output::{self, Format};
 use crate::waiting::{self, now};
 
 /// How often the supervisor's picture is looked at while daemons start.
@@ -96,13 +96,13 @@ struct Endpoint<'a> {
     access_key_id: &'a str,
     secret_access_key: &'a str,
     region: &'a str,
-    run_dir: &'a std::path::Path,
+    run_dir: &'a Path,
     elastic_range: Ipv4Net,
     /// `null` where the uplink is the user's.
     internet_namespace: Option<String>,
 }
 
-pub fn run(place: &Place, up: &Up) -> Outcome {
+pub fn run(place: &Place, up: &Up, format: Format) -> Outcome {
     let deployment = place.deployment()?;
     if let Some(line) = preflight::not_root() {
         return Err(Failure::unfit(line));
@@ -111,7 +111,11 @@ pub fn run(place: &Place, up: &Up) -> Outcome {
     let is_ours = running.is_none();
     let config = match running {
         Some(config) => {
-            let wanted = wanted(&deployment, up)?;
+            let wanted = Config {
+                libexec: config.libexec.clone(),
+                host: config.host.clone(),
+                ..wanted(&deployment, up)?
+            };
             output::note("already up");
             if wanted != config {
                 output::note(&format!(
@@ -124,7 +128,7 @@ pub fn run(place: &Place, up: &Up) -> Outcome {
         None => start(&deployment, up)?,
     };
     wait_until_ready(&deployment, &config, place, is_ours)?;
-    tell(&deployment, &config, up.json)
+    tell(&deployment, &config, up.json || format == Format::Json)
 }
 
 /// The configuration of the supervisor that is alive, if one is.
@@ -134,37 +138,50 @@ fn running(deployment: &Deployment) -> Outcome<Option<Config>> {
 }
 
 fn start(deployment: &Deployment, up: &Up) -> Outcome<Config> {
-    let config = wanted(deployment, up)?;
-    preflight_after_crash(deployment, &config)?;
-    let failed =
-        |what: &str, e: &dyn std::fmt::Display| Failure::failed(format!("{what}: prepare: {e}"));
-    for dir in [deployment.run_dir(), deployment.state_dir()] {
+    preflight::check_directories(deployment)?;
+    let failed = |what: &Path, e: &dyn std::fmt::Display| {
+        Failure::failed(format!("{}: prepare: {e}", what.display()))
+    };
+    let own = [deployment.run_dir(), deployment.state_dir()];
+    for dir in own {
         // Guests run as users of their own, and must reach their own files below.
         fs::create_dir_all(dir)
             .and_then(|()| fs::set_permissions(dir, fs::Permissions::from_mode(0o755)))
-            .map_err(|e| failed(&dir.display().to_string(), &e))?;
+            .map_err(|e| failed(dir, &e))?;
     }
     let _alone = lock(deployment)?;
     if let Some(config) = running(deployment)? {
         // Another `up` was faster.
         return Ok(config);
     }
+    let fit = wanted(deployment, up)
+        .and_then(|config| preflight_after_crash(deployment, &config).map(|()| config));
+    let config = match fit {
+        Ok(config) => config,
+        Err(failure) => {
+            for dir in own {
+                // Only if it is empty, which is how we made it.
+                let _ = fs::remove_dir(dir);
+            }
+            return Err(failure);
+        }
+    };
     // The marks come first: whatever is made after them, `down` knows as ours.
     write_json(&deployment.config_file(), &config)?;
     let mark = Mark { name: config.name.clone(), own_subnet: config.uplink.own_subnet };
     write_json(&deployment.state_marker(), &mark)?;
     for dir in ["pids", "log"] {
         let dir = deployment.run_dir().join(dir);
-        fs::create_dir_all(&dir).map_err(|e| failed(&dir.display().to_string(), &e))?;
+        fs::create_dir_all(&dir).map_err(|e| failed(&dir, &e))?;
     }
     match fs::remove_file(deployment.status_file()) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(failed(&deployment.status_file().display().to_string(), &e));
+            return Err(failed(&deployment.status_file(), &e));
         }
         _ => {}
     }
     uplink::make(deployment, &config.uplink)?;
-    spawn_supervisor(deployment).map_err(|e| failed("supervisor", &e))?;
+    spawn_supervisor(deployment).map_err(|e| failed(Path::new("supervisor"), &e))?;
     wait_for_supervisor(deployment)?;
     Ok(config)
 }
@@ -173,7 +190,7 @@ fn start(deployment: &Deployment, up: &Up) -> Outcome<Config> {
 /// ended before the port is judged.
 fn preflight_after_crash(deployment: &Deployment, config: &Config) -> Outcome {
     end_by_file(&deployment.pid_file("control"))?;
-    preflight::check(deployment, config)
+    preflight::check(config)
 }
 
 /// One `up` or `down` of a deployment at a time.
@@ -182,8 +199,17 @@ pub fn lock(deployment: &Deployment) -> Outcome<Flock<File>> {
     let failed = |e: &dyn std::fmt::Display| {
         Failure::failed(format!("state directory {}: lock: {e}", dir.display()))
     };
-    let file = File::open(dir).map_err(|e| failed(&e))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(&e))
+    loop {
+        let file = File::open(dir).map_err(|e| failed(&e))?;
+        let held = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, e)| failed(&e))?;
+        // Meanwhile `down --purge` may have removed the directory that we waited
+        // for; a lock on what is no longer there keeps nobody out.
+        let inode = |meta: std::io::Result<fs::Metadata>| meta.map(|m| m.ino());
+        let now = inode(fs::metadata(dir)).map_err(|e| failed(&e))?;
+        if inode(held.metadata()).is_ok_and(|waited_for| waited_for == now) {
+            return Ok(held);
+        }
+    }
 }
 
 fn wanted(deployment: &Deployment, up: &Up) -> Outcome<Config> {
