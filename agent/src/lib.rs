@@ -1,0 +1,31 @@
+//! The agent: one a host. It brings the host to what control wants: volumes,
+//! network, guests. It owns QEMU and the machine images; volumes and packets are
+//! the block server's and the dataplane's, which it asks over their sockets.
+//!
+//! ```text
+//!   control ──desired──▶ host (one owner, one queue) ──events──▶ lifecycle (pure)
+//!           ◀─observed──   │   ▲                     ◀─effects──
+//!                          v   │ results
+//!              block-server, dataplane, qemu (shell)
+//! ```
+//! What may never be true: that a guest, a flow or a volume suffers because the
+//! agent, control, or the way between them is gone.
+
+#![deny(unsafe_code)]
+
+pub mod image;
+pub mod lifecycle;
+pub mod qemu;
+
+/// Says that a test did not run, and why: on stderr and in the file that
+/// `HOSTPLANE_SKIPPED` names.
+#[doc(hidden)]
+pub fn skipped(test: &str, reason: &str) {
+    use std::io::Write;
+    let line = format!("SKIPPED {test}: {reason}\n");
+    eprint!("{line}");
+    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
+    }
+}

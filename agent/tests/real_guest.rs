@@ -1,0 +1,222 @@
+//! Real QEMU, real kernel, real guest: the shell against the world.
+//!
+//! The root disk comes over NBD from `qemu-nbd` here, so that this crate's tests
+//! need no other daemon of ours; the end-to-end tests use the block server.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::time::{Duration, Instant};
+
+use agent::image::{self, Store};
+use agent::lifecycle::{Effect, Event, GuestRun, MachineEvent, StartDisk};
+use agent::qemu::{Choice, Context, Hypervisor, Qemu};
+use model::{InstanceId, VolumeId};
+use rpc::{Deployment, host};
+use tokio::sync::mpsc;
+
+/// Patience with a guest on a loaded machine.
+const GUEST_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// Why real guests cannot run here, if they cannot.
+fn obstacle() -> Option<String> {
+    if !nix::unistd::geteuid().is_root() {
+        return Some("needs root".into());
+    }
+    for program in ["qemu-system-x86_64", "qemu-nbd", "apt-get", "mke2fs"] {
+        let mut version = Command::new(program);
+        version.arg("--version").stderr(Stdio::null()).stdout(Stdio::null());
+        if version.status().is_err() {
+            return Some(format!("{program} is not installed"));
+        }
+    }
+    None
+}
+
+/// The image is built once for all tests.
+static IMAGES: LazyLock<Store> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let store = Store::open(folder.join("images")).unwrap();
+    store.delete("tiny").unwrap();
+    image::build_tiny(&store, "tiny", &folder.join("packages")).unwrap();
+    store
+});
+
+struct World {
+    dir: tempfile::TempDir,
+    deployment: Deployment,
+    servers: Vec<Child>,
+    sockets: BTreeMap<VolumeId, PathBuf>,
+}
+
+impl World {
+    fn new(name: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Instances' users must reach the block sockets.
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
+        let deployment =
+            Deployment::new(name, dir.path().join("state"), dir.path().join("run")).unwrap();
+        Self { dir, deployment, servers: Vec::new(), sockets: BTreeMap::new() }
+    }
+
+    /// A volume, from the image or empty, served over NBD.
+    fn volume(&mut self, number: u128, image: Option<&str>) -> VolumeId {
+        let id = VolumeId::from_random(number);
+        let file = self.dir.path().join(id.to_string());
+        match image {
+            Some(name) => drop(std::fs::copy(IMAGES.root_of(name).unwrap(), &file).unwrap()),
+            None => std::fs::File::create(&file).unwrap().set_len(64 << 20).unwrap(),
+        }
+        let socket = self.dir.path().join(format!("{id}.sock"));
+        let mut server = Command::new("qemu-nbd");
+        server
+            .args(["-f", "raw", "-t", "-e", "4", "-x", &id.to_string(), "-k"])
+            .arg(&socket)
+            .arg(&file);
+        self.servers.push(server.spawn().unwrap());
+        eventually("qemu-nbd listens", || socket.exists());
+        std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
+        self.sockets.insert(id, socket);
+        id
+    }
+
+    fn context(&self) -> Context {
+        Context { uid: 200_017, sockets: self.sockets.clone() }
+    }
+
+    fn qemu(&self) -> (Qemu, mpsc::Receiver<(InstanceId, Event)>) {
+        let (reports, inbox) = mpsc::channel(256);
+        let accelerator = Choice {
+            accelerator: agent::qemu::Accelerator::Tcg,
+            reason: "tests".into(),
+            kvm_group: None,
+        };
+        let launcher = PathBuf::from(env!("CARGO_BIN_EXE_agent"));
+        (Qemu::new(self.deployment.clone(), IMAGES.clone(), launcher, accelerator, reports), inbox)
+    }
+
+    fn console(&self, id: InstanceId) -> String {
+        let path = self.deployment.state_of("agent").join(format!("instances/{id}/console.log"));
+        String::from_utf8_lossy(&std::fs::read(path).unwrap_or_default()).into_owned()
+    }
+
+    fn await_console(&self, id: InstanceId, text: &str) {
+        eventually_or(
+            &format!("the console says `{text}`"),
+            || self.console(id).contains(text),
+            || {
+                let log = self.deployment.run_dir().join(format!("agent/{id}/qemu.log"));
+                format!(
+                    "console:\n{}\nlog:\n{}",
+                    self.console(id),
+                    std::fs::read_to_string(log).unwrap_or_default()
+                )
+            },
+        );
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+    }
+}
+
+async fn next(events: &mut mpsc::Receiver<(InstanceId, Event)>) -> Event {
+    tokio::time::timeout(GUEST_TIMEOUT, events.recv()).await.expect("no event in time").unwrap().1
+}
+
+fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_or(what, condition, String::new);
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's patience with a real guest")]
+fn eventually_or(what: &str, mut condition: impl FnMut() -> bool, state: impl Fn() -> String) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(
+            start.elapsed() < GUEST_TIMEOUT,
+            "not within {GUEST_TIMEOUT:?}: {what}\n{}",
+            state()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn wish(id: InstanceId, volumes: &[VolumeId]) -> host::Instance {
+    host::Instance {
+        id,
+        run: host::Run::Running,
+        starts: 1,
+        reboots: 0,
+        vcpus: 1,
+        memory_mib: 256,
+        image: "tiny".into(),
+        interfaces: Vec::new(),
+        volumes: volumes
+            .iter()
+            .enumerate()
+            .map(|(i, volume)| host::Attachment {
+                volume: *volume,
+                device: "/dev/sda".into(),
+                generation: 1,
+                boot: i == 0,
+            })
+            .collect(),
+        volumes_max: 26,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::disallowed_methods, reason = "measures the boot")]
+async fn a_guest_boots_and_powers_off_by_its_button() {
+    if let Some(reason) = obstacle() {
+        return agent::skipped("a_guest_boots_and_powers_off_by_its_button", &reason);
+    }
+    let mut world = World::new("agta");
+    let root = world.volume(1, Some("tiny"));
+    let id = InstanceId::from_random(0xa);
+    let (mut qemu, mut events) = world.qemu();
+    let disks = vec![StartDisk { volume: root, slot: 0, boot: true }];
+    let start = Instant::now();
+    qemu.perform(
+        id,
+        Effect::Start { epoch: 1, wish: Box::new(wish(id, &[root])), disks },
+        world.context(),
+    );
+    let event = next(&mut events).await;
+    let Event::Machine { event: MachineEvent::Seen(seen), .. } = event else {
+        panic!("{event:?}\n{}", world.console(id))
+    };
+    assert_eq!(seen.run, GuestRun::Running);
+    assert_eq!(seen.devices[&root].slot, 0);
+    world.await_console(id, "hostplane: initrd up");
+    println!("initrd after {:?}", start.elapsed());
+    world.await_console(id, "hostplane: init up");
+    println!("init after {:?}", start.elapsed());
+    world.await_console(id, "hostplane: host key");
+    println!("sshd after {:?}", start.elapsed());
+    // As the core does: a guest that still boots does not notice the button.
+    let event = loop {
+        qemu.perform(id, Effect::PowerDown, world.context());
+        if let Ok(event) = tokio::time::timeout(Duration::from_secs(3), events.recv()).await {
+            break event.unwrap().1;
+        }
+    };
+    assert!(matches!(event, Event::Machine { event: MachineEvent::GuestOff, .. }), "{event:?}");
+    qemu.perform(id, Effect::Quit, world.context());
+    let event = next(&mut events).await;
+    assert!(matches!(event, Event::Machine { event: MachineEvent::Exited, .. }), "{event:?}");
+    qemu.perform(id, Effect::CleanUp, world.context());
+    let event = next(&mut events).await;
+    assert!(
+        matches!(event, Event::Machine { event: MachineEvent::CleanedUp(Ok(())), .. }),
+        "{event:?}"
+    );
+    println!("{}", world.console(id));
+}
