@@ -47,7 +47,7 @@ impl Contender {
     }
 
     /// Why it cannot take part, where it cannot.
-    pub fn missing(self, transport: Transport) -> Option<String> {
+    pub fn missing(self) -> Option<String> {
         let absent = |program: &str| {
             machine::version(program, "--version")
                 .is_none()
@@ -61,7 +61,6 @@ impl Contender {
                 None => {
                     Some("block-server is not built (HOSTPLANE_BIN_DIR names its folder)".into())
                 }
-                Some(_) if transport == Transport::Tcp => Some("serves unix sockets only".into()),
                 Some(_) => None,
             },
         }
@@ -108,7 +107,7 @@ fn ours(address: &Address, file: &Path) -> anyhow::Result<Command> {
     command.arg("serve").arg("--file").arg(file);
     match address {
         Address::Unix(socket) => command.arg("--socket").arg(socket),
-        Address::Tcp(_) => anyhow::bail!("serves unix sockets only"),
+        Address::Tcp(port) => command.arg("--tcp").arg(format!("127.0.0.1:{port}")),
     };
     Ok(command)
 }

@@ -66,7 +66,7 @@ pub fn run(plan: &Plan, mut tell: impl FnMut(&str)) -> anyhow::Result<Results> {
             anyhow::ensure!(!interrupted(), "interrupted");
             let place = places[(turn + round) % places.len()];
             let figures = results.entry(place).or_default();
-            if let Some(missing) = place.contender.missing(place.transport) {
+            if let Some(missing) = place.contender.missing() {
                 figures.failure = Some(missing);
                 continue;
             }

@@ -40,7 +40,7 @@ pub fn header(plan: &Plan) -> String {
     };
     format!(
         "4 KiB over NBD, side by side\n\ncommand: {}\nrevision: {}\n{}versions: {}; {}; {}\n\
-         file: {} MiB, fully written, {}\n{} rounds of {} s each, alternating\n",
+         file: {} MiB, fully written, {}\nrounds: {}, of {} s a measurement, alternating\n",
         machine::command_line("block"),
         machine::revision(),
         machine::describe(),

@@ -26,7 +26,7 @@ pub fn header(plan: &Plan) -> String {
     let jit = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").unwrap_or_default();
     format!(
         "Nanoseconds a packet, side by side\n\ncommand: {}\nrevision: {}\n{}versions: {nft}; \
-         BPF JIT {}\n{} rounds and one to warm up, alternating; up to {} frames each\n",
+         BPF JIT {}\nrounds: {} and one to warm up, alternating; up to {} frames a measurement\n",
         machine::command_line("network"),
         machine::revision(),
         machine::describe(),
