@@ -388,8 +388,8 @@ fn draw_faults(random: &mut Random) -> Faults {
 }
 
 #[test]
-fn what_was_made_durable_survives_a_million_crashes() {
-    const CRASH_POINTS: u64 = 1_000_000;
+fn what_was_made_durable_survives_three_hundred_thousand_crashes() {
+    const CRASH_POINTS: u64 = 300_000;
     let first = seed_from_environment();
     eprintln!("SEED={first}");
     let (mut marks, mut seeds, mut points, mut lives) =

@@ -1,0 +1,255 @@
+//! The simulator believes our idea of a disk. One script, run by the same core
+//! on the simulated disk and on both real engines, must end the same on all.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use block_server::backing::Backing;
+use block_server::engine::threads::Threads;
+use block_server::engine::uring::Uring;
+use block_server::engine::{Buffer, Engine, FileId, Io, Pool, Wait};
+use block_server::volume::{Core, Geometry, Kind, Op, Outcome, Request, Ticket, Token};
+use sim::{Disk, Done, Random, seed_from_environment};
+
+const SIZE: u64 = 256 << 10;
+
+enum Below {
+    Simulated(Disk, BTreeMap<u64, (Ticket, usize)>, Random),
+    /// The descriptor is kept open for the engine.
+    Real(Box<dyn Engine>, FileId, #[expect(dead_code)] OwnedFd),
+}
+
+struct Run {
+    core: Core,
+    below: Below,
+    pool: Pool,
+    buffers: BTreeMap<Ticket, (Buffer, usize, usize)>,
+    zeros: Buffer,
+    running: usize,
+    next: Ticket,
+    told: Vec<(Ticket, Result<Vec<u8>, i32>)>,
+}
+
+impl Run {
+    fn new(below: Below, pool: Pool, alignment: u32) -> Self {
+        Self {
+            core: Core::new(Geometry { size: SIZE, alignment }, 0, None),
+            below,
+            zeros: pool.take(block_server::volume::ZEROS_MAX as usize),
+            pool,
+            buffers: BTreeMap::new(),
+            running: 0,
+            next: 0,
+            told: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, kind: Kind, offset: u64, length: u64, fua: bool) {
+        let ticket = self.next;
+        self.next += 1;
+        let layout = self.core.layout(kind, offset, length);
+        let mut buffer = self.pool.take(layout.capacity);
+        if kind == Kind::Write {
+            let payload = &mut buffer.bytes_mut()[layout.payload_at..][..length as usize];
+            for (index, byte) in payload.iter_mut().enumerate() {
+                *byte = (ticket as usize * 31 + index / 16) as u8;
+            }
+        }
+        self.buffers.insert(ticket, (buffer, layout.payload_at, length as usize));
+        self.core.submit(Request { ticket, kind, offset, length, fua, generation: None });
+    }
+
+    /// Until nothing runs. What was read is told, in the order of the tickets.
+    fn settle(&mut self) -> Vec<(Ticket, Result<Vec<u8>, i32>)> {
+        loop {
+            while let Some((token, op)) = self.core.next_op() {
+                self.start(token, op);
+            }
+            while let Some(reply) = self.core.next_reply() {
+                let (buffer, at, length) = self.buffers.remove(&reply.ticket).unwrap();
+                let length = length.min(buffer.capacity() - at);
+                let bytes = reply.result.map(|_| buffer.bytes()[at..at + length].to_vec());
+                self.told.push((reply.ticket, bytes));
+            }
+            if self.running == 0 {
+                let mut told = std::mem::take(&mut self.told);
+                told.sort_by_key(|(ticket, _)| *ticket);
+                return told;
+            }
+            self.reap();
+        }
+    }
+
+    fn start(&mut self, token: Token, op: Op) {
+        if let Op::Copy { ticket, from, to, length } = op {
+            let (buffer, ..) = self.buffers.get_mut(&ticket).unwrap();
+            return buffer.bytes_mut().copy_within(from..from + length, to);
+        }
+        self.running += 1;
+        let id = u64::from(token.0);
+        match &mut self.below {
+            Below::Simulated(disk, places, _) => match op {
+                Op::Read { ticket, at, offset, length } => {
+                    places.insert(id, (ticket, at));
+                    disk.start(id, sim::Op::Read { offset, length });
+                }
+                Op::Write { ticket, at, offset, length, durable } => {
+                    let data = self.buffers[&ticket].0.bytes()[at..at + length].to_vec();
+                    disk.start(id, sim::Op::Write { offset, data, durable });
+                }
+                Op::Punch { offset, length }
+                | Op::Zero { offset, length }
+                | Op::WriteZeros { offset, length } => {
+                    disk.start(id, sim::Op::Zero { offset, length: length as usize });
+                }
+                Op::Sync => disk.start(id, sim::Op::Sync),
+                other => unreachable!("the script asks for no {other:?}"),
+            },
+            Below::Real(engine, file, _) => {
+                let file = *file;
+                let mut place = |ticket, at: usize| {
+                    let (buffer, ..) = self.buffers.get_mut(&ticket).unwrap();
+                    buffer.bytes_mut()[at..].as_mut_ptr()
+                };
+                let keep = libc::FALLOC_FL_KEEP_SIZE;
+                let io = match op {
+                    Op::Read { ticket, at, offset, length } => {
+                        Io::Read { file, into: place(ticket, at), length, offset }
+                    }
+                    Op::Write { ticket, at, offset, length, durable } => {
+                        Io::Write { file, from: place(ticket, at), length, offset, durable }
+                    }
+                    Op::Punch { offset, length } => {
+                        let mode = keep | libc::FALLOC_FL_PUNCH_HOLE;
+                        Io::Allocate { file, mode, offset, length }
+                    }
+                    Op::Zero { offset, length } => {
+                        let mode = keep | libc::FALLOC_FL_ZERO_RANGE;
+                        Io::Allocate { file, mode, offset, length }
+                    }
+                    Op::WriteZeros { offset, length } => {
+                        let from = self.zeros.address().cast_const();
+                        Io::Write { file, from, length: length as usize, offset, durable: false }
+                    }
+                    Op::Sync => Io::Sync { file },
+                    other => unreachable!("the script asks for no {other:?}"),
+                };
+                // SAFETY: the buffers stay in the map until their reply, which
+                // follows the completion.
+                unsafe { engine.start(id, io) };
+            }
+        }
+    }
+
+    fn reap(&mut self) {
+        let mut ended = Vec::new();
+        match &mut self.below {
+            Below::Simulated(disk, places, random) => {
+                let (id, done) = disk.step(random).expect("something runs");
+                let outcome = match done {
+                    Done::Read(data) => {
+                        let (ticket, at) = places[&id];
+                        let (buffer, ..) = self.buffers.get_mut(&ticket).unwrap();
+                        buffer.bytes_mut()[at..at + data.len()].copy_from_slice(&data);
+                        Outcome::Done(data.len())
+                    }
+                    Done::Written(count) => Outcome::Done(count),
+                    Done::Synced => Outcome::Done(0),
+                    Done::Failed(errno) => Outcome::Failed(errno),
+                };
+                ended.push((id, outcome));
+            }
+            Below::Real(engine, ..) => {
+                let mut completions = Vec::new();
+                engine.reap(Wait::UpTo(Duration::from_secs(5)), &mut completions).unwrap();
+                assert!(!completions.is_empty(), "nothing came back within 5 s");
+                ended.extend(completions.into_iter().map(|c| {
+                    let failed = c.result < 0;
+                    let outcome = if failed {
+                        Outcome::Failed(-c.result)
+                    } else {
+                        Outcome::Done(c.result as usize)
+                    };
+                    (c.token, outcome)
+                }));
+            }
+        }
+        for (id, outcome) in ended {
+            self.running -= 1;
+            self.core.complete(Token(id as u32), outcome);
+        }
+    }
+}
+
+/// Rounds of changes that may overlap, each followed by reading everything.
+fn script(run: &mut Run, seed: u64) -> Vec<(Ticket, Result<Vec<u8>, i32>)> {
+    let mut random = Random::new(seed);
+    let mut told = Vec::new();
+    for _ in 0..40 {
+        for _ in 0..1 + random.below(8) {
+            let unit = if random.chance(50) { 4096 } else { 512 };
+            let offset = random.below(SIZE / unit) * unit;
+            let length = (1 + random.below(24)) * unit;
+            let length = length.min(SIZE - offset);
+            let kind = match random.below(8) {
+                0 => Kind::Flush,
+                1 => Kind::Zero { hole: true, fast: false },
+                2 => Kind::Zero { hole: false, fast: false },
+                _ => Kind::Write,
+            };
+            let fua = random.chance(20);
+            if kind == Kind::Flush {
+                run.submit(kind, 0, 0, false);
+            } else {
+                run.submit(kind, offset, length, fua);
+            }
+        }
+        told.extend(run.settle().into_iter().map(|(t, r)| (t, r.map(|_| Vec::new()))));
+        run.submit(Kind::Read, 0, SIZE, false);
+        let at = 512 * random.below(SIZE / 512 - 3);
+        run.submit(Kind::Read, at, 1024, false);
+        told.extend(run.settle());
+    }
+    told
+}
+
+#[test]
+fn the_simulated_disk_and_both_engines_agree() {
+    let seed = seed_from_environment();
+    eprintln!("SEED={seed}");
+    for alignment in [512, 4096] {
+        let disk = Disk::new(&vec![0; SIZE as usize], alignment as usize);
+        let simulated = Below::Simulated(disk, BTreeMap::new(), Random::new(seed));
+        let expected = script(&mut Run::new(simulated, Pool::new(), alignment), seed);
+        assert!(expected.iter().all(|(_, result)| result.is_ok()));
+        for name in ["io_uring", "threads"] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("disk.img");
+            std::fs::File::create(&path).unwrap().set_len(SIZE).unwrap();
+            let pool = Pool::new();
+            let made: std::io::Result<Box<dyn Engine>> = match name {
+                "threads" => Threads::new().map(|e| Box::new(e) as _),
+                _ => Uring::new(&pool).map(|e| Box::new(e) as _),
+            };
+            let mut engine = match made {
+                Ok(engine) => engine,
+                Err(error) => {
+                    eprintln!("SKIPPED the_simulated_disk_and_both_engines_agree: {name}: {error}");
+                    continue;
+                }
+            };
+            let backing = Backing::open(&path, false).unwrap();
+            let file = engine.add_file(backing.fd.as_fd());
+            let below = Below::Real(engine, file, backing.fd);
+            let told = script(&mut Run::new(below, pool, alignment), seed);
+            assert_eq!(told.len(), expected.len());
+            for ((ticket, real), (_, simulated)) in told.iter().zip(&expected) {
+                assert!(
+                    real == simulated,
+                    "{name}, alignment {alignment}: request {ticket} differs"
+                );
+            }
+        }
+    }
+}
