@@ -1,0 +1,116 @@
+//! What a host should be, derived whole from the state each time.
+
+use model::{GroupId, SecurityGroup};
+use rpc::dataplane;
+use rpc::host::{self, AttachedInterface, Desired};
+
+use super::{Context, instance::public_address, metadata};
+use crate::record::{Group, Instance, Interface};
+
+/// The name of a tap: `IFNAMSIZ` leaves fifteen bytes.
+fn tap_name(interface: &Interface) -> String {
+    let digits: String = interface.id.digits().chars().take(11).collect();
+    format!("tap{digits}")
+}
+
+/// Ethernet's own: what the uplink carries without asking.
+const MTU: u16 = 1500;
+
+/// Answers DNS beside the metadata service; EC2's link-local address for it.
+const DNS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 253);
+
+pub fn desired(context: &Context<'_>, host: &str) -> Desired {
+    let state = context.state;
+    let here = || state.instances.iter().filter(|i| i.host == host && i.terminated_ms.is_none());
+    let instances = here().map(|i| instance(i)).collect();
+    let volumes = state.volumes.iter().filter(|v| v.host == host).map(|v| host::Volume {
+        id: v.id,
+        size_bytes: v.size_gib * super::launch::GIB,
+        image: v.image_name.clone(),
+        deleted: v.deleted_ms.is_some(),
+    });
+    let interfaces = here().filter_map(|i| i.interface.as_ref().map(|n| interface(context, i, n)));
+    Desired {
+        revision: state.desired_revision,
+        instances,
+        volumes: volumes.collect(),
+        network: dataplane::Desired {
+            generation: state.desired_revision,
+            uplink: context.settings.uplink.clone(),
+            interfaces: interfaces.collect(),
+            groups: state.groups.iter().map(group).collect(),
+            elastic_ranges: context.settings.elastic_range.map(Into::into).into_iter().collect(),
+            blocklist: Vec::new(),
+        },
+    }
+}
+
+fn instance(instance: &Instance) -> host::Instance {
+    // Records name only types of the table; were one gone, its guests go on
+    // with the smallest size rather than stop.
+    let kind = model::instance_type::find(&instance.instance_type)
+        .unwrap_or_else(|| &model::instance_type::all()[0]);
+    let attached = instance.attachments.iter().filter(|a| !a.detaching);
+    let interfaces = instance.interface.iter().map(|interface| AttachedInterface {
+        id: interface.id,
+        device: tap_name(interface),
+        mac: interface.mac,
+    });
+    host::Instance {
+        id: instance.id,
+        run: instance.run,
+        starts: instance.starts,
+        reboots: instance.reboots,
+        vcpus: kind.vcpus,
+        memory_mib: kind.memory_mib,
+        image: instance.image_name.clone(),
+        interfaces: interfaces.collect(),
+        volumes: attached
+            .map(|a| host::Attachment {
+                volume: a.volume,
+                device: a.device.clone(),
+                generation: a.generation,
+                boot: a.boot,
+            })
+            .collect(),
+        volumes_max: kind.volumes_max,
+    }
+}
+
+fn interface(
+    context: &Context<'_>,
+    instance: &Instance,
+    interface: &Interface,
+) -> dataplane::Interface {
+    let [a, b, c, d] = interface.address.octets();
+    let subnet = context.state.subnets.get(interface.subnet).map(|s| s.cidr);
+    dataplane::Interface {
+        id: interface.id,
+        device: dataplane::Device::Tap { name: tap_name(interface), owner_uid: instance.uid },
+        mac: interface.mac,
+        vpc: interface.vpc,
+        address: interface.address,
+        subnet: subnet.unwrap_or_else(|| interface.address.into()),
+        elastic: public_address(context.state, instance),
+        groups: interface.groups.clone(),
+        source_check: interface.source_check,
+        dhcp: dataplane::Dhcp {
+            hostname: format!("ip-{a}-{b}-{c}-{d}"),
+            domain: format!("{}.compute.internal", context.settings.region),
+            dns: vec![DNS],
+            mtu: MTU,
+        },
+        metadata: Some(metadata::documents(context, instance, interface)),
+    }
+}
+
+fn group(group: &Group) -> SecurityGroup {
+    let rules = |rules: &[crate::record::GroupRule]| rules.iter().map(|r| r.rule.clone()).collect();
+    let id: GroupId = group.id;
+    SecurityGroup {
+        id,
+        vpc: group.vpc,
+        ingress: rules(&group.ingress),
+        egress: rules(&group.egress),
+    }
+}

@@ -1,0 +1,623 @@
+//! RunInstances: from a wish to records, all or none.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::net::Ipv4Addr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use model::{
+    GroupId, InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId,
+    security_group::GROUPS_AN_INTERFACE_MAX,
+};
+use rpc::host::Run;
+
+use super::instance::reservation;
+use super::lookup::{find, find_all};
+use super::{Answer, Context, Draft, place, tag};
+use crate::api::{ApiError, Params};
+use crate::record::{
+    Attachment, Finalizer, Image, Instance, Interface, KeyPair, Name, Subnet, Tags, Token, Volume,
+};
+
+/// A transaction has at most 128 operations, and an instance needs three
+/// records and one a further volume.
+const RECORDS_MAX: usize = 120;
+
+/// EC2's bound on the decoded text.
+const USER_DATA_BYTES_MAX: usize = 16 * 1024;
+
+/// The users that guests run as, one an instance: a range that neither Debian
+/// (policy 9.2.2) nor systemd (UIDS-GIDS.md) hands out.
+pub const UID_FIRST: u32 = 640_000;
+pub const UID_LAST: u32 = 659_999;
+
+/// Type where a request names none.
+const TYPE_DEFAULT: &str = "t3.micro";
+
+pub const GIB: u64 = 1 << 30;
+/// The largest gp3 volume.
+pub const VOLUME_GIB_MAX: u64 = 16_384;
+
+/// What a request asks for, read and checked.
+struct Wish<'a> {
+    image: &'a Image,
+    kind: &'static InstanceType,
+    key: Option<&'a KeyPair>,
+    subnet: &'a Subnet,
+    groups: Vec<GroupId>,
+    address: Option<Ipv4Addr>,
+    description: String,
+    volumes: Vec<NewVolume>,
+    user_data: Option<String>,
+    tags: Vec<Tags>,
+    count_min: usize,
+    count_max: usize,
+}
+
+#[derive(Clone)]
+struct NewVolume {
+    device: String,
+    size_gib: u64,
+    kind: String,
+    iops: Option<u64>,
+    throughput: Option<u64>,
+    delete_on_termination: bool,
+    boot: bool,
+}
+
+pub fn run_instances(
+    context: &Context<'_>,
+    params: &Params,
+    draft: &mut Draft,
+) -> Result<Answer, ApiError> {
+    let token = params.text("ClientToken").filter(|t| !t.is_empty());
+    let fingerprint = params.fingerprint(&["ClientToken", "DryRun"]);
+    if let Some(token) = token
+        && let Some(made) = redeem(context, "RunInstances", token, &fingerprint)?
+    {
+        return Ok(Box::new(move |context| reservation(context, &made)));
+    }
+    let wish = read(context, params)?;
+    let count = place::room(context, wish.kind.vcpus, wish.kind.memory_mib, wish.count_max);
+    if count < wish.count_min {
+        return Err(place::no_room(context, wish.kind.name));
+    }
+    let reservation_id = ReservationId::from_random(draft.bits());
+    let addresses = addresses(context, &wish, count)?;
+    let mut uids = free_uids(context);
+    for (index, address) in addresses.into_iter().enumerate() {
+        let uid = uids.next().ok_or_else(|| place::no_room(context, wish.kind.name))?;
+        let instance =
+            instance(context, params, draft, &wish, reservation_id, index as u32, address, uid)?;
+        draft.plan.put(context.state, &instance);
+    }
+    draft.plan.depends::<Image>(context.state, wish.image.id);
+    for group in &wish.groups {
+        draft.plan.depends::<crate::record::Group>(context.state, group);
+    }
+    let made = reservation_id.to_string();
+    if let Some(token) = token {
+        remember(context, draft, "RunInstances", token, fingerprint, &made);
+    }
+    Ok(Box::new(move |context| reservation(context, &made)))
+}
+
+/// What an earlier call with this token has made.
+pub fn redeem(
+    context: &Context<'_>,
+    action: &str,
+    token: &str,
+    fingerprint: &str,
+) -> Result<Option<String>, ApiError> {
+    match context.state.tokens.get(format!("{action}/{token}")) {
+        None => Ok(None),
+        Some(earlier) if earlier.fingerprint == fingerprint => Ok(Some(earlier.made.clone())),
+        Some(_) => Err(ApiError::new(
+            "IdempotentParameterMismatch",
+            "Arguments on this idempotent request are inconsistent with arguments used in previous request(s).",
+        )),
+    }
+}
+
+pub fn remember(
+    context: &Context<'_>,
+    draft: &mut Draft,
+    action: &str,
+    token: &str,
+    fingerprint: String,
+    made: &str,
+) {
+    let token = Token {
+        token: format!("{action}/{token}"),
+        fingerprint,
+        made: made.to_owned(),
+        created_ms: context.now_ms,
+    };
+    draft.plan.put(context.state, &token);
+}
+
+fn read<'a>(context: &Context<'a>, params: &Params) -> Result<Wish<'a>, ApiError> {
+    let state = context.state;
+    let (count_min, count_max) = counts(params)?;
+    let kind = instance_type(params.text("InstanceType").unwrap_or(TYPE_DEFAULT))?;
+    let user_data = user_data(params.text("UserData"))?;
+    check_unsupported(params)?;
+    let token = params.text("ClientToken").unwrap_or_default();
+    if token.chars().count() > 64 {
+        return Err(ApiError::invalid("The ClientToken has more than 64 characters."));
+    }
+    let tags = tag::specified(params, &["instance", "volume", "network-interface"])?;
+    let image = find::<Image>(state, params.need("ImageId")?)?;
+    let key = match params.text("KeyName").filter(|n| !n.is_empty()) {
+        None => None,
+        Some(name) => Some(super::key_pair::by_name(state, name)?),
+    };
+    let network = Network::read(params)?;
+    let subnet = match network.subnet {
+        Some(id) => find::<Subnet>(state, id)?,
+        None => default_subnet(context, params)?,
+    };
+    if subnet.zone != context.settings.zone {
+        return Err(ApiError::new("Unsupported", "The subnet is in a zone without hosts."));
+    }
+    let groups = network.groups(context, subnet)?;
+    let volumes = volumes(params, image, kind)?;
+    let each = 2 + volumes.len();
+    if count_min * each > RECORDS_MAX {
+        return Err(ApiError::new(
+            "InstanceLimitExceeded",
+            format!("At most {} such instances can be launched at once.", RECORDS_MAX / each),
+        ));
+    }
+    let count_max = count_max.min(RECORDS_MAX / each);
+    if network.address.is_some() && count_max > 1 {
+        return Err(ApiError::combination("A private address serves one instance only."));
+    }
+    let address = network.address;
+    let description = network.description;
+    Ok(Wish {
+        image,
+        kind,
+        key,
+        subnet,
+        groups,
+        address,
+        description,
+        volumes,
+        user_data,
+        tags,
+        count_min,
+        count_max,
+    })
+}
+
+fn counts(params: &Params) -> Result<(usize, usize), ApiError> {
+    let count = |name: &str| {
+        let number = params.number(name).ok_or_else(|| ApiError::missing(name))?;
+        usize::try_from(number).ok().filter(|n| *n > 0).ok_or_else(|| {
+            ApiError::invalid(format!(
+                "Value ({number}) for parameter {name} is invalid. It must be at least 1."
+            ))
+        })
+    };
+    let (min, max) = (count("MinCount")?, count("MaxCount")?);
+    if min > max {
+        return Err(ApiError::combination("MinCount must not be greater than MaxCount"));
+    }
+    Ok((min, max))
+}
+
+pub fn instance_type(name: &str) -> Result<&'static InstanceType, ApiError> {
+    let kind = model::instance_type::find(name).ok_or_else(|| {
+        ApiError::new("InvalidInstanceType", format!("The instance type '{name}' does not exist"))
+    })?;
+    if kind.arm {
+        return Err(ApiError::new(
+            "Unsupported",
+            format!("The instance type {name} is of the architecture arm64, the hosts are x86_64."),
+        ));
+    }
+    Ok(kind)
+}
+
+pub fn user_data(text: Option<&str>) -> Result<Option<String>, ApiError> {
+    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(None) };
+    let text: String = text.split_ascii_whitespace().collect();
+    let bytes = STANDARD.decode(&text).map_err(|_| {
+        ApiError::new("InvalidUserData.Malformed", "Invalid BASE64 encoding of user data.")
+    })?;
+    if bytes.len() > USER_DATA_BYTES_MAX {
+        return Err(ApiError::invalid(format!(
+            "User data is limited to {USER_DATA_BYTES_MAX} bytes"
+        )));
+    }
+    Ok(Some(text))
+}
+
+/// Parts of structures that are read otherwise: saying yes to what is not done
+/// would be a lie.
+fn check_unsupported(params: &Params) -> Result<(), ApiError> {
+    let refuse =
+        |what: &str| Err(ApiError::new("Unsupported", format!("{what} is not supported.")));
+    if let Some(placement) = params.inner("Placement") {
+        for name in placement.names() {
+            let harmless = match name {
+                "AvailabilityZone" => true,
+                "Tenancy" => placement.text(name) == Some("default"),
+                "GroupName" | "Affinity" | "HostId" => placement.text(name) == Some(""),
+                _ => false,
+            };
+            if !harmless {
+                return refuse(&format!("Placement.{name}"));
+            }
+        }
+    }
+    if let Some(options) = params.inner("MetadataOptions") {
+        if options.text("HttpTokens").is_some_and(|v| v != "required") {
+            return refuse(
+                "MetadataOptions.HttpTokens=optional: the metadata service is version 2 only; it",
+            );
+        }
+        if options.text("HttpEndpoint").is_some_and(|v| v != "enabled") {
+            return refuse("MetadataOptions.HttpEndpoint=disabled");
+        }
+    }
+    if params.inner("Monitoring").and_then(|m| m.flag("Enabled")) == Some(true) {
+        return refuse("Monitoring.Enabled");
+    }
+    Ok(())
+}
+
+fn default_subnet<'a>(context: &Context<'a>, params: &Params) -> Result<&'a Subnet, ApiError> {
+    let zone = params.inner("Placement").and_then(|p| p.text("AvailabilityZone"));
+    let zone = zone.filter(|z| !z.is_empty()).unwrap_or(&context.settings.zone);
+    if zone != context.settings.zone {
+        return Err(ApiError::invalid(format!("Invalid availability zone: [{zone}]")));
+    }
+    context.state.subnets.iter().find(|s| s.zone == zone && s.default).ok_or_else(|| {
+        ApiError::new(
+            "MissingInput",
+            "No subnets found for the default VPC. Please specify a subnet.",
+        )
+    })
+}
+
+/// The network part, said either at the top or by the first interface.
+#[derive(Default)]
+struct Network<'p> {
+    subnet: Option<&'p str>,
+    group_ids: Vec<&'p str>,
+    group_names: Vec<&'p str>,
+    address: Option<Ipv4Addr>,
+    description: String,
+}
+
+impl<'p> Network<'p> {
+    fn read(params: &'p Params) -> Result<Self, ApiError> {
+        let interfaces = params.structs("NetworkInterface");
+        let top = Self {
+            subnet: params.text("SubnetId").filter(|t| !t.is_empty()),
+            group_ids: params.texts("SecurityGroupId"),
+            group_names: params.texts("SecurityGroup"),
+            address: private_address(params.text("PrivateIpAddress"))?,
+            description: String::new(),
+        };
+        let Some(first) = interfaces.first() else { return Ok(top) };
+        if top.subnet.is_some()
+            || top.address.is_some()
+            || !top.group_ids.is_empty()
+            || !top.group_names.is_empty()
+        {
+            return Err(ApiError::combination(
+                "Network interfaces and an instance-level subnet ID, private IP address or security groups may not be specified on the same request",
+            ));
+        }
+        if interfaces.len() > 1 || first.number("DeviceIndex").is_some_and(|n| n != 0) {
+            return Err(ApiError::new(
+                "Unsupported",
+                "An instance has one network interface, with device index 0.",
+            ));
+        }
+        for name in first.names() {
+            let read = matches!(
+                name,
+                "DeviceIndex"
+                    | "SubnetId"
+                    | "SecurityGroupId"
+                    | "PrivateIpAddress"
+                    | "DeleteOnTermination"
+                    | "Description"
+                    | "AssociatePublicIpAddress"
+                    | "InterfaceType"
+                    | "NetworkCardIndex"
+            );
+            if !read {
+                return Err(ApiError::new(
+                    "Unsupported",
+                    format!("NetworkInterface.1.{name} is not supported."),
+                ));
+            }
+        }
+        if first.flag("DeleteOnTermination") == Some(false) {
+            return Err(ApiError::new("Unsupported", "An interface goes with its instance."));
+        }
+        if first.flag("AssociatePublicIpAddress") == Some(true) {
+            return Err(ApiError::new(
+                "Unsupported",
+                "Public addresses are given by AllocateAddress and AssociateAddress only.",
+            ));
+        }
+        Ok(Self {
+            subnet: first.text("SubnetId").filter(|t| !t.is_empty()),
+            group_ids: first.texts("SecurityGroupId"),
+            group_names: Vec::new(),
+            address: private_address(first.text("PrivateIpAddress"))?,
+            description: first.text("Description").unwrap_or_default().to_owned(),
+        })
+    }
+
+    fn groups(&self, context: &Context<'_>, subnet: &Subnet) -> Result<Vec<GroupId>, ApiError> {
+        let state = context.state;
+        let mut groups: Vec<GroupId> = Vec::new();
+        for group in find_all::<crate::record::Group>(state, &self.group_ids)? {
+            if group.vpc != subnet.vpc {
+                return Err(ApiError::invalid(format!(
+                    "Security group {} and subnet {} belong to different networks.",
+                    group.id, subnet.id
+                )));
+            }
+            groups.push(group.id);
+        }
+        for name in &self.group_names {
+            let group = super::group::by_name(state, subnet.vpc, name)?;
+            if !groups.contains(&group.id) {
+                groups.push(group.id);
+            }
+        }
+        if groups.is_empty() {
+            groups.push(super::group::by_name(state, subnet.vpc, "default")?.id);
+        }
+        if groups.len() > GROUPS_AN_INTERFACE_MAX {
+            return Err(ApiError::new(
+                "SecurityGroupsPerInterfaceLimitExceeded",
+                format!(
+                    "The maximum number of security groups per interface is {GROUPS_AN_INTERFACE_MAX}."
+                ),
+            ));
+        }
+        Ok(groups)
+    }
+}
+
+fn private_address(text: Option<&str>) -> Result<Option<Ipv4Addr>, ApiError> {
+    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(None) };
+    text.parse().map(Some).map_err(|_| ApiError::invalid(format!("Invalid IP address: {text}")))
+}
+
+fn volumes(
+    params: &Params,
+    image: &Image,
+    kind: &InstanceType,
+) -> Result<Vec<NewVolume>, ApiError> {
+    let image_gib = image.size_bytes.div_ceil(GIB).max(1);
+    let mut volumes = BTreeMap::new();
+    let root = NewVolume {
+        device: image.root_device.clone(),
+        size_gib: image_gib,
+        kind: "gp3".to_owned(),
+        iops: Some(3000),
+        throughput: Some(125),
+        delete_on_termination: true,
+        boot: true,
+    };
+    volumes.insert(image.root_device.clone(), root);
+    for mapping in params.structs("BlockDeviceMapping") {
+        let device = mapping.need("DeviceName")?.to_owned();
+        let invalid = |what: String| ApiError::new("InvalidBlockDeviceMapping", what);
+        if mapping.has("NoDevice") || mapping.has("VirtualName") {
+            return Err(invalid(format!("{device}: only Ebs is supported")));
+        }
+        let boot = device == image.root_device;
+        let ebs = mapping.inner("Ebs");
+        let size = match (ebs.and_then(|e| e.number("VolumeSize")), boot) {
+            (Some(size), _) => u64::try_from(size).unwrap_or(0),
+            (None, true) => image_gib,
+            (None, false) => return Err(invalid(format!("{device}: Ebs.VolumeSize is missing"))),
+        };
+        if boot && size < image_gib {
+            return Err(invalid(format!(
+                "Volume of size {size}GB is smaller than the image's root disk, expect size>= {image_gib}GB"
+            )));
+        }
+        if let Some(name) = ebs.and_then(|e| {
+            e.names().find(|n| {
+                matches!(*n, "SnapshotId" | "KmsKeyId" | "OutpostArn")
+                    || *n == "Encrypted" && e.flag(n) == Some(true)
+            })
+        }) {
+            return Err(ApiError::new("Unsupported", format!("Ebs.{name} is not supported.")));
+        }
+        let volume = super::volume::read_kind(ebs, size)?;
+        let delete = ebs.and_then(|e| e.flag("DeleteOnTermination")).unwrap_or(true);
+        let new = NewVolume {
+            device: device.clone(),
+            size_gib: size,
+            kind: volume.0,
+            iops: volume.1,
+            throughput: volume.2,
+            delete_on_termination: delete,
+            boot,
+        };
+        if !boot {
+            super::volume::check_device(&device)?;
+        }
+        if volumes.insert(device.clone(), new).is_some_and(|before| !before.boot) {
+            return Err(invalid(format!("{device} stands twice")));
+        }
+    }
+    if volumes.len() > kind.volumes_max as usize {
+        return Err(ApiError::new(
+            "AttachmentLimitExceeded",
+            format!("{} takes at most {} volumes.", kind.name, kind.volumes_max),
+        ));
+    }
+    let mut volumes: Vec<NewVolume> = volumes.into_values().collect();
+    volumes.sort_by_key(|v| !v.boot);
+    Ok(volumes)
+}
+
+/// EC2 keeps the first four addresses of a subnet and its last for itself.
+const RESERVED_FIRST: u32 = 4;
+
+fn addresses(
+    context: &Context<'_>,
+    wish: &Wish<'_>,
+    count: usize,
+) -> Result<Vec<Ipv4Addr>, ApiError> {
+    let subnet = wish.subnet;
+    let used: HashSet<Ipv4Addr> = used_addresses(context, subnet);
+    let first = u32::from(subnet.cidr.network()) + RESERVED_FIRST;
+    let last = u32::from(subnet.cidr.broadcast());
+    if let Some(address) = wish.address {
+        let number = u32::from(address);
+        if number < first || number >= last {
+            return Err(ApiError::invalid(format!(
+                "Address {address} does not fall within the subnet's address range"
+            )));
+        }
+        if used.contains(&address) {
+            return Err(ApiError::new(
+                "InvalidIPAddress.InUse",
+                format!("Address {address} is in use."),
+            ));
+        }
+        return Ok(vec![address]);
+    }
+    let free = (first..last).map(Ipv4Addr::from).filter(|a| !used.contains(a));
+    let found: Vec<Ipv4Addr> = free.take(count).collect();
+    if found.len() < count {
+        return Err(ApiError::new(
+            "InSufficientFreeAddressesInSubnet",
+            format!(
+                "There are not enough free addresses in subnet '{}' to satisfy the requested number of instances.",
+                subnet.id
+            ),
+        ));
+    }
+    Ok(found)
+}
+
+pub fn used_addresses(context: &Context<'_>, subnet: &Subnet) -> HashSet<Ipv4Addr> {
+    let interfaces = context.state.instances.iter().filter_map(|i| i.interface.as_ref());
+    interfaces.filter(|n| n.subnet == subnet.id).map(|n| n.address).collect()
+}
+
+pub fn private_name(interface: &Interface) -> String {
+    format!("private/{}/{}", interface.subnet, interface.address)
+}
+
+fn free_uids(context: &Context<'_>) -> impl Iterator<Item = u32> + use<> {
+    let held: HashSet<u32> = context
+        .state
+        .instances
+        .iter()
+        .filter(|i| i.terminated_ms.is_none())
+        .map(|i| i.uid)
+        .collect();
+    (UID_FIRST..=UID_LAST).filter(move |uid| !held.contains(uid))
+}
+
+#[expect(clippy::too_many_arguments, reason = "one call, all of it is the instance")]
+fn instance(
+    context: &Context<'_>,
+    params: &Params,
+    draft: &mut Draft,
+    wish: &Wish<'_>,
+    reservation: ReservationId,
+    launch_index: u32,
+    address: Ipv4Addr,
+    uid: u32,
+) -> Result<Instance, ApiError> {
+    let state = context.state;
+    let [instance_tags, volume_tags, interface_tags] = wish.tags.as_slice() else {
+        return Err(ApiError::internal("tag specifications are of three kinds"));
+    };
+    let id = InstanceId::from_random(draft.bits());
+    let interface = Interface {
+        id: InterfaceId::from_random(draft.bits()),
+        attachment: format!("eni-attach-{:017x}", draft.bits() >> 60),
+        mac: Mac::local_from_random(draft.bits() as u64),
+        vpc: wish.subnet.vpc,
+        subnet: wish.subnet.id,
+        address,
+        groups: wish.groups.clone(),
+        source_check: true,
+        description: wish.description.clone(),
+        attached_ms: context.now_ms,
+        tags: interface_tags.clone(),
+    };
+    draft.plan.put(state, &Name { name: private_name(&interface), owner: id.to_string() });
+    let mut attachments = Vec::new();
+    for new in &wish.volumes {
+        let volume = Volume {
+            id: VolumeId::from_random(draft.bits()),
+            size_gib: new.size_gib,
+            zone: context.settings.zone.clone(),
+            host: context.settings.host.clone(),
+            image_name: new.boot.then(|| wish.image.location.clone()),
+            kind: new.kind.clone(),
+            iops: new.iops,
+            throughput: new.throughput,
+            created_ms: context.now_ms,
+            generation: 1,
+            client_token: None,
+            tags: volume_tags.clone(),
+            deleted_ms: None,
+        };
+        draft.plan.put(state, &volume);
+        attachments.push(Attachment {
+            volume: volume.id,
+            device: new.device.clone(),
+            generation: 1,
+            boot: new.boot,
+            delete_on_termination: new.delete_on_termination,
+            attached_ms: context.now_ms,
+            detaching: false,
+        });
+    }
+    Ok(Instance {
+        id,
+        reservation,
+        launch_index,
+        image: wish.image.id,
+        image_name: wish.image.location.clone(),
+        instance_type: wish.kind.name.to_owned(),
+        key: wish.key.map(|k| k.id),
+        key_name: wish.key.map(|k| k.name.clone()),
+        host: context.settings.host.clone(),
+        zone: context.settings.zone.clone(),
+        launched_ms: context.now_ms,
+        run: Run::Running,
+        starts: 1,
+        reboots: 0,
+        uid,
+        interface: Some(interface),
+        attachments,
+        root_device: wish.image.root_device.clone(),
+        user_data: wish.user_data.clone(),
+        tags: instance_tags.clone(),
+        client_token: params.text("ClientToken").map(str::to_owned),
+        disable_api_termination: params.flag("DisableApiTermination").unwrap_or(false),
+        disable_api_stop: params.flag("DisableApiStop").unwrap_or(false),
+        terminate_on_shutdown: params.text("InstanceInitiatedShutdownBehavior")
+            == Some("terminate"),
+        transition: String::new(),
+        reason: Some(crate::record::Reason {
+            code: "pending".to_owned(),
+            message: "pending".to_owned(),
+        }),
+        deleted_ms: None,
+        finalizers: BTreeSet::from([Finalizer::Host]),
+        terminated_ms: None,
+    })
+}

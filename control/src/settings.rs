@@ -1,0 +1,31 @@
+//! What the daemon was told when it was started.
+
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub region: String,
+    pub zone: String,
+    /// The host that instances are placed on.
+    pub host: String,
+    pub uplink: Option<rpc::dataplane::Uplink>,
+    pub elastic_range: Option<Ipv4Net>,
+    /// Addresses of the range that others have: the uplink's own, its gateway.
+    pub elastic_reserved: Vec<Ipv4Addr>,
+    /// Where the API is reached: `http://127.0.0.1:8773`.
+    pub endpoint: String,
+}
+
+impl Settings {
+    /// The part of the store's keys that is this region's.
+    pub fn prefix(&self) -> String {
+        format!("/r/{}/", self.region)
+    }
+
+    /// A change of these changes what hosts must do.
+    pub fn fingerprint(&self) -> String {
+        format!("{:?} {} {}", self.uplink, self.region, self.zone)
+    }
+}
