@@ -13,9 +13,12 @@
 
 #![deny(unsafe_code)]
 
+pub mod host;
 pub mod image;
 pub mod lifecycle;
 pub mod qemu;
+pub mod serve;
+pub mod teardown;
 
 /// Says that a test did not run, and why: on stderr and in the file that
 /// `HOSTPLANE_SKIPPED` names.

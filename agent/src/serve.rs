@@ -1,0 +1,123 @@
+//! The agent's control socket (`rpc::agent`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use base64::Engine;
+use model::InstanceId;
+use rpc::agent::{BuildImage, Console, Image, ImportImage, Status};
+use rpc::{Deployment, Error};
+
+use crate::host::{Desk, Message};
+use crate::image::{self, Store};
+use crate::qemu::{Places, console};
+
+pub struct Reception {
+    pub deployment: Deployment,
+    pub images: Store,
+    /// Where packages are kept between builds.
+    pub packages: PathBuf,
+    pub desk: Desk,
+}
+
+type Shared = State<Arc<Reception>>;
+
+pub fn router(reception: Reception) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/instances/{id}/console", get(read_console))
+        .route("/v1/images", get(list_images))
+        .route("/v1/images/build", post(build_image))
+        .route("/v1/images/import", post(import_image))
+        .route("/v1/images/{name}", delete(delete_image))
+        .with_state(Arc::new(reception))
+}
+
+async fn status(State(reception): Shared) -> Result<Json<Status>, Error> {
+    let status = reception.desk.status().await;
+    status.map(Json).ok_or_else(|| Error::unavailable("agent: it is ending"))
+}
+
+async fn read_console(
+    State(reception): Shared,
+    Path(id): Path<String>,
+) -> Result<Json<Console>, Error> {
+    let id: InstanceId =
+        id.parse().map_err(|e: model::MalformedId| Error::refused(e.to_string()))?;
+    let places = Places::of(&reception.deployment, id);
+    if !places.state.is_dir() {
+        return Err(Error::not_found(format!(
+            "instance {id}: read its console: it is not on this host"
+        )));
+    }
+    let path = places.console();
+    blocking(move || {
+        let output = console::read(&path)
+            .map_err(|e| Error::unavailable(format!("instance {id}: read its console: {e}")))?;
+        let changed = std::fs::metadata(&path).and_then(|m| m.modified()).ok();
+        let since_epoch = changed.and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+        Ok(Console {
+            output_base64: base64::engine::general_purpose::STANDARD.encode(output),
+            changed_at_s: since_epoch.map_or(0, |d| d.as_secs()),
+        })
+    })
+    .await
+}
+
+async fn list_images(State(reception): Shared) -> Result<Json<Vec<Image>>, Error> {
+    blocking(move || Ok(reception.images.list()?.into_iter().map(Into::into).collect())).await
+}
+
+async fn build_image(
+    State(reception): Shared,
+    Json(build): Json<BuildImage>,
+) -> Result<Json<Image>, Error> {
+    if build.recipe != "tiny" {
+        return Err(Error::refused(format!(
+            "image {}: build: there is no recipe `{}`; there is `tiny`",
+            build.name, build.recipe
+        )));
+    }
+    let desk = reception.desk.clone();
+    let made = blocking(move || {
+        Ok(image::build_tiny(&reception.images, &build.name, &reception.packages)?.into())
+    })
+    .await?;
+    desk.tell(Message::ImagesChanged).await;
+    Ok(made)
+}
+
+async fn import_image(
+    State(reception): Shared,
+    Json(import): Json<ImportImage>,
+) -> Result<Json<Image>, Error> {
+    let desk = reception.desk.clone();
+    let made =
+        blocking(move || Ok(image::import(&reception.images, &import.file, &import.name)?.into()))
+            .await?;
+    desk.tell(Message::ImagesChanged).await;
+    Ok(made)
+}
+
+async fn delete_image(
+    State(reception): Shared,
+    Path(name): Path<String>,
+) -> Result<Json<()>, Error> {
+    let desk = reception.desk.clone();
+    let gone = blocking(move || Ok(reception.images.delete(&name)?)).await?;
+    desk.tell(Message::ImagesChanged).await;
+    Ok(gone)
+}
+
+/// Files and programs are waited for away from the event loop.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<Json<T>, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result.map(Json),
+        Err(e) => Err(Error::unavailable(format!("agent: the work was broken off: {e}"))),
+    }
+}
