@@ -78,6 +78,8 @@ pub struct Applier {
     accepted: Desired,
     /// Whether `accepted` was applied whole.
     applied: bool,
+    /// Why not, so that it is said once and not each second.
+    hindrance: Option<String>,
     flows: u64,
 }
 
@@ -93,8 +95,16 @@ impl Applier {
         let record = deployment.state_of("dataplane").join("desired.json");
         let accepted = record::read::<Desired>(&record)?.unwrap_or_default();
         let loaded = Loaded::open(deployment)?;
-        let mut applier =
-            Self { host, loaded, respond, record, accepted, applied: false, flows: 0 };
+        let mut applier = Self {
+            host,
+            loaded,
+            respond,
+            record,
+            accepted,
+            applied: false,
+            hindrance: None,
+            flows: 0,
+        };
         applier.finish();
         Ok(applier)
     }
@@ -135,10 +145,12 @@ impl Applier {
         if self.applied {
             return;
         }
-        if let Err(error) = self.bring_about(self.accepted.clone()) {
+        let hindrance = self.bring_about(self.accepted.clone()).err().map(|e| e.to_string());
+        if let Some(error) = hindrance.as_ref().filter(|h| self.hindrance.as_ref() != Some(h)) {
             let generation = self.accepted.generation;
-            tracing::error!(generation, %error, "not applied yet; the last tables stay");
+            tracing::error!(generation, error, "not applied yet; the last tables stay");
         }
+        self.hindrance = hindrance;
     }
 
     /// What is due each second.

@@ -50,10 +50,21 @@ fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    die_whole();
     match Arguments::parse().deed {
         Deed::Daemon(place) => daemon(&place.deployment()?),
         Deed::Teardown(place) => teardown(&place.deployment()?),
     }
+}
+
+/// A thread that panics ends the daemon: a supervisor starts it anew, and until
+/// then packets flow as they did. Half a daemon would be noticed by nobody.
+fn die_whole() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 impl Place {

@@ -109,6 +109,7 @@ pub struct Status {
     pub version: String,
     /// Where the eBPF object came from, and its digest.
     pub object: ObjectOrigin,
+    /// Of the state in force; 0 while an accepted one is not applied whole.
     pub generation: u64,
     /// Whether the programs were found pinned at start, and taken over.
     pub adopted: bool,

@@ -134,8 +134,13 @@ impl Shell {
             match self.punt.read(&mut frame) {
                 Ok(length) => self.responders.receive(&frame[..length], since_boot(), out),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                // It was removed under us. A daemon that starts anew makes another.
+                Err(error) if error.raw_os_error() == Some(Errno::EBADFD as i32) => {
+                    tracing::error!(%error, "punt device: it is gone; ending to be started anew");
+                    std::process::exit(1);
+                }
                 Err(error) => {
-                    // EBADFD while the device is down: it says so once a turn, not in a circle.
+                    // It is down: say so, and look again in a while.
                     tracing::warn!(%error, "punt device: read");
                     std::thread::sleep(Duration::from_millis(100));
                     return;
