@@ -1,6 +1,8 @@
 //! Aligned memory for file I/O. Small buffers come from one arena that the ring
 //! knows by heart (a registered buffer: no page is pinned anew for each
-//! operation); larger ones, and all when the arena is used up, from the heap.
+//! operation), and from the heap when it is used up. Large ones are mapped: their
+//! pages come only when bytes do, so that a peer which announces much and sends
+//! nothing costs nothing; a few are kept for the next request of their size.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
@@ -19,6 +21,10 @@ const ARENA_BYTES: usize = 16 << 20;
 const CLASS_SHIFT_MIN: u32 = 12;
 const CLASSES: usize = 7;
 
+/// Bytes of large buffers that are kept for later: eight requests of 1 MiB, with
+/// room for others.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+
 #[derive(Debug)]
 struct Arena {
     base: NonNull<u8>,
@@ -30,10 +36,23 @@ struct State {
     /// Never carved yet.
     fresh_at: usize,
     free: [Vec<NonNull<u8>>; CLASSES],
+    /// Large buffers without a user.
+    kept: Vec<(NonNull<u8>, usize)>,
+    kept_bytes: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Class(usize),
+    Heap,
+    Mapped,
 }
 
 impl Drop for Arena {
     fn drop(&mut self) {
+        for (start, capacity) in self.state.get_mut().kept.drain(..) {
+            unmap(start, capacity);
+        }
         // SAFETY: `base` came from `alloc_zeroed` with this layout, and every
         // buffer holds the arena alive.
         unsafe { dealloc(self.base.as_ptr(), layout(ARENA_BYTES)) }
@@ -54,6 +73,24 @@ fn allocate(bytes: usize) -> NonNull<u8> {
     NonNull::new(start).unwrap_or_else(|| handle_alloc_error(layout))
 }
 
+fn map(bytes: usize) -> NonNull<u8> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: a new private mapping, at a place of the kernel's choice.
+    let mapped =
+        unsafe { mmap_anonymous(std::ptr::null_mut(), bytes, protection, MapFlags::PRIVATE) };
+    mapped
+        .ok()
+        .and_then(|start| NonNull::new(start.cast()))
+        .unwrap_or_else(|| handle_alloc_error(layout(bytes)))
+}
+
+fn unmap(start: NonNull<u8>, bytes: usize) {
+    // SAFETY: it came from `map` with this length, and its only owner gives it up.
+    let unmapped = unsafe { rustix::mm::munmap(start.as_ptr().cast(), bytes) };
+    assert!(unmapped.is_ok(), "a mapping of ours can be taken down");
+}
+
 /// The buffers of one thread.
 #[derive(Debug, Clone)]
 pub struct Pool {
@@ -72,15 +109,25 @@ impl Pool {
     }
 
     pub fn take(&self, bytes: usize) -> Buffer {
-        let bytes = bytes.max(ALIGNMENT).next_multiple_of(ALIGNMENT);
-        let class = bytes.next_power_of_two().trailing_zeros() - CLASS_SHIFT_MIN;
-        if (class as usize) < CLASSES
-            && let Some(start) = self.take_class(class as usize)
-        {
-            let capacity = 1 << (class + CLASS_SHIFT_MIN);
-            return Buffer { start, capacity, origin: Some((Rc::clone(&self.arena), class as u8)) };
-        }
-        Buffer { start: allocate(bytes), capacity: bytes, origin: None }
+        let capacity = bytes.max(ALIGNMENT).next_power_of_two();
+        let class = (capacity.trailing_zeros() - CLASS_SHIFT_MIN) as usize;
+        let (start, origin) = if class >= CLASSES {
+            (self.take_large(capacity), Origin::Mapped)
+        } else if let Some(start) = self.take_class(class) {
+            (start, Origin::Class(class))
+        } else {
+            (allocate(capacity), Origin::Heap)
+        };
+        Buffer { start, capacity, origin, arena: Rc::clone(&self.arena) }
+    }
+
+    fn take_large(&self, capacity: usize) -> NonNull<u8> {
+        let mut state = self.arena.state.borrow_mut();
+        let Some(at) = state.kept.iter().position(|(_, kept)| *kept == capacity) else {
+            return map(capacity);
+        };
+        state.kept_bytes -= capacity;
+        state.kept.swap_remove(at).0
     }
 
     fn take_class(&self, class: usize) -> Option<NonNull<u8>> {
@@ -110,8 +157,8 @@ impl Default for Pool {
 pub struct Buffer {
     start: NonNull<u8>,
     capacity: usize,
-    /// `None`: of the heap.
-    origin: Option<(Rc<Arena>, u8)>,
+    origin: Origin,
+    arena: Rc<Arena>,
 }
 
 impl Buffer {
@@ -125,7 +172,7 @@ impl Buffer {
 
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `capacity` bytes from `start` are initialised (allocated as
-        // zeros) and belong to this buffer alone.
+        // zeros or mapped) and belong to this buffer alone.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.capacity) }
     }
 
@@ -137,12 +184,16 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        match &self.origin {
-            Some((arena, class)) => {
-                arena.state.borrow_mut().free[usize::from(*class)].push(self.start);
+        let mut state = self.arena.state.borrow_mut();
+        match self.origin {
+            Origin::Class(class) => state.free[class].push(self.start),
+            Origin::Mapped if state.kept_bytes + self.capacity <= KEPT_BYTES_MAX => {
+                state.kept_bytes += self.capacity;
+                state.kept.push((self.start, self.capacity));
             }
-            // SAFETY: it came from `alloc_zeroed` with this very layout.
-            None => unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) },
+            Origin::Mapped => unmap(self.start, self.capacity),
+            // SAFETY: it came from `allocate` with this very size.
+            Origin::Heap => unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) },
         }
     }
 }
@@ -177,6 +228,9 @@ mod tests {
         assert!(places.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
         drop(taken);
         let again = pool.take(4096);
-        assert!(again.origin.is_some(), "the arena serves again");
+        assert!(matches!(again.origin, Origin::Class(_)), "the arena serves again");
+        let first = pool.take(1 << 20).address();
+        let kept = pool.take(1 << 20).address();
+        assert_eq!(first, kept, "a large one was kept");
     }
 }

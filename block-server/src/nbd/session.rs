@@ -95,6 +95,14 @@ impl Payload for Vec<u8> {
     }
 }
 
+/// Output that was handed out and is not sent yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[must_use = "the session counts it against the peer until `sent`"]
+pub struct Held {
+    replies: usize,
+    bytes: u64,
+}
+
 /// A piece of output. Headers are kept inline: a reply allocates nothing.
 #[derive(Debug)]
 pub enum Chunk<P> {
@@ -234,6 +242,10 @@ pub struct Session<P> {
     output: VecDeque<Chunk<P>>,
     in_flight: usize,
     in_flight_bytes: u64,
+    /// Replies whose last byte is not sent, and the payload in them.
+    held: Held,
+    /// The part of it that is still in `output`.
+    queued: Held,
     refusing: bool,
 }
 
@@ -246,6 +258,8 @@ impl<P: Payload> Session<P> {
             output: VecDeque::new(),
             in_flight: 0,
             in_flight_bytes: 0,
+            held: Held::default(),
+            queued: Held::default(),
             refusing: false,
         };
         session.output.push_back(Chunk::Bytes(Handshake::greeting()));
@@ -307,8 +321,9 @@ impl<P: Payload> Session<P> {
                     }
                 }
                 State::Transmission(transmission) => {
-                    let has_room = self.in_flight + self.output.len() / 2 < IN_FLIGHT_MAX
-                        && self.in_flight_bytes < IN_FLIGHT_BYTES_MAX;
+                    let busy_bytes = self.in_flight_bytes + self.held.bytes;
+                    let has_room = self.in_flight + self.held.replies < IN_FLIGHT_MAX
+                        && busy_bytes < IN_FLIGHT_BYTES_MAX;
                     if !has_room {
                         return None;
                     }
@@ -325,9 +340,7 @@ impl<P: Payload> Session<P> {
                     } else {
                         0
                     });
-                    let alone = self.in_flight == 0;
-                    if !alone && self.in_flight_bytes + occupied > IN_FLIGHT_BYTES_MAX.max(occupied)
-                    {
+                    if busy_bytes > 0 && busy_bytes + occupied > IN_FLIGHT_BYTES_MAX {
                         return None;
                     }
                     self.input.consume(transmission.header_length());
@@ -358,6 +371,8 @@ impl<P: Payload> Session<P> {
 
     fn refuse(&mut self, header: &Header, error: Error) {
         let State::Transmission(transmission) = &self.state else { return };
+        self.held.replies += 1;
+        self.queued.replies += 1;
         transmission.reply_error(
             header.cookie,
             header.kind,
@@ -420,6 +435,14 @@ impl<P: Payload> Session<P> {
         self.in_flight_bytes -= transmission::occupied(request);
         match &self.state {
             State::Transmission(transmission) => {
+                let bytes = match &answer {
+                    Answer::Data(data) => data.bytes().len() as u64,
+                    _ => 0,
+                };
+                for held in [&mut self.held, &mut self.queued] {
+                    held.replies += 1;
+                    held.bytes += bytes;
+                }
                 transmission.reply(request, answer, &mut self.output);
             }
             // After DISC or damage nobody listens any more.
@@ -427,10 +450,17 @@ impl<P: Payload> Session<P> {
         }
     }
 
-    /// Moves up to `count_max` pieces of output to `pieces`.
-    pub fn transmit(&mut self, pieces: &mut Vec<Chunk<P>>, count_max: usize) {
-        let count = self.output.len().min(count_max);
-        pieces.extend(self.output.drain(..count));
+    /// Moves all output to `pieces`. It counts as the peer's until the caller
+    /// says that it is sent: a peer that reads nothing is soon not listened to.
+    pub fn transmit(&mut self, pieces: &mut Vec<Chunk<P>>) -> Held {
+        pieces.extend(self.output.drain(..));
+        std::mem::take(&mut self.queued)
+    }
+
+    /// What [`Self::transmit`] gave has gone, all of it.
+    pub fn sent(&mut self, held: Held) {
+        self.held.replies -= held.replies;
+        self.held.bytes -= held.bytes;
     }
 
     pub fn has_output(&self) -> bool {

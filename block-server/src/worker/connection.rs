@@ -8,10 +8,12 @@ use std::time::Instant;
 
 use super::Served;
 use crate::engine::Window;
+use crate::nbd::session::Held;
 use crate::nbd::{Chunk, Session};
 
-/// Pieces of output in one system call; a reply has one or two.
-const PIECES_MAX: usize = 256;
+/// Pieces of output in one system call (`UIO_MAXIOV`, sendmsg(2)); a session
+/// holds some 128 replies of one or two pieces.
+const PIECES_MAX: usize = 1024;
 
 /// What the socket's one running receive fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +76,7 @@ pub(super) struct Connection {
     batch: Vec<Chunk<Window>>,
     /// Pieces of the batch that are sent, and bytes of the next one.
     batch_sent: (usize, usize),
+    batch_held: Held,
     vectors: Vec<libc::iovec>,
     message: libc::msghdr,
 }
@@ -97,6 +100,7 @@ impl Connection {
             is_busy: false,
             batch: Vec::new(),
             batch_sent: (0, 0),
+            batch_held: Held::default(),
             vectors: Vec::new(),
             message,
         }
@@ -111,11 +115,11 @@ impl Connection {
     /// the batch nor the vectors are touched in between.
     pub fn message(&mut self) -> *const libc::msghdr {
         if self.batch.is_empty() {
-            self.session.transmit(&mut self.batch, PIECES_MAX);
+            self.batch_held = self.session.transmit(&mut self.batch);
         }
         let (pieces, bytes) = self.batch_sent;
         self.vectors.clear();
-        for (index, piece) in self.batch.iter().enumerate().skip(pieces) {
+        for (index, piece) in self.batch.iter().enumerate().skip(pieces).take(PIECES_MAX) {
             let rest = &piece.bytes()[if index == pieces { bytes } else { 0 }..];
             self.vectors.push(libc::iovec {
                 iov_base: rest.as_ptr().cast_mut().cast(),
@@ -141,16 +145,20 @@ impl Connection {
             count -= left;
             (pieces, bytes) = (pieces + 1, 0);
         }
+        self.clear_batch();
+    }
+
+    fn clear_batch(&mut self) {
         self.batch.clear();
         self.batch_sent = (0, 0);
+        self.session.sent(std::mem::take(&mut self.batch_held));
     }
 
     /// Nothing more will be sent.
     pub fn drop_output(&mut self) {
-        self.batch.clear();
-        self.batch_sent = (0, 0);
-        self.session.transmit(&mut self.batch, usize::MAX);
-        self.batch.clear();
+        self.clear_batch();
+        self.batch_held = self.session.transmit(&mut self.batch);
+        self.clear_batch();
     }
 
     /// Ends both directions, so that whatever operation runs comes back.

@@ -142,6 +142,8 @@ struct Listener {
     exports: Rc<[Served]>,
     closing: bool,
     accepting: bool,
+    /// Connections are being refused, and the log says so.
+    told_full: bool,
 }
 
 /// A request between its session and its volume.

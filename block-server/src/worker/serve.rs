@@ -42,6 +42,7 @@ impl<E: Engine> Worker<E> {
                     exports: exports.into(),
                     closing: false,
                     accepting: false,
+                    told_full: false,
                 };
                 let index = self.listeners.insert(listener);
                 self.accept(index);
@@ -127,12 +128,14 @@ impl<E: Engine> Worker<E> {
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
             let (access, exports) = (listener.access, Rc::clone(&listener.exports));
             let count = self.connections.iter().filter(|(_, c)| c.listener == index).count();
-            if count >= CONNECTIONS_MAX {
+            let is_full = count >= CONNECTIONS_MAX;
+            let was_full = std::mem::replace(&mut listener.told_full, is_full);
+            if is_full && !was_full {
                 tracing::warn!(
                     limit = CONNECTIONS_MAX,
                     "refused a connection: the limit is reached"
                 );
-            } else if admits(access, &socket) {
+            } else if !is_full && admits(access, &socket) {
                 set_no_delay(&socket);
                 let connection = Connection::new(socket, index, exports, now + HANDSHAKE_MAX);
                 let id = self.connections.insert(Box::new(connection));

@@ -1,0 +1,279 @@
+//! The daemon over its control socket: volumes, exports, fencing, crashes.
+
+mod fixture;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use fixture::{Server, run, skip, succeed, text};
+use model::VolumeId;
+use rpc::block::{NewExport, NewVolume, VolumeHealth};
+use rpc::{Client, Kind};
+
+const MIB: u64 = 1 << 20;
+
+struct Home {
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn start(&self) -> (Server, Client) {
+        let (state, run) = (self.path("s"), self.path("r"));
+        let arguments =
+            ["daemon", "--name", "blk", "--state-dir", text(&state), "--run-dir", text(&run)];
+        (Server::start(&arguments), Client::new(run.join("block-server.sock")))
+    }
+
+    fn source(&self, mib: u64) -> PathBuf {
+        let path = self.path("source.img");
+        std::fs::write(&path, vec![0x5a; (mib * MIB) as usize]).unwrap();
+        path
+    }
+}
+
+fn id(number: u128) -> VolumeId {
+    VolumeId::from_random(number)
+}
+
+fn writer(volume: VolumeId, generation: u64) -> NewExport {
+    NewExport { volume, read_only: false, generation, owner_uid: None }
+}
+
+async fn ready(client: &Client, volume: VolumeId) -> rpc::block::Volume {
+    for _ in 0..200 {
+        let found = client.volumes().await.unwrap().into_iter().find(|v| v.id == volume).unwrap();
+        match found.state {
+            VolumeHealth::Filling => tokio::time::sleep(Duration::from_millis(50)).await,
+            VolumeHealth::Ready => return found,
+            VolumeHealth::Failed(reason) => panic!("{reason}"),
+        }
+    }
+    panic!("the volume was not filled within 10 s");
+}
+
+fn uri(socket: &Path, name: &str) -> String {
+    format!("nbd+unix:///{name}?socket={}", socket.display())
+}
+
+fn qemu_io(test: &str, uri: &str, commands: &[&str]) -> Option<bool> {
+    let commands = commands.iter().flat_map(|c| ["-c", c]);
+    let arguments: Vec<&str> = ["-f", "raw"].into_iter().chain(commands).chain([uri]).collect();
+    let output = run(test, "qemu-io", &arguments)?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    Some(output.status.success() && !told.contains("failed") && !told.contains("rror"))
+}
+
+#[tokio::test]
+async fn a_volume_and_its_export_survive_kill_9() {
+    const TEST: &str = "a_volume_and_its_export_survive_kill_9";
+    let home = Home::new();
+    let source = home.source(2);
+    let (server, client) = home.start();
+    let new = NewVolume { size_bytes: 8 * MIB, source: Some(source.clone()) };
+    client.put_volume(id(1), &new).await.unwrap();
+    let volume = ready(&client, id(1)).await;
+    assert_eq!(volume.size_bytes, 8 * MIB);
+    assert!(volume.allocated_bytes < 4 * MIB, "{volume:?}");
+    // The same again is no error.
+    client.put_volume(id(1), &new).await.unwrap();
+    let export = client.put_export("att-1", &writer(id(1), 3)).await.unwrap();
+    let place = uri(&export.socket, "att-1");
+    let first = ["read -P 0x5a 0 2M", "read -P 0 2M 6M", "write -P 7 4M 1M", "flush"];
+    let Some(held) = qemu_io(TEST, &place, &first) else { return };
+    assert!(held);
+    server.kill();
+    // Its source is not needed any more.
+    std::fs::remove_file(&source).unwrap();
+    let (server, client) = home.start();
+    assert_eq!(client.exports().await.unwrap(), std::slice::from_ref(&export));
+    assert!(qemu_io(TEST, &place, &["read -P 7 4M 1M", "read -P 0x5a 0 2M"]).unwrap());
+    assert_eq!(client.block_status().await.unwrap().exports, 1);
+    server.terminate();
+    let (_server, client) = home.start();
+    client.delete_export("att-1").await.unwrap();
+    client.delete_export("att-1").await.unwrap();
+    assert!(!export.socket.exists());
+    client.delete_volume(id(1)).await.unwrap();
+    client.delete_volume(id(1)).await.unwrap();
+    assert!(client.volumes().await.unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(home.path("s/block-server/volumes")).unwrap().count(), 0);
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_with_its_reason() {
+    let home = Home::new();
+    let (_server, client) = home.start();
+    let plain = |size_bytes| NewVolume { size_bytes, source: None };
+    let refused = |size| {
+        let client = client.clone();
+        async move { client.put_volume(id(1), &plain(size)).await.unwrap_err().kind }
+    };
+    for size in [0, 4095, 4097, !4095] {
+        assert_eq!(refused(size).await, Kind::Refused, "{size}");
+    }
+    let missing = NewVolume { size_bytes: MIB, source: Some(home.path("missing")) };
+    assert_eq!(client.put_volume(id(1), &missing).await.unwrap_err().kind, Kind::Refused);
+    let too_large = NewVolume { size_bytes: MIB, source: Some(home.source(2)) };
+    assert_eq!(client.put_volume(id(1), &too_large).await.unwrap_err().kind, Kind::Refused);
+
+    client.put_volume(id(1), &plain(MIB)).await.unwrap();
+    let other = client.put_volume(id(1), &plain(2 * MIB)).await.unwrap_err();
+    assert_eq!(other.kind, Kind::Conflict);
+    let unknown = client.put_export("a", &writer(id(9), 1)).await.unwrap_err();
+    assert_eq!(unknown.kind, Kind::NotFound);
+    for name in ["", "..", "a%2fb", ".hidden", &"x".repeat(65)] {
+        assert!(client.put_export(name, &writer(id(1), 1)).await.is_err(), "{name}");
+    }
+    client.put_export("a", &writer(id(1), 5)).await.unwrap();
+    let in_use = client.delete_volume(id(1)).await.unwrap_err();
+    assert_eq!(in_use.kind, Kind::Conflict);
+    assert!(in_use.message.contains("exported as a"), "{in_use}");
+    // An older writer, and a second one of the same generation.
+    assert_eq!(client.put_export("a", &writer(id(1), 4)).await.unwrap_err().kind, Kind::Conflict);
+    assert_eq!(client.put_export("b", &writer(id(1), 4)).await.unwrap_err().kind, Kind::Conflict);
+    assert_eq!(client.put_export("b", &writer(id(1), 5)).await.unwrap_err().kind, Kind::Conflict);
+    // Readers may be many.
+    let reader = NewExport { volume: id(1), read_only: true, generation: 0, owner_uid: None };
+    client.put_export("r1", &reader).await.unwrap();
+    client.put_export("r2", &reader).await.unwrap();
+}
+
+/// While a writer is connected, a greater generation takes the volume: from
+/// then on the old one fails and the new one writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_greater_generation_fences_the_writer_that_is_connected() {
+    const TEST: &str = "a_greater_generation_fences_the_writer_that_is_connected";
+    let home = Home::new();
+    let (_server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 4 * MIB, source: None }).await.unwrap();
+    let old = client.put_export("old", &writer(id(1), 1)).await.unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fenced.py");
+    let place = old.socket.clone();
+    let marker = home.path("wrote");
+    let go_on = home.path("go-on");
+    let (marker_text, go_on_text) = (text(&marker).to_owned(), text(&go_on).to_owned());
+    match run(TEST, "/usr/bin/python3", &["-c", "import nbd"]) {
+        Some(output) if output.status.success() => {}
+        Some(_) => return skip(TEST, "python3-libnbd is not installed"),
+        None => return,
+    }
+    let fenced = std::thread::spawn(move || {
+        succeed(TEST, "/usr/bin/python3", &[script, text(&place), &marker_text, &go_on_text])
+    });
+    for _ in 0..200 {
+        if marker.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let new = client.put_export("new", &writer(id(1), 2)).await.unwrap();
+    std::fs::write(&go_on, "").unwrap();
+    fenced.join().unwrap();
+    let held = qemu_io(TEST, &uri(&new.socket, "new"), &["read -P 1 0 4k", "write -P 3 0 4k"]);
+    assert_ne!(held, Some(false));
+    // Who is fenced does not come in again.
+    let late = qemu_io(TEST, &uri(&old.socket, "old"), &["read 0 4k"]);
+    assert_ne!(late, Some(true));
+}
+
+#[tokio::test]
+async fn a_filling_that_was_cut_short_begins_anew() {
+    let home = Home::new();
+    let source = home.source(64);
+    let (server, client) = home.start();
+    let new = NewVolume { size_bytes: 96 * MIB, source: Some(source) };
+    client.put_volume(id(1), &new).await.unwrap();
+    server.kill();
+    let (_server, client) = home.start();
+    ready(&client, id(1)).await;
+    let made = std::fs::read(home.path(&format!("s/block-server/volumes/{}.img", id(1)))).unwrap();
+    assert_eq!(made.len() as u64, 96 * MIB);
+    assert!(made[..(64 * MIB) as usize].iter().all(|b| *b == 0x5a));
+    assert!(made[(64 * MIB) as usize..].iter().all(|b| *b == 0));
+    assert_eq!(std::fs::read_dir(home.path("s/block-server/volumes")).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_volume_whose_file_is_gone_is_failed_and_the_others_are_served() {
+    let home = Home::new();
+    let (server, client) = home.start();
+    for number in [1, 2] {
+        client.put_volume(id(number), &NewVolume { size_bytes: MIB, source: None }).await.unwrap();
+        client.put_export(&format!("e{number}"), &writer(id(number), 1)).await.unwrap();
+    }
+    server.kill();
+    let folder = home.path("s/block-server/volumes");
+    std::fs::remove_file(folder.join(format!("{}.img", id(1)))).unwrap();
+    std::fs::write(folder.join("stranger.img"), "not ours").unwrap();
+    let (_server, client) = home.start();
+    let volumes = client.volumes().await.unwrap();
+    assert!(matches!(volumes[0].state, VolumeHealth::Failed(_)), "{volumes:?}");
+    assert_eq!(volumes[1].state, VolumeHealth::Ready);
+    assert!(home.path("r/nbd/e2.sock").exists());
+    assert!(folder.join("stranger.img").exists());
+    assert_eq!(client.put_export("e1", &writer(id(1), 2)).await.unwrap_err().kind, Kind::Damaged);
+}
+
+#[tokio::test]
+async fn a_second_daemon_on_the_same_volumes_is_refused() {
+    let home = Home::new();
+    let (_server, _client) = home.start();
+    let (state, run) = (home.path("s"), home.path("r"));
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_block-server"))
+        .args(["daemon", "--name", "blk", "--state-dir", text(&state), "--run-dir", text(&run)])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("another block-server holds it"), "{told}");
+}
+
+/// In a mount namespace of its own: a disk of 4 MiB under a volume of 16.
+#[test]
+fn a_full_disk_is_told_as_such_and_loses_nothing() {
+    const TEST: &str = "a_full_disk_is_told_as_such_and_loses_nothing";
+    let bench = fixture::Bench::new(1);
+    let (mount, socket) = (bench.path("small"), bench.socket());
+    std::fs::create_dir(&mount).unwrap();
+    let script = format!(
+        "mount -t tmpfs -o size=4m none {mount} && truncate -s 16M {mount}/disk.img && \
+         exec {server} serve --file {mount}/disk.img --socket {socket}",
+        mount = mount.display(),
+        server = env!("CARGO_BIN_EXE_block-server"),
+        socket = socket.display(),
+    );
+    let probe = run(TEST, "unshare", &["-m", "true"]);
+    if !probe.is_some_and(|output| output.status.success()) {
+        return skip(TEST, "unshare -m is not permitted (needs root)");
+    }
+    let mut server =
+        std::process::Command::new("unshare").args(["-m", "sh", "-c", &script]).spawn().unwrap();
+    for _ in 0..100 {
+        if socket.exists() {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let place = bench.uri();
+    let full = ["write -P 5 0 1M", "flush", "write -P 6 2M 8M"];
+    let commands = full.iter().flat_map(|c| ["-c", c]);
+    let arguments: Vec<&str> = ["-f", "raw"].into_iter().chain(commands).chain([&*place]).collect();
+    let told = run(TEST, "qemu-io", &arguments);
+    let kept = qemu_io(TEST, &place, &["read -P 5 0 1M", "write -P 7 0 1M", "flush"]);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    if let Some(output) = told {
+        let told = String::from_utf8_lossy(&output.stdout).into_owned()
+            + &String::from_utf8_lossy(&output.stderr);
+        assert!(told.contains("No space left on device"), "{told}");
+        assert_eq!(kept, Some(true), "what was acknowledged is there, and can be written again");
+    }
+}

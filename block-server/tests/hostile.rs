@@ -1,0 +1,157 @@
+//! Peers that mean ill harm only their own connection.
+
+mod fixture;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use fixture::{Bench, engines};
+use sim::Random;
+
+fn connect(bench: &Bench) -> UnixStream {
+    let stream = UnixStream::connect(bench.socket()).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+/// Through the handshake with the default export, by EXPORT_NAME.
+fn enter(stream: &mut UnixStream) {
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).unwrap();
+    assert_eq!(&greeting[..8], b"NBDMAGIC");
+    stream.write_all(&3_u32.to_be_bytes()).unwrap();
+    stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+    stream.read_exact(&mut [0; 10]).unwrap();
+}
+
+fn request(kind: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend_from_slice(&[0, 0]);
+    bytes.extend_from_slice(&kind.to_be_bytes());
+    bytes.extend_from_slice(&cookie.to_be_bytes());
+    bytes.extend_from_slice(&offset.to_be_bytes());
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes
+}
+
+/// A read of one block; how long it took.
+fn read_block(stream: &mut UnixStream) -> Duration {
+    let start = now();
+    stream.write_all(&request(0, 7, 0, 4096)).unwrap();
+    let mut reply = [0; 16 + 4096];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(reply[..16], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7]);
+    start.elapsed()
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn resident_kib(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn noise_closes_its_own_connection_and_nothing_else() {
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let server = bench.serve(&["--engine", engine]);
+        let mut good = connect(&bench);
+        enter(&mut good);
+        let seed = sim::seed_from_environment();
+        eprintln!("SEED={seed}");
+        let mut random = Random::new(seed);
+        for round in 0..150 {
+            let mut bad = connect(&bench);
+            if round % 2 == 0 {
+                enter(&mut bad);
+            }
+            let mut noise: Vec<u8> =
+                (0..1 + random.below(400)).map(|_| random.next() as u8).collect();
+            if round % 4 == 0 {
+                // A lawful beginning, so that it gets further in.
+                noise.splice(0..0, request(random.below(9) as u16, 1, 0, random.next() as u32));
+            }
+            // The server may have hung up already.
+            let _ = bad.write_all(&noise);
+            if round % 3 == 0 {
+                read_block(&mut good);
+            }
+        }
+        read_block(&mut good);
+        server.terminate();
+    }
+}
+
+/// Slow readers, half requests and silent peers: the others are served on, and
+/// what the server holds for them is bounded.
+#[test]
+fn idlers_neither_stall_the_others_nor_fill_the_memory() {
+    for engine in engines() {
+        let bench = Bench::new(64);
+        let server = bench.serve(&["--engine", engine]);
+        let mut good = connect(&bench);
+        enter(&mut good);
+        let mut idlers = Vec::new();
+        for kind in 0..48 {
+            let mut idler = connect(&bench);
+            match kind % 4 {
+                // Says nothing at all.
+                0 => {}
+                // Half an option.
+                1 => idler.write_all(b"\0\0\0\x03IHAVE").unwrap(),
+                // Announces 32 MiB and sends a little.
+                2 => {
+                    enter(&mut idler);
+                    idler.write_all(&request(1, 1, 0, 32 << 20)).unwrap();
+                    idler.write_all(&[1; 100]).unwrap();
+                }
+                // Asks for much and reads nothing.
+                _ => {
+                    enter(&mut idler);
+                    idler.set_nonblocking(true).unwrap();
+                    for cookie in 0..20_000 {
+                        if idler.write_all(&request(0, cookie, 0, 1 << 20)).is_err() {
+                            break;
+                        }
+                    }
+                }
+            }
+            idlers.push(idler);
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let mut times: Vec<Duration> = (0..200).map(|_| read_block(&mut good)).collect();
+        times.sort_unstable();
+        eprintln!("{engine}: median {:?}, slowest {:?}", times[100], times[199]);
+        assert!(times[100] < Duration::from_millis(100), "{engine}: {:?}", times[100]);
+        let resident = resident_kib(server.pid());
+        eprintln!("{engine}: {resident} KiB resident");
+        // Twelve greedy readers may hold 8 MiB each, and what they announced but
+        // did not send is not touched.
+        assert!(resident < 400 << 10, "{engine}: {resident} KiB");
+        drop(idlers);
+        read_block(&mut good);
+        server.terminate();
+    }
+}
+
+#[test]
+fn connections_beyond_the_limit_are_closed_and_the_limit_is_regained() {
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let _server = bench.serve(&["--engine", engine]);
+        let mut all: Vec<UnixStream> = (0..300).map(|_| connect(&bench)).collect();
+        let answered = all.iter_mut().filter_map(|s| s.read_exact(&mut [0; 18]).ok()).count();
+        assert!((1..=64).contains(&answered), "{answered}");
+        drop(all);
+        std::thread::sleep(Duration::from_millis(300));
+        let mut again = connect(&bench);
+        enter(&mut again);
+        read_block(&mut again);
+    }
+}
