@@ -1,11 +1,141 @@
 //! The changes that lead from one set of tables to another, make-before-break.
+//!
+//! Called by `load` with what the kernel has and what it should have. The order:
+//!
+//! ```text
+//!  1 policies written where nothing points yet       ┐ make
+//!  2 private addresses added                         ┘
+//!  3 interface records exchanged: each at once names its new policies
+//!  4 elastic addresses, prefixes, configuration
+//!  5 guests' devices, the punt device, the uplink attached
+//!  6 devices detached; entries removed               ┐ break
+//!  7 (policies need no removal: nothing points there)┘
+//!  8 a wait until every packet has left the old policies
+//! ```
+//! A device is attached only after its record is there, and its record is removed
+//! only after it is detached: a packet never meets a device without an interface.
 
-use crate::compile::Tables;
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf::layout::{Config, Interface, Local, LocalKey, Prefix};
+
+use crate::compile::{Attachment, Placed, Tables};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {}
+pub enum Change {
+    PutPolicy {
+        slot: u32,
+        policy: Placed,
+    },
+    PutLocal(LocalKey, Local),
+    /// Counters and quota of the slot begin anew.
+    ResetSlot(u32),
+    PutInterface(Interface),
+    PutElastic {
+        address: u32,
+        ifindex: u32,
+    },
+    Block(Prefix),
+    PutRange {
+        prefix: Prefix,
+        kind: u32,
+    },
+    PutConfig(Config),
+    Attach {
+        ifindex: u32,
+        attachment: Attachment,
+    },
+    Detach {
+        ifindex: u32,
+        attachment: Attachment,
+    },
+    RemoveElastic(u32),
+    RemoveInterface(u32),
+    RemoveLocal(LocalKey),
+    Unblock(Prefix),
+    RemoveRange(Prefix),
+    /// Policies that nothing points to any more are free once this is done.
+    AwaitReaders,
+}
 
 pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
-    let _ = (from, to);
-    Vec::new()
+    let mut changes = Vec::new();
+    for (slot, policy) in added(&from.policies, &to.policies) {
+        changes.push(Change::PutPolicy { slot: *slot, policy: policy.clone() });
+    }
+    for (key, local) in added(&from.locals, &to.locals) {
+        changes.push(Change::PutLocal(*key, *local));
+    }
+    let slots: BTreeMap<u32, u64> = from.interfaces.values().map(|i| (i.slot, i.id)).collect();
+    for (_, interface) in added(&from.interfaces, &to.interfaces) {
+        if slots.get(&interface.slot) != Some(&interface.id) {
+            changes.push(Change::ResetSlot(interface.slot));
+        }
+        changes.push(Change::PutInterface(*interface));
+    }
+    for (address, ifindex) in added(&from.elastics, &to.elastics) {
+        changes.push(Change::PutElastic { address: *address, ifindex: *ifindex });
+    }
+    changes.extend(to.blocked.difference(&from.blocked).map(|p| Change::Block(*p)));
+    for (prefix, kind) in added(&from.ranges, &to.ranges) {
+        changes.push(Change::PutRange { prefix: *prefix, kind: *kind });
+    }
+    if from.config != to.config {
+        changes.push(Change::PutConfig(to.config));
+    }
+    exchange_attachments(from, to, &mut changes);
+    remove(from, to, &mut changes);
+    let freed = from.policies.keys().any(|slot| !to.policies.contains_key(slot));
+    if freed {
+        changes.push(Change::AwaitReaders);
+    }
+    changes
+}
+
+/// A device that changes its role is detached before it is attached anew.
+fn exchange_attachments(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
+    let role = |tables: &Tables, i: &u32| tables.attachments.get(i).map(|a| a.role);
+    let detach = |ifindex: u32, attachment: &Attachment| Change::Detach {
+        ifindex,
+        attachment: attachment.clone(),
+    };
+    for (ifindex, old) in &from.attachments {
+        if role(to, ifindex).is_some_and(|new| new != old.role) {
+            changes.push(detach(*ifindex, old));
+        }
+    }
+    for (ifindex, new) in &to.attachments {
+        if role(from, ifindex) != Some(new.role) {
+            changes.push(Change::Attach { ifindex: *ifindex, attachment: new.clone() });
+        }
+    }
+    for (ifindex, old) in &from.attachments {
+        if !to.attachments.contains_key(ifindex) {
+            changes.push(detach(*ifindex, old));
+        }
+    }
+}
+
+fn remove(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
+    changes.extend(gone(&from.elastics, &to.elastics).map(|k| Change::RemoveElastic(*k)));
+    changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
+    changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
+    let unblocked: BTreeSet<_> = from.blocked.difference(&to.blocked).collect();
+    changes.extend(unblocked.into_iter().map(|p| Change::Unblock(*p)));
+    changes.extend(gone(&from.ranges, &to.ranges).map(|k| Change::RemoveRange(*k)));
+}
+
+/// New and changed entries.
+fn added<'a, K: Ord, V: PartialEq>(
+    from: &'a BTreeMap<K, V>,
+    to: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V)> {
+    to.iter().filter(|(key, value)| from.get(key) != Some(value))
+}
+
+fn gone<'a, K: Ord, V>(
+    from: &'a BTreeMap<K, V>,
+    to: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    from.keys().filter(|key| !to.contains_key(key))
 }

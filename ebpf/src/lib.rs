@@ -1,10 +1,37 @@
 //! What the packet path decides, and the layouts of the maps that it decides by.
+//!
+//! Built twice: for the host (model test, `netctl why`, the loader's layouts) and,
+//! with `main.rs`, for the kernel. Called by the five programs and by `dataplane`.
+//! Nothing here allocates, loops without a bound, asks a clock or can panic.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`layout`] | keys and values of the maps |
+//! | [`packet`] | the one gate for hostile bytes |
+//! | [`tables`] | what is looked up; classification by bit-vectors |
+//! | [`flow`] | the life of a flow |
+//! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
+//! | [`verdict`], [`rewrite`] | what follows from it |
+//! | [`punt`] | how the punt device names an interface |
 #![cfg_attr(not(test), no_std)]
-#![forbid(unsafe_code)]
 
+pub mod decide;
+pub mod flow;
+pub mod judge;
+pub mod layout;
+pub mod packet;
 pub mod punt;
+pub mod reason;
+pub mod rewrite;
+pub mod tables;
+pub mod verdict;
 
+pub use decide::Arrival;
+pub use packet::{Frame, Head, Packet};
 pub use punt::{PUNT_MAC_PREFIX, ifindex_of, punt_mac};
+pub use reason::{REASONS_MAX, Reason};
+pub use tables::{Tables, classify};
+pub use verdict::{Action, Verdict, Work};
 
 /// The gateway's hardware address, the same for every guest: ARP for the gateway
 /// and for every other address of the subnet is answered with it.
@@ -13,6 +40,13 @@ pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x68, 0x70, 0x00, 0x00, 0x01];
 /// Where the metadata service is found, host byte order.
 pub const METADATA_ADDRESS: u32 = 0xa9fe_a9fe;
 
-/// A verdict's mark on an skb handed to a guest's device; the guard on that
-/// device drops whatever does not carry it.
+/// A verdict's mark on an skb handed to a guest's device or the punt device; the
+/// guard there drops whatever does not carry it.
 pub const VERDICT_MARK: u32 = 0x4850_0001;
+
+/// The mark of a packet that is only asked about: the verdict is written into its
+/// control block (`cb`) and nothing else is: no flow, no counter.
+pub const ASK_MARK: u32 = 0x4850_0002;
+
+/// The mark of a packet whose verdict is also written into its control block.
+pub const TRACE_MARK: u32 = 0x4850_0003;

@@ -1,11 +1,41 @@
 //! From the desired state and what the host says of its devices to tables.
 //!
-//! Pure. Called by `apply` for every new desired state, by `why`, and by tests.
+//! Pure. Called by `apply` for every new desired state, by tests and benches.
+//! Numbers that stand in flows and keys (an interface's, a network's, a set of
+//! groups') follow from the ids alone: compiling the same state anew after a
+//! restart gives the same tables, whatever was loaded meanwhile.
 
-use std::collections::BTreeMap;
+mod host;
+mod place;
+mod policy;
+mod tables;
 
-use model::Mac;
-use rpc::dataplane::Desired;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ebpf::layout::{
+    self, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX, Prefix,
+    SOURCE_CHECK, STEPS_A_TABLE_MAX,
+};
+use ipnet::{IpNet, Ipv4Net};
+use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
+use model::{Direction, GroupId, InterfaceId, Mac, RuleId, SecurityGroup};
+use rpc::dataplane::{self, Desired};
+use sha2::{Digest, Sha256};
+
+use place::Places;
+
+pub use host::Host;
+pub use tables::{Attachment, Class, Content, Names, Placed, Role, Tables};
+
+/// Tracked flows an interface may have: a sixteenth of all, so that one guest
+/// cannot take the others' places.
+pub const FLOWS_AN_INTERFACE_MAX: u32 = layout::FLOWS_MAX / 16;
+/// EC2's defaults (user guide, "Idle connection tracking timeout").
+pub const TCP_IDLE_S: u32 = 432_000;
+pub const UDP_IDLE_S: u32 = 30;
+pub const UDP_STREAM_IDLE_S: u32 = 180;
+pub const OTHER_IDLE_S: u32 = 600;
 
 /// A network device as the host has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,27 +44,312 @@ pub struct DeviceFact {
     pub mac: Mac,
 }
 
-/// What `compile` needs to know of the host: every device that `Desired` names,
-/// and the punt device's name.
+/// What `compile` needs to know of the host. `load::devices` asks the host for it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
+    /// Every device that `Desired` names, and the punt device.
     pub by_name: BTreeMap<String, DeviceFact>,
     /// Name of the punt device (`Deployment::punt_device`), also in `by_name`.
     pub punt: Option<String>,
+    /// The host's own addresses: never dropped early, even inside an elastic range.
+    pub host_addresses: Vec<Ipv4Addr>,
 }
 
-/// What the programs decide by, all of it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Tables {}
-
+/// The desired state is wrong as it stands; nothing was changed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     #[error("interface {interface}: compile: device `{device}` is not on this host")]
     UnknownDevice { interface: String, device: String },
+    #[error("{what}: compile: it appears twice, the second time for {interface}")]
+    Duplicate { what: String, interface: InterfaceId },
+    #[error("interface {interface}: compile: group {group} is not in the desired state")]
+    UnknownGroup { interface: InterfaceId, group: GroupId },
+    #[error("interface {interface}: compile: group {group} belongs to another network")]
+    ForeignGroup { interface: InterfaceId, group: GroupId },
+    #[error(
+        "interface {interface}: compile: {count} groups, but {GROUPS_AN_INTERFACE_MAX} are the most"
+    )]
+    TooManyGroups { interface: InterfaceId, count: usize },
+    #[error(
+        "interface {interface}: compile: {count} {direction} rules, but {RULES_AN_INTERFACE_MAX} are the most"
+    )]
+    TooManyRules { interface: InterfaceId, direction: Direction, count: usize },
+    #[error("interface {interface}: compile: address {address} is not inside its subnet {subnet}")]
+    OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
+    #[error("groups of {interface}: compile: their number is taken by another set of groups")]
+    IdentityCollision { interface: InterfaceId },
+    #[error("{table}: compile: more than {limit}")]
+    Full { table: &'static str, limit: u32 },
 }
 
 /// `loaded` is what the kernel has now: what stays keeps its place there.
 pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<Tables, Error> {
-    let _ = (desired, devices, loaded);
-    Ok(Tables {})
+    refuse_duplicates(desired)?;
+    limit("interfaces", desired.interfaces.len(), INTERFACES_MAX)?;
+    limit("private addresses", desired.interfaces.len(), LOCALS_MAX)?;
+    let groups: BTreeMap<GroupId, &SecurityGroup> =
+        desired.groups.iter().map(|g| (g.id, g)).collect();
+    let identities = identities(desired)?;
+    let mut compiler = Compiler {
+        devices,
+        groups: &groups,
+        identities: &identities,
+        places: Places::new(&loaded.policies),
+        policies: BTreeMap::new(),
+        slots: Slots::new(loaded),
+        uplink: uplink(desired, devices)?,
+        tables: Tables::default(),
+    };
+    for interface in &desired.interfaces {
+        compiler.add(interface)?;
+    }
+    let Compiler { mut tables, places, uplink, .. } = compiler;
+    tables.policies = places.placed;
+    early_drop(desired, devices, &mut tables)?;
+    if let Some(uplink) = uplink {
+        tables.config.uplink = uplink.ifindex;
+        tables.config.uplink_mac = uplink.mac.octets();
+        let attachment = Attachment { device: uplink.device, role: Role::Uplink };
+        tables.attachments.insert(uplink.ifindex, attachment);
+    }
+    if let Some((name, punt)) = punt(devices) {
+        let attachment = Attachment { device: name.to_owned(), role: Role::Punt };
+        tables.attachments.insert(punt.ifindex, attachment);
+    }
+    Ok(tables)
+}
+
+fn refuse_duplicates(desired: &Desired) -> Result<(), Error> {
+    let mut seen = BTreeSet::new();
+    for i in &desired.interfaces {
+        let elastic = i.elastic.map(|e| format!("elastic address {e}"));
+        let own = [
+            format!("interface {}", i.id),
+            format!("device `{}`", i.device.name()),
+            format!("address {} in {}", i.address, i.vpc),
+        ];
+        for what in own.into_iter().chain(elastic) {
+            if !seen.insert(what.clone()) {
+                return Err(Error::Duplicate { what, interface: i.id });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn limit(table: &'static str, len: usize, limit: u32) -> Result<(), Error> {
+    if len > limit as usize { Err(Error::Full { table, limit }) } else { Ok(()) }
+}
+
+/// Every set of groups that an interface has, by its number.
+fn identities(desired: &Desired) -> Result<BTreeMap<u64, BTreeSet<GroupId>>, Error> {
+    let mut identities = BTreeMap::new();
+    for interface in &desired.interfaces {
+        let set: BTreeSet<GroupId> = interface.groups.iter().copied().collect();
+        let number = identity(&set);
+        let known = identities.entry(number).or_insert_with(|| set.clone());
+        if *known != set {
+            return Err(Error::IdentityCollision { interface: interface.id });
+        }
+    }
+    limit("sets of groups", identities.len(), STEPS_A_TABLE_MAX)?;
+    Ok(identities)
+}
+
+/// The number that stands for a set of groups; 0 for the empty set.
+fn identity(set: &BTreeSet<GroupId>) -> u64 {
+    if set.is_empty() {
+        return 0;
+    }
+    let mut hash = Sha256::new();
+    for group in set {
+        hash.update(group.digits());
+    }
+    first_word(&hash.finalize()).max(1)
+}
+
+fn first_word(digest: &[u8]) -> u64 {
+    digest.iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte))
+}
+
+/// The low 64 bits of an id's 68.
+fn id_number(digits: &str) -> u64 {
+    digits.bytes().fold(0, |n, b| n << 4 | u64::from((b as char).to_digit(16).unwrap_or(0)))
+}
+
+struct Uplink {
+    device: String,
+    ifindex: u32,
+    mac: Mac,
+    gateway: Ipv4Addr,
+}
+
+fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error> {
+    let Some(uplink) = &desired.uplink else { return Ok(None) };
+    let fact = devices.by_name.get(&uplink.device).ok_or_else(|| Error::UnknownDevice {
+        interface: "uplink".to_owned(),
+        device: uplink.device.clone(),
+    })?;
+    let device = uplink.device.clone();
+    Ok(Some(Uplink { device, ifindex: fact.ifindex, mac: fact.mac, gateway: uplink.gateway }))
+}
+
+fn punt(devices: &Devices) -> Option<(&str, DeviceFact)> {
+    let name = devices.punt.as_deref()?;
+    Some((name, *devices.by_name.get(name)?))
+}
+
+/// The blocklist and the elastic ranges.
+fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Result<(), Error> {
+    let v4 = |net: &IpNet| match net {
+        IpNet::V4(net) => Some(prefix(*net)),
+        // No IPv6 packet gets past the uplink to an interface.
+        IpNet::V6(_) => None,
+    };
+    tables.blocked = desired.blocklist.iter().filter_map(v4).collect();
+    tables.ranges = desired.elastic_ranges.iter().map(|net| (prefix(*net), 1)).collect();
+    let own = devices.host_addresses.iter().filter_map(|a| Ipv4Net::new(*a, 32).ok());
+    if !tables.ranges.is_empty() {
+        tables.ranges.extend(own.map(|net| (prefix(net), 0)));
+    }
+    limit("blocked prefixes", tables.blocked.len(), PREFIXES_MAX)?;
+    limit("elastic ranges", tables.ranges.len(), PREFIXES_MAX)?;
+    tables.config.blocked = u32::from(!tables.blocked.is_empty());
+    tables.config.ranges = u32::from(!tables.ranges.is_empty());
+    Ok(())
+}
+
+fn prefix(net: Ipv4Net) -> Prefix {
+    Prefix { length: net.prefix_len().into(), address: net.network().octets() }
+}
+
+/// Counter slots: an interface that stays keeps its own.
+struct Slots {
+    kept: BTreeMap<u64, u32>,
+    taken: BTreeSet<u32>,
+}
+
+impl Slots {
+    fn new(loaded: &Tables) -> Self {
+        let kept: BTreeMap<u64, u32> = loaded.interfaces.values().map(|i| (i.id, i.slot)).collect();
+        Self { taken: kept.values().copied().collect(), kept }
+    }
+
+    fn slot(&mut self, id: u64) -> Result<u32, Error> {
+        if let Some(slot) = self.kept.get(&id) {
+            return Ok(*slot);
+        }
+        let slot = (1..=INTERFACES_MAX)
+            .find(|slot| !self.taken.contains(slot))
+            .ok_or(Error::Full { table: "interfaces", limit: INTERFACES_MAX })?;
+        self.taken.insert(slot);
+        Ok(slot)
+    }
+}
+
+struct Compiler<'a> {
+    devices: &'a Devices,
+    groups: &'a BTreeMap<GroupId, &'a SecurityGroup>,
+    identities: &'a BTreeMap<u64, BTreeSet<GroupId>>,
+    places: Places,
+    /// Slots of policies made already, by the groups in their order.
+    policies: BTreeMap<(Direction, Vec<GroupId>), u32>,
+    slots: Slots,
+    uplink: Option<Uplink>,
+    tables: Tables,
+}
+
+impl Compiler<'_> {
+    fn add(&mut self, interface: &dataplane::Interface) -> Result<(), Error> {
+        let name = interface.device.name();
+        let device = *self.devices.by_name.get(name).ok_or_else(|| Error::UnknownDevice {
+            interface: interface.id.to_string(),
+            device: name.to_owned(),
+        })?;
+        if !interface.subnet.contains(&interface.address) {
+            return Err(Error::OutsideSubnet {
+                interface: interface.id,
+                address: interface.address,
+                subnet: interface.subnet,
+            });
+        }
+        let ifindex = device.ifindex;
+        let record = self.record(interface, ifindex)?;
+        let key = LocalKey { vpc: record.vpc, address: record.address, zero: 0 };
+        let tables = &mut self.tables;
+        tables.interfaces.insert(ifindex, record);
+        tables.locals.insert(key, Local { identity: record.identity, ifindex, zero: 0 });
+        if record.elastic != 0 {
+            tables.elastics.insert(record.elastic, ifindex);
+        }
+        let attachment = Attachment { device: name.to_owned(), role: Role::Guest };
+        tables.attachments.insert(ifindex, attachment);
+        tables.names.interfaces.insert(ifindex, interface.id);
+        Ok(())
+    }
+
+    fn record(&mut self, i: &dataplane::Interface, ifindex: u32) -> Result<Interface, Error> {
+        let id = id_number(&i.id.digits());
+        let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
+        let metadata = if i.metadata.is_some() { METADATA } else { 0 };
+        let set = i.groups.iter().copied().collect();
+        Ok(Interface {
+            id,
+            vpc: id_number(&i.vpc.digits()),
+            identity: identity(&set),
+            ifindex,
+            slot: self.slots.slot(id)?,
+            address: i.address.into(),
+            elastic: i.elastic.map_or(0, Into::into),
+            subnet: i.subnet.network().into(),
+            mask: i.subnet.netmask().into(),
+            uplink: self.uplink.as_ref().map_or(0, |u| u.ifindex),
+            next_hop: self.uplink.as_ref().map_or(0, |u| u.gateway.into()),
+            punt: punt(self.devices).map_or(0, |(_, fact)| fact.ifindex),
+            ingress: self.policy(i, Direction::Ingress)?,
+            egress: self.policy(i, Direction::Egress)?,
+            flows_max: FLOWS_AN_INTERFACE_MAX,
+            tcp_idle_s: TCP_IDLE_S,
+            udp_idle_s: UDP_IDLE_S,
+            udp_stream_idle_s: UDP_STREAM_IDLE_S,
+            other_idle_s: OTHER_IDLE_S,
+            mac: i.mac.octets(),
+            flags: source_check | metadata,
+        })
+    }
+
+    fn policy(&mut self, i: &dataplane::Interface, direction: Direction) -> Result<u32, Error> {
+        if i.groups.len() > GROUPS_AN_INTERFACE_MAX {
+            let count = i.groups.len();
+            return Err(Error::TooManyGroups { interface: i.id, count });
+        }
+        let mut groups = Vec::with_capacity(i.groups.len());
+        for group in &i.groups {
+            let found = self
+                .groups
+                .get(group)
+                .ok_or(Error::UnknownGroup { interface: i.id, group: *group })?;
+            if found.vpc != i.vpc {
+                return Err(Error::ForeignGroup { interface: i.id, group: *group });
+            }
+            groups.push(*found);
+        }
+        let key = (direction, i.groups.clone());
+        if let Some(slot) = self.policies.get(&key) {
+            return Ok(*slot);
+        }
+        let rules: Vec<RuleId> =
+            groups.iter().flat_map(|g| g.rules(direction)).map(|r| r.id).collect();
+        if rules.len() > RULES_AN_INTERFACE_MAX {
+            let count = rules.len();
+            return Err(Error::TooManyRules { interface: i.id, direction, count });
+        }
+        let content = policy::content(&groups, direction, self.identities);
+        let slot = self.places.slot(content)?;
+        // Two lists of rules with one content (the same rules under other ids) share
+        // a place; then `why` names the rule of the first.
+        self.tables.names.rules.entry(slot).or_insert(rules);
+        self.policies.insert(key, slot);
+        Ok(slot)
+    }
 }

@@ -1,21 +1,66 @@
 //! The eBPF object in the kernel: loaded or adopted, pinned, changed, read.
 //!
 //! Called by `apply` and `serve`, from one thread. All of it may block for
-//! milliseconds; none of it may be called from the packet path.
+//! milliseconds; none of it is on the packet path, and no packet waits for it.
+//!
+//! ```text
+//!           maps of this layout pinned?
+//!   open ──── yes ─▶ adopt: read the tables back, exchange the programs in the pinned links
+//!        └─── no ──▶ new maps; links of another layout are exchanged by the first update
+//!   update ──▶ diff ──▶ maps, then links
+//! ```
+//! Dropping [`Loaded`] detaches nothing. Only [`teardown`] does.
+
+mod links;
+mod maps;
+mod object;
+mod pins;
+mod sweep;
+mod syscall;
+mod why;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::net::Ipv4Addr;
 
+use aya::{Ebpf, EbpfLoader};
+use ebpf::Reason;
 use model::InterfaceId;
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rpc::Deployment;
-use rpc::dataplane::{ObjectOrigin, Question, Verdict};
+use rpc::dataplane::{Question, Verdict};
 
 use crate::compile::Tables;
-use crate::diff::Change;
+use crate::diff::{Change, diff};
+
+use maps::Maps;
+use pins::Pins;
+use sweep::Sweep;
+
+pub use object::origin;
+pub use sweep::Swept;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("eBPF {object}: {deed}: {cause}")]
     Kernel { deed: &'static str, object: String, cause: String },
+}
+
+impl Error {
+    /// The whole chain of causes: the verifier's log is in it.
+    fn new(deed: &'static str, object: impl fmt::Display, cause: impl std::error::Error) -> Self {
+        let mut text = cause.to_string();
+        let mut source = cause.source();
+        while let Some(deeper) = source {
+            let deeper_text = deeper.to_string();
+            if !text.contains(&deeper_text) {
+                text = format!("{text}: {deeper_text}");
+            }
+            source = deeper.source();
+        }
+        Self::Kernel { deed, object: object.to_string(), cause: text }
+    }
 }
 
 /// Packets by reason name, of one interface or of the uplink.
@@ -28,26 +73,41 @@ pub struct Counters {
     pub uplink: Reasons,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Swept {
-    pub looked_at: u64,
-    pub removed: u64,
-    /// Tracked flows after the last full pass.
-    pub flows: u64,
-}
-
 /// The loaded programs and maps. Dropping it detaches nothing.
 #[derive(Debug)]
 pub struct Loaded {
+    bpf: Ebpf,
+    maps: Maps,
+    pins: Pins,
     tables: Tables,
     adopted: bool,
+    /// Links that still run programs of another layout.
+    outdated: bool,
+    sweep: Sweep,
 }
 
 impl Loaded {
     /// Adopts what is pinned under `Deployment::bpf_dir()`, or loads and pins anew.
     pub fn open(deployment: &Deployment) -> Result<Self, Error> {
-        let _ = deployment;
-        Ok(Self { tables: Tables::default(), adopted: false })
+        if let Err(cause) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
+            // Kernels since 5.11 account maps to the control group instead.
+            tracing::warn!(%cause, "RLIMIT_MEMLOCK: not raised");
+        }
+        let pins = Pins::of(deployment);
+        let same_layout = pins.has_maps();
+        pins.prepare()?;
+        let mut bpf = load(&pins)?;
+        links::load_programs(&mut bpf)?;
+        let maps = Maps::open(&bpf)?;
+        let mut tables = maps.read_back()?;
+        let adopted = !pins.pinned_links()?.is_empty();
+        let outdated = adopted && !same_layout;
+        if !outdated {
+            links::exchange(&mut bpf, &pins)?;
+            tables.attachments = links::attachments(&pins)?;
+        }
+        let sweep = Sweep::default();
+        Ok(Self { bpf, maps, pins, tables, adopted, outdated, sweep })
     }
 
     /// Whether pinned programs were found at `open` and taken over.
@@ -61,40 +121,111 @@ impl Loaded {
     }
 
     /// Makes the kernel's tables and attachments into `next`; answers how many
-    /// changes it took. Attaches and detaches taps, uplink and punt device too.
+    /// changes it took. Where one fails, what was changed before it stays, and
+    /// [`Loaded::tables`] is read back from the kernel.
     pub fn update(&mut self, next: Tables) -> Result<usize, Error> {
-        let changes: Vec<Change> = crate::diff::diff(&self.tables, &next);
+        let changes = diff(&self.tables, &next);
+        if let Err(error) = self.apply(&changes) {
+            let names = std::mem::take(&mut self.tables.names);
+            self.tables = Tables { names, ..self.maps.read_back()? };
+            self.tables.attachments = links::attachments(&self.pins)?;
+            return Err(error);
+        }
         self.tables = next;
+        if self.outdated {
+            links::exchange(&mut self.bpf, &self.pins)?;
+            links::detach_others(&self.pins, &self.tables.attachments)?;
+            self.pins.remove_other_maps()?;
+            self.outdated = false;
+        }
         Ok(changes.len())
     }
 
+    fn apply(&mut self, changes: &[Change]) -> Result<(), Error> {
+        for change in changes {
+            match change {
+                Change::Attach { ifindex, attachment } => {
+                    links::attach(&mut self.bpf, &self.pins, *ifindex, attachment)?;
+                }
+                Change::Detach { ifindex, attachment } => {
+                    links::detach(&self.pins, *ifindex, attachment.role)?;
+                }
+                change => self.maps.apply(change)?,
+            }
+        }
+        Ok(())
+    }
+
     pub fn counters(&self) -> Result<Counters, Error> {
-        Ok(Counters::default())
+        let mut counters =
+            Counters { uplink: named(&self.maps.counters(0)?), interfaces: BTreeMap::new() };
+        for (ifindex, interface) in &self.tables.interfaces {
+            if let Some(id) = self.tables.names.interfaces.get(ifindex) {
+                counters.interfaces.insert(*id, named(&self.maps.counters(interface.slot)?));
+            }
+        }
+        Ok(counters)
     }
 
     /// Ages flows: a bounded slice at each call; call it about once a second.
     pub fn sweep(&mut self) -> Result<Swept, Error> {
-        Ok(Swept::default())
+        self.sweep.slice(&self.maps, &self.tables)
     }
 
     /// Runs the loaded program on a packet made for the question. Leaves no trace
     /// in flows or counters.
     pub fn why(&self, question: &Question) -> Result<Verdict, Error> {
-        Err(Error::Kernel {
-            deed: "ask",
-            object: question.interface.to_string(),
-            cause: "the interface is not loaded".into(),
-        })
+        why::answer(&self.bpf, &self.tables, question)
     }
+
+    /// Runs the loaded program that serves `ifindex`'s incoming frames on `frame`.
+    /// `mark` is `ebpf::ASK_MARK` to leave no trace, `ebpf::TRACE_MARK` to leave what
+    /// a real packet would.
+    pub fn run(&self, ifindex: u32, frame: &[u8], mark: u32) -> Result<Run, Error> {
+        why::run(&self.bpf, &self.tables, ifindex, frame, mark)
+    }
+
+    /// Runs the uplink's early program on `frame`: whether it passes.
+    pub fn run_early(&self, frame: &[u8]) -> Result<bool, Error> {
+        why::run_early(&self.bpf, frame)
+    }
+}
+
+/// What a program did with a frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    pub reason: Option<Reason>,
+    pub egress_rule: u16,
+    pub ingress_rule: u16,
+    /// As tc knows it: 2 drop, 7 redirect, -1 pass.
+    pub code: i32,
+    pub frame: Vec<u8>,
+}
+
+fn load(pins: &Pins) -> Result<Ebpf, Error> {
+    let mut loader = EbpfLoader::new();
+    for name in maps::NAMES {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    loader.load(object::bytes()).map_err(|e| Error::new("load", "object", e))
+}
+
+fn named(counts: &[u64]) -> Reasons {
+    Reason::ALL
+        .iter()
+        .map(|reason| (reason.name().to_owned(), counts[*reason as usize]))
+        .filter(|(_, count)| *count > 0)
+        .collect()
+}
+
+/// The host's own IPv4 addresses, for `compile::Devices`.
+pub fn host_addresses() -> Result<Vec<Ipv4Addr>, Error> {
+    let list = nix::ifaddrs::getifaddrs()
+        .map_err(|e| Error::new("list", "addresses", io::Error::from(e)))?;
+    Ok(list.filter_map(|a| Some(a.address?.as_sockaddr_in()?.ip())).collect())
 }
 
 /// Removes every program, map and link of this deployment; also when no daemon lives.
 pub fn teardown(deployment: &Deployment) -> Result<(), Error> {
-    let _ = deployment;
-    Ok(())
-}
-
-/// Where the embedded object came from, and its digest.
-pub fn origin() -> ObjectOrigin {
-    ObjectOrigin { origin: String::new(), sha256: String::new() }
+    Pins::of(deployment).remove()
 }

@@ -1,0 +1,157 @@
+//! Rules to class tables: one bit a rule, in the order in which `permits` asks them.
+//!
+//! A key (an address, an identity, a port) falls into a class; all keys of a class
+//! are matched by the same rules, and that set of rules is its row. Classes are
+//! found by their boundaries; neighbours with equal rows are one class.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf::flow::{ICMP, TCP, UDP};
+use ipnet::IpNet;
+use model::{Direction, GroupId, Peer, Protocol, Rule, SecurityGroup};
+
+use super::tables::{Class, Content};
+
+/// Bits of a row, a word each 64.
+type Row = Vec<u64>;
+
+/// The content for `groups` in one direction. `identities` are all sets of groups
+/// that an interface has, by the number that stands for them.
+pub fn content(
+    groups: &[&SecurityGroup],
+    direction: Direction,
+    identities: &BTreeMap<u64, BTreeSet<GroupId>>,
+) -> Content {
+    let rules: Vec<&Rule> = groups.iter().flat_map(|g| g.rules(direction)).collect();
+    let words = rules.len().div_ceil(64);
+    let mut rows = Rows { words, by_row: BTreeMap::new(), content: Vec::new() };
+    let members: Vec<(u64, Row)> = identities
+        .iter()
+        .map(|(number, set)| (*number, row(&rules, words, |r| is_member(&r.peer, set))))
+        .collect();
+    let classes = [
+        rows.classes(address_bounds(&rules), |key| {
+            row(&rules, words, |r| has_address(&r.peer, key))
+        }),
+        rows.exact(members),
+        rows.classes(port_bounds(&rules, TCP), |k| row(&rules, words, |r| matches(r, TCP, k))),
+        rows.classes(port_bounds(&rules, UDP), |k| row(&rules, words, |r| matches(r, UDP, k))),
+        rows.classes(port_bounds(&rules, ICMP), |k| row(&rules, words, |r| matches(r, ICMP, k))),
+        rows.classes((0..=255).collect(), |k| row(&rules, words, |r| matches(r, k as u8, 0))),
+    ];
+    Content { words: words as u32, classes, rows: rows.content }
+}
+
+fn row(rules: &[&Rule], words: usize, matches: impl Fn(&Rule) -> bool) -> Row {
+    let mut row = vec![0; words];
+    for (bit, rule) in rules.iter().enumerate() {
+        if matches(rule) {
+            row[bit / 64] |= 1 << (bit % 64);
+        }
+    }
+    row
+}
+
+/// Equal rows are stored once, empty ones not at all.
+struct Rows {
+    words: usize,
+    by_row: BTreeMap<Row, u32>,
+    content: Vec<u64>,
+}
+
+impl Rows {
+    fn number(&mut self, row: Row) -> Option<u32> {
+        if row.iter().all(|w| *w == 0) {
+            return None;
+        }
+        let next = (self.content.len() / self.words) as u32;
+        let content = &mut self.content;
+        Some(*self.by_row.entry(row).or_insert_with_key(|row| {
+            content.extend_from_slice(row);
+            next
+        }))
+    }
+
+    /// Classes that hold from their key up to the next one.
+    fn classes(&mut self, bounds: BTreeSet<u64>, row_at: impl Fn(u64) -> Row) -> Vec<Class> {
+        let mut classes: Vec<Class> = Vec::new();
+        for key in bounds {
+            let row = self.number(row_at(key));
+            if classes.last().is_none_or(|last| last.row != row) {
+                classes.push(Class { key, row });
+            }
+        }
+        classes
+    }
+
+    /// Classes of a single key; those without a rule are left out.
+    fn exact(&mut self, members: Vec<(u64, Row)>) -> Vec<Class> {
+        members
+            .into_iter()
+            .filter_map(|(key, row)| self.number(row).map(|row| Class { key, row: Some(row) }))
+            .collect()
+    }
+}
+
+fn is_member(peer: &Peer, set: &BTreeSet<GroupId>) -> bool {
+    matches!(peer, Peer::Group(group) if set.contains(group))
+}
+
+/// First and last address of an IPv4 network; IPv6 networks match no IPv4 packet.
+fn address_range(peer: &Peer) -> Option<(u64, u64)> {
+    match peer {
+        Peer::Cidr(IpNet::V4(net)) => {
+            Some((u32::from(net.network()).into(), u32::from(net.broadcast()).into()))
+        }
+        Peer::Cidr(IpNet::V6(_)) | Peer::Group(_) => None,
+    }
+}
+
+fn has_address(peer: &Peer, address: u64) -> bool {
+    address_range(peer).is_some_and(|(first, last)| first <= address && address <= last)
+}
+
+fn address_bounds(rules: &[&Rule]) -> BTreeSet<u64> {
+    bounds(rules.iter().filter_map(|r| address_range(&r.peer)), u32::MAX.into())
+}
+
+/// What of the low 16 bits (port, or ICMP type and code) the rule matches.
+fn detail_range(rule: &Rule, protocol: u8) -> Option<(u64, u64)> {
+    let ports = |p: model::PortRange| (u64::from(p.first()), u64::from(p.last()));
+    let icmp = |kind: Option<u8>, code: Option<u8>| match (kind, code) {
+        (None, _) => (0, 0xffff),
+        (Some(kind), None) => (u64::from(kind) << 8, u64::from(kind) << 8 | 0xff),
+        (Some(kind), Some(code)) => {
+            let detail = u64::from(kind) << 8 | u64::from(code);
+            (detail, detail)
+        }
+    };
+    match (rule.protocol, protocol) {
+        (Protocol::Any, _) => Some((0, 0xffff)),
+        (Protocol::Number(number), _) if number == protocol => Some((0, 0xffff)),
+        (Protocol::Tcp(range), TCP) | (Protocol::Udp(range), UDP) => Some(ports(range)),
+        (Protocol::Icmp { kind, code }, ICMP) => Some(icmp(kind, code)),
+        (Protocol::Icmpv6 { kind, code }, Protocol::ICMPV6) => Some(icmp(kind, code)),
+        _ => None,
+    }
+}
+
+fn matches(rule: &Rule, protocol: u8, detail: u64) -> bool {
+    detail_range(rule, protocol).is_some_and(|(first, last)| first <= detail && detail <= last)
+}
+
+fn port_bounds(rules: &[&Rule], protocol: u8) -> BTreeSet<u64> {
+    bounds(rules.iter().filter_map(|r| detail_range(r, protocol)), 0xffff)
+}
+
+/// Where the set of matching ranges may change.
+fn bounds(ranges: impl Iterator<Item = (u64, u64)>, last_key: u64) -> BTreeSet<u64> {
+    let mut bounds = BTreeSet::from([0]);
+    for (first, last) in ranges {
+        bounds.insert(first);
+        if last < last_key {
+            bounds.insert(last + 1);
+        }
+    }
+    bounds
+}

@@ -1,0 +1,123 @@
+//! The tables as the host holds them: plain maps, whole and comparable.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ebpf::layout::{Config, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step};
+use model::{InterfaceId, RuleId};
+
+/// What the programs decide by, all of it, and where they are attached.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    pub config: Config,
+    /// By ifindex.
+    pub interfaces: BTreeMap<u32, Interface>,
+    pub locals: BTreeMap<LocalKey, Local>,
+    /// Elastic address to ifindex.
+    pub elastics: BTreeMap<u32, u32>,
+    /// By slot.
+    pub policies: BTreeMap<u32, Placed>,
+    pub blocked: BTreeSet<Prefix>,
+    /// 1: a range; 0: an exception.
+    pub ranges: BTreeMap<Prefix, u32>,
+    /// By ifindex.
+    pub attachments: BTreeMap<u32, Attachment>,
+    /// Names for what the kernel knows by number; empty after adoption until the
+    /// first desired state is compiled.
+    pub names: Names,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    pub device: String,
+    pub role: Role,
+}
+
+/// Which programs a device carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    Guest,
+    Uplink,
+    Punt,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Names {
+    /// By ifindex.
+    pub interfaces: BTreeMap<u32, InterfaceId>,
+    /// The rules of a policy, by slot, in the order of its bits.
+    pub rules: BTreeMap<u32, Vec<RuleId>>,
+}
+
+/// A policy without its place. Two with the same content share one place.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Content {
+    /// Words of a row.
+    pub words: u32,
+    /// In the order of [`Policy`]'s spans.
+    pub classes: [Vec<Class>; CLASS_TABLES],
+    /// All rows, one after the other.
+    pub rows: Vec<u64>,
+}
+
+/// remotes, identities, tcp, udp, icmp, others.
+pub const CLASS_TABLES: usize = 6;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class {
+    pub key: u64,
+    /// Number of its row; `None`: no rule.
+    pub row: Option<u32>,
+}
+
+/// A policy in its place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    pub content: Content,
+    pub first_step: u32,
+    pub first_word: u32,
+}
+
+impl Content {
+    pub fn steps_len(&self) -> u32 {
+        self.classes.iter().map(Vec::len).sum::<usize>() as u32
+    }
+
+    pub fn words_len(&self) -> u32 {
+        self.rows.len() as u32
+    }
+}
+
+impl Placed {
+    /// As it stands in `POLICIES`.
+    pub fn record(&self) -> Policy {
+        let mut first = self.first_step;
+        let mut span = |table: usize| {
+            let span = Span { first, len: self.content.classes[table].len() as u32 };
+            first += span.len;
+            span
+        };
+        Policy {
+            words: self.content.words,
+            zero: 0,
+            remotes: span(0),
+            identities: span(1),
+            tcp: span(2),
+            udp: span(3),
+            icmp: span(4),
+            others: span(5),
+        }
+    }
+
+    /// As they stand in `STEPS`, from `first_step`.
+    pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
+        let row = |row: Option<u32>| match row {
+            Some(row) => self.first_word + row * self.content.words,
+            None => ROW_NONE,
+        };
+        self.content.classes.iter().flatten().map(move |class| Step {
+            key: class.key,
+            row: row(class.row),
+            zero: 0,
+        })
+    }
+}

@@ -1,0 +1,195 @@
+//! Programs on devices, held by pinned links.
+//!
+//! | role | ingress | egress | XDP |
+//! |---|---|---|---|
+//! | guest | `tap_ingress` | `tap_guard` | |
+//! | punt | `punt_ingress` | `tap_guard` | |
+//! | uplink | `uplink_ingress` | | `uplink_early` |
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::xdp::XdpLink;
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use nix::net::if_::if_indextoname;
+
+use super::Error;
+use super::pins::{Pins, absent_is_fine};
+use crate::compile::{Attachment, Role};
+
+pub const TAP_INGRESS: &str = "tap_ingress";
+pub const UPLINK_INGRESS: &str = "uplink_ingress";
+pub const UPLINK_EARLY: &str = "uplink_early";
+const PUNT_INGRESS: &str = "punt_ingress";
+const TAP_GUARD: &str = "tap_guard";
+
+const CLASSIFIERS: [&str; 4] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD];
+
+/// The guard comes first, so that nothing slips by while the device is being dressed.
+fn programs(role: Role) -> [&'static str; 2] {
+    match role {
+        Role::Guest => [TAP_GUARD, TAP_INGRESS],
+        Role::Punt => [TAP_GUARD, PUNT_INGRESS],
+        Role::Uplink => [UPLINK_EARLY, UPLINK_INGRESS],
+    }
+}
+
+fn side(program: &str) -> TcAttachType {
+    if program == TAP_GUARD { TcAttachType::Egress } else { TcAttachType::Ingress }
+}
+
+pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
+    for name in CLASSIFIERS {
+        classifier(bpf, name)?.load().map_err(|e| Error::new("load", name, e))?;
+    }
+    xdp(bpf)?.load().map_err(|e| Error::new("load", UPLINK_EARLY, e))
+}
+
+pub fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {
+    bpf.program_mut(name)
+        .ok_or_else(|| missing(name))?
+        .try_into()
+        .map_err(|e: ProgramError| Error::new("find", name, e))
+}
+
+fn xdp(bpf: &mut Ebpf) -> Result<&mut Xdp, Error> {
+    bpf.program_mut(UPLINK_EARLY)
+        .ok_or_else(|| missing(UPLINK_EARLY))?
+        .try_into()
+        .map_err(|e: ProgramError| Error::new("find", UPLINK_EARLY, e))
+}
+
+pub fn missing(name: &str) -> Error {
+    let cause = io::Error::new(io::ErrorKind::NotFound, "the object has no such program");
+    Error::new("find", name, cause)
+}
+
+/// Puts our programs into every pinned link, atomically each. A link whose device
+/// is gone is removed.
+pub fn exchange(bpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
+    for (program, ifindex) in pins.pinned_links()? {
+        let path = pins.link(&program, ifindex);
+        let link =
+            PinnedLink::from_pin(&path).map_err(|e| Error::new("open", path.display(), e))?;
+        let result = if program == UPLINK_EARLY {
+            exchange_xdp(xdp(bpf)?, link)
+        } else {
+            exchange_classifier(classifier(bpf, &program)?, link)
+        };
+        if let Err(cause) = result {
+            if if_indextoname(ifindex).is_ok() {
+                return Err(Error::new("exchange", path.display(), cause));
+            }
+            absent_is_fine(fs::remove_file(&path), &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn exchange_classifier(
+    program: &mut SchedClassifier,
+    link: PinnedLink,
+) -> Result<(), ProgramError> {
+    let link: SchedClassifierLink = FdLink::from(link).try_into().map_err(unusable)?;
+    let id = program.attach_to_link(link)?;
+    // Only the file in bpffs holds the link.
+    program.take_link(id).map(drop)
+}
+
+fn exchange_xdp(program: &mut Xdp, link: PinnedLink) -> Result<(), ProgramError> {
+    let link: XdpLink = FdLink::from(link).try_into().map_err(unusable)?;
+    let id = program.attach_to_link(link)?;
+    program.take_link(id).map(drop)
+}
+
+pub fn attach(
+    bpf: &mut Ebpf,
+    pins: &Pins,
+    ifindex: u32,
+    attachment: &Attachment,
+) -> Result<(), Error> {
+    for program in programs(attachment.role) {
+        let path = pins.link(program, ifindex);
+        if path.exists() {
+            continue;
+        }
+        let device = &attachment.device;
+        let link = if program == UPLINK_EARLY {
+            attach_xdp(xdp(bpf)?, ifindex)
+        } else {
+            attach_classifier(classifier(bpf, program)?, device, side(program))
+        };
+        let failed = |cause: &dyn std::error::Error| Error::Kernel {
+            deed: "attach",
+            object: format!("{program} on {device}"),
+            cause: cause.to_string(),
+        };
+        let link = link.map_err(|e| failed(&Error::new("attach", program, e)))?;
+        link.pin(&path).map_err(|e| failed(&Error::new("pin", path.display(), e)))?;
+    }
+    Ok(())
+}
+
+fn attach_classifier(
+    program: &mut SchedClassifier,
+    device: &str,
+    side: TcAttachType,
+) -> Result<FdLink, ProgramError> {
+    let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+    let id = program.attach_with_options(device, side, options)?;
+    program.take_link(id)?.try_into().map_err(unusable)
+}
+
+fn attach_xdp(program: &mut Xdp, ifindex: u32) -> Result<FdLink, ProgramError> {
+    let id = program.attach_to_if_index(ifindex, XdpMode::default())?;
+    program.take_link(id)?.try_into().map_err(unusable)
+}
+
+fn unusable(cause: LinkError) -> ProgramError {
+    ProgramError::IOError(io::Error::other(cause))
+}
+
+pub fn detach(pins: &Pins, ifindex: u32, role: Role) -> Result<(), Error> {
+    // The guard goes last.
+    for program in programs(role).into_iter().rev() {
+        let path = pins.link(program, ifindex);
+        absent_is_fine(fs::remove_file(&path), &path)?;
+    }
+    Ok(())
+}
+
+/// Detaches whatever is pinned for devices that are not in `wanted`.
+pub fn detach_others(pins: &Pins, wanted: &BTreeMap<u32, Attachment>) -> Result<(), Error> {
+    for (program, ifindex) in pins.pinned_links()? {
+        if !wanted.contains_key(&ifindex) {
+            let path = pins.link(&program, ifindex);
+            absent_is_fine(fs::remove_file(&path), &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Devices that carry both programs of their role. One that carries less is
+/// attached again; one that is gone is forgotten.
+pub fn attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
+    let pinned = pins.pinned_links()?;
+    let has = |program: &str, ifindex| pinned.iter().any(|(p, i)| p == program && *i == ifindex);
+    let mut attachments = BTreeMap::new();
+    for (_, ifindex) in &pinned {
+        let roles = [Role::Guest, Role::Punt, Role::Uplink];
+        let complete = |role: &Role| programs(*role).iter().all(|p| has(p, *ifindex));
+        let Some(role) = roles.into_iter().find(complete) else { continue };
+        match if_indextoname(*ifindex) {
+            Ok(name) => {
+                let device = name.to_string_lossy().into_owned();
+                attachments.insert(*ifindex, Attachment { device, role });
+            }
+            Err(_) => detach(pins, *ifindex, role)?,
+        }
+    }
+    Ok(attachments)
+}

@@ -1,0 +1,189 @@
+//! The pinned maps: changed by [`Change`]s, and read back into [`Tables`].
+
+use std::collections::BTreeMap;
+use std::io;
+
+use aya::Ebpf;
+use ebpf::REASONS_MAX;
+use ebpf::layout::{
+    Config, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE, Span, Step,
+};
+
+use super::Error;
+use super::syscall::{self, Map};
+use crate::compile::{Class, Content, Placed, Tables};
+use crate::diff::Change;
+
+/// Every map that is pinned.
+pub const NAMES: [&str; 14] = [
+    "CONFIG",
+    "INTERFACES",
+    "LOCALS",
+    "ELASTICS",
+    "POLICIES",
+    "STEPS",
+    "WORDS",
+    "FLOWS",
+    "HALF_FLOWS",
+    "QUOTAS",
+    "SWEPT",
+    "BLOCKED",
+    "RANGES",
+    "COUNTERS",
+];
+
+#[derive(Debug)]
+pub struct Maps {
+    config: Map<u32, Config>,
+    interfaces: Map<u32, Interface>,
+    locals: Map<LocalKey, Local>,
+    elastics: Map<u32, u32>,
+    policies: Map<u32, Policy>,
+    steps: Map<u32, Step>,
+    words: Map<u32, u64>,
+    pub flows: Map<FlowKey, Flow>,
+    quotas: Map<u32, Quota>,
+    pub swept: Map<u32, u64>,
+    blocked: Map<Prefix, u32>,
+    ranges: Map<Prefix, u32>,
+    counters: Map<u32, u64>,
+    cpus: usize,
+}
+
+impl Maps {
+    pub fn open(bpf: &Ebpf) -> Result<Self, Error> {
+        Ok(Self {
+            config: map(bpf, "CONFIG")?,
+            interfaces: map(bpf, "INTERFACES")?,
+            locals: map(bpf, "LOCALS")?,
+            elastics: map(bpf, "ELASTICS")?,
+            policies: map(bpf, "POLICIES")?,
+            steps: map(bpf, "STEPS")?,
+            words: map(bpf, "WORDS")?,
+            flows: map(bpf, "FLOWS")?,
+            quotas: map(bpf, "QUOTAS")?,
+            swept: map(bpf, "SWEPT")?,
+            blocked: map(bpf, "BLOCKED")?,
+            ranges: map(bpf, "RANGES")?,
+            counters: map(bpf, "COUNTERS")?,
+            cpus: aya::util::nr_cpus().map_err(|(path, e)| Error::new("read", path, e))?,
+        })
+    }
+
+    /// Attachments are none of its business: they are `Loaded`'s.
+    pub fn apply(&self, change: &Change) -> Result<(), Error> {
+        let failed = |cause| Error::new("change", format!("{change:?}"), cause);
+        match change {
+            Change::PutPolicy { slot, policy } => self.put_policy(*slot, policy),
+            Change::PutLocal(key, local) => self.locals.put(key, local),
+            Change::ResetSlot(slot) => self.reset(*slot),
+            Change::PutInterface(interface) => self.interfaces.put(&interface.ifindex, interface),
+            Change::PutElastic { address, ifindex } => self.elastics.put(address, ifindex),
+            Change::Block(prefix) => self.blocked.put(prefix, &1),
+            Change::PutRange { prefix, kind } => self.ranges.put(prefix, kind),
+            Change::PutConfig(config) => self.config.put(&0, config),
+            Change::RemoveElastic(address) => self.elastics.remove(address).map(drop),
+            Change::RemoveInterface(ifindex) => self.interfaces.remove(ifindex).map(drop),
+            Change::RemoveLocal(key) => self.locals.remove(key).map(drop),
+            Change::Unblock(prefix) => self.blocked.remove(prefix).map(drop),
+            Change::RemoveRange(prefix) => self.ranges.remove(prefix).map(drop),
+            Change::AwaitReaders => syscall::await_readers(),
+            Change::Attach { .. } | Change::Detach { .. } => Ok(()),
+        }
+        .map_err(failed)
+    }
+
+    fn put_policy(&self, slot: u32, policy: &Placed) -> io::Result<()> {
+        for (index, word) in (policy.first_word..).zip(&policy.content.rows) {
+            self.words.put(&index, word)?;
+        }
+        for (index, step) in (policy.first_step..).zip(policy.steps()) {
+            self.steps.put(&index, &step)?;
+        }
+        self.policies.put(&slot, &policy.record())
+    }
+
+    fn reset(&self, slot: u32) -> io::Result<()> {
+        self.quotas.put(&slot, &Quota { opened: 0, closed: 0 })?;
+        self.swept.put(&slot, &0)?;
+        let first = slot * REASONS_MAX;
+        (first..first + REASONS_MAX).try_for_each(|index| self.counters.clear(index, self.cpus))
+    }
+
+    /// By reason number.
+    pub fn counters(&self, slot: u32) -> Result<Vec<u64>, Error> {
+        let first = slot * REASONS_MAX;
+        (first..first + REASONS_MAX)
+            .map(|index| self.counters.sum(index, self.cpus))
+            .collect::<io::Result<_>>()
+            .map_err(|e| Error::new("read", "COUNTERS", e))
+    }
+
+    /// What the kernel decides by. Attachments and names are not in the maps.
+    pub fn read_back(&self) -> Result<Tables, Error> {
+        let failed = |cause| Error::new("read back", "maps", cause);
+        let interfaces: BTreeMap<u32, Interface> =
+            self.interfaces.entries().map_err(failed)?.into_iter().collect();
+        let mut policies = BTreeMap::new();
+        for slot in interfaces.values().flat_map(|i| [i.ingress, i.egress]) {
+            if let Some(policy) = self.policies.get(&slot).map_err(failed)? {
+                policies.insert(slot, self.read_policy(&policy).map_err(failed)?);
+            }
+        }
+        Ok(Tables {
+            config: self.config.get(&0).map_err(failed)?.unwrap_or_default(),
+            interfaces,
+            locals: self.locals.entries().map_err(failed)?.into_iter().collect(),
+            elastics: self.elastics.entries().map_err(failed)?.into_iter().collect(),
+            policies,
+            blocked: self.blocked.entries().map_err(failed)?.into_iter().map(|(p, _)| p).collect(),
+            ranges: self.ranges.entries().map_err(failed)?.into_iter().collect(),
+            ..Tables::default()
+        })
+    }
+
+    fn read_policy(&self, policy: &Policy) -> io::Result<Placed> {
+        let spans =
+            [policy.remotes, policy.identities, policy.tcp, policy.udp, policy.icmp, policy.others];
+        let mut tables = Vec::new();
+        for Span { first, len } in spans {
+            let steps: io::Result<Vec<Step>> =
+                (first..first + len).map(|i| Ok(self.steps.get(&i)?.unwrap_or(NO_STEP))).collect();
+            tables.push(steps?);
+        }
+        let rows = || tables.iter().flatten().map(|s| s.row).filter(|row| *row != ROW_NONE);
+        // Every row has a step that points to it, so the first row is the lowest.
+        let first_word = rows().min().unwrap_or(0);
+        let end = rows().max().map_or(first_word, |last| last + policy.words);
+        let words: io::Result<Vec<u64>> =
+            (first_word..end).map(|i| Ok(self.words.get(&i)?.unwrap_or(0))).collect();
+        let class = |step: &Step| Class {
+            key: step.key,
+            row: (step.row != ROW_NONE).then(|| (step.row - first_word) / policy.words.max(1)),
+        };
+        let mut classes = tables.iter().map(|steps| steps.iter().map(class).collect());
+        let classes = std::array::from_fn(|_| classes.next().unwrap_or_default());
+        let content = Content { words: policy.words, classes, rows: words? };
+        Ok(Placed { content, first_step: policy.remotes.first, first_word })
+    }
+}
+
+const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };
+
+fn map<K: bytemuck::Pod, V: bytemuck::Pod>(bpf: &Ebpf, name: &str) -> Result<Map<K, V>, Error> {
+    use aya::maps::Map as M;
+    let data = match bpf.map(name) {
+        Some(
+            M::Array(data)
+            | M::HashMap(data)
+            | M::LruHashMap(data)
+            | M::LpmTrie(data)
+            | M::PerCpuArray(data),
+        ) => data,
+        _ => {
+            let cause = io::Error::new(io::ErrorKind::NotFound, "the object has no such map");
+            return Err(Error::new("open", name, cause));
+        }
+    };
+    Map::open(data.fd()).map_err(|e| Error::new("open", name, e))
+}

@@ -1,0 +1,83 @@
+//! Ages flows. A flow that was silent too long is as good as absent to the
+//! programs; the sweep gives its place back.
+//!
+//! A packet that comes between our look and our removal makes the flow young
+//! again and is forgotten with it; its next packet is judged by the rules anew.
+//! That window is some microseconds at the end of an idle time of minutes or days.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use ebpf::flow::alive;
+use ebpf::layout::Interface;
+
+use super::Error;
+use super::maps::Maps;
+use crate::compile::Tables;
+
+/// Entries looked at in one call: about a millisecond, and a full table in a minute.
+const SLICE: usize = 4096;
+/// Entries asked of the kernel at once; a hash bucket must fit.
+const BATCH: usize = 1024;
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Swept {
+    pub looked_at: u64,
+    pub removed: u64,
+    /// Tracked flows after the last full pass.
+    pub flows: u64,
+}
+
+#[derive(Debug, Default)]
+pub struct Sweep {
+    cursor: Option<u32>,
+    /// Seen alive in this pass.
+    seen: u64,
+    flows: u64,
+}
+
+impl Sweep {
+    pub fn slice(&mut self, maps: &Maps, tables: &Tables) -> Result<Swept, Error> {
+        let now_s = now_s().map_err(|e| Error::new("read", "clock", e))?;
+        let interfaces: BTreeMap<u64, &Interface> =
+            tables.interfaces.values().map(|i| (i.id, i)).collect();
+        let mut swept = Swept { flows: self.flows, ..Swept::default() };
+        let failed = |e| Error::new("sweep", "FLOWS", e);
+        for _ in 0..SLICE / BATCH {
+            let slice = maps.flows.slice(self.cursor, BATCH).map_err(failed)?;
+            for (key, flow) in &slice.entries {
+                swept.looked_at += 1;
+                let interface = interfaces.get(&key.interface);
+                if interface.is_some_and(|i| alive(flow, key.protocol, i, now_s)) {
+                    self.seen += 1;
+                } else if maps.flows.remove(key).map_err(failed)? {
+                    swept.removed += 1;
+                    if let Some(interface) = interface {
+                        self.give_back(maps, interface.slot)?;
+                    }
+                }
+            }
+            self.cursor = slice.cursor;
+            if self.cursor.is_none() {
+                self.flows = std::mem::take(&mut self.seen);
+                swept.flows = self.flows;
+                break;
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Nobody else writes `SWEPT`.
+    fn give_back(&mut self, maps: &Maps, slot: u32) -> Result<(), Error> {
+        let failed = |e| Error::new("count", "SWEPT", e);
+        let before = maps.swept.get(&slot).map_err(failed)?.unwrap_or(0);
+        maps.swept.put(&slot, &(before + 1)).map_err(failed)
+    }
+}
+
+/// The programs' clock, in whole seconds.
+fn now_s() -> io::Result<u32> {
+    use nix::time::{ClockId, clock_gettime};
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    Ok(now.tv_sec() as u32)
+}

@@ -1,0 +1,179 @@
+//! bpf(2) on maps, in bytes, and membarrier(2). aya's typed maps want their own
+//! trait on every key and value, and have no batch operations.
+//!
+//! Called by `load` alone. The sizes of key and value are the caller's word; the
+//! kernel copies exactly as many bytes as the map was made with, so [`Map::open`]
+//! compares them first.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use bytemuck::Pod;
+
+const LOOKUP: libc::c_long = 1;
+const UPDATE: libc::c_long = 2;
+const DELETE: libc::c_long = 3;
+const NEXT_KEY: libc::c_long = 4;
+const LOOKUP_BATCH: libc::c_long = 24;
+
+/// linux/membarrier.h: wait for a grace period of all CPUs.
+const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+
+/// linux/bpf.h, the anonymous structure of `BPF_MAP_*_ELEM`.
+#[repr(C)]
+struct Element {
+    map_fd: u32,
+    zero: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// linux/bpf.h, `batch`.
+#[repr(C)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
+    // SAFETY: `attributes` is the structure of this command, and every pointer in it
+    // is to memory of the size that the map was checked to have (`Map::open`).
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as u32)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// A map of keys `K` and values `V`.
+#[derive(Debug)]
+pub struct Map<K, V> {
+    fd: OwnedFd,
+    of: std::marker::PhantomData<(K, V)>,
+}
+
+impl<K: Pod, V: Pod> Map<K, V> {
+    /// Fails where the kernel's map has other sizes.
+    pub fn open(fd: impl AsFd) -> io::Result<Self> {
+        let fd = fd.as_fd().try_clone_to_owned()?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        let field = |name: &str| {
+            info.lines()
+                .find_map(|line| line.strip_prefix(name))
+                .and_then(|rest| rest.trim().parse::<usize>().ok())
+        };
+        let sizes = (field("key_size:"), field("value_size:"));
+        if sizes != (Some(size_of::<K>()), Some(size_of::<V>())) {
+            let text = format!("key and value have {sizes:?} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        Ok(Self { fd, of: std::marker::PhantomData })
+    }
+
+    fn element(&self, key: *const K, value: u64) -> Element {
+        let map_fd = self.fd.as_raw_fd() as u32;
+        Element { map_fd, zero: 0, key: key as u64, value, flags: 0 }
+    }
+
+    pub fn get(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        let mut element = self.element(key, &raw mut value as u64);
+        match bpf(LOOKUP, &mut element) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
+        bpf(UPDATE, &mut self.element(key, &raw const *value as u64))
+    }
+
+    /// Whether there was anything.
+    pub fn remove(&self, key: &K) -> io::Result<bool> {
+        match bpf(DELETE, &mut self.element(key, 0)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
+        let mut entries = Vec::new();
+        let mut last: Option<K> = None;
+        loop {
+            let mut next = K::zeroed();
+            let from = last.as_ref().map_or(std::ptr::null(), |key| &raw const *key);
+            match bpf(NEXT_KEY, &mut self.element(from, &raw mut next as u64)) {
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
+                Err(error) => return Err(error),
+            }
+            if let Some(value) = self.get(&next)? {
+                entries.push((next, value));
+            }
+            last = Some(next);
+        }
+    }
+
+    /// Some entries of a hash map, from where `cursor` stands; `None` as the new
+    /// cursor says that the end is reached. Entries that are added or removed
+    /// meanwhile may be seen or not.
+    pub fn slice(&self, cursor: Option<u32>, len: usize) -> io::Result<Slice<K, V>> {
+        let mut keys = vec![K::zeroed(); len];
+        let mut values = vec![V::zeroed(); len];
+        let mut next = 0_u32;
+        let mut batch = Batch {
+            in_batch: cursor.as_ref().map_or(0, |c| &raw const *c as u64),
+            out_batch: &raw mut next as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: len as u32,
+            map_fd: self.fd.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        let cursor = match bpf(LOOKUP_BATCH, &mut batch) {
+            Ok(()) => Some(next),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+            Err(error) => return Err(error),
+        };
+        keys.truncate(batch.count as usize);
+        values.truncate(batch.count as usize);
+        Ok(Slice { entries: keys.into_iter().zip(values).collect(), cursor })
+    }
+}
+
+pub struct Slice<K, V> {
+    pub entries: Vec<(K, V)>,
+    pub cursor: Option<u32>,
+}
+
+impl Map<u32, u64> {
+    /// A per-CPU array's value, added up.
+    pub fn sum(&self, index: u32, cpus: usize) -> io::Result<u64> {
+        let mut values = vec![0_u64; cpus];
+        bpf(LOOKUP, &mut self.element(&index, values.as_mut_ptr() as u64))?;
+        Ok(values.iter().sum())
+    }
+
+    /// Sets a per-CPU array's value to 0 on every CPU.
+    pub fn clear(&self, index: u32, cpus: usize) -> io::Result<()> {
+        let values = vec![0_u64; cpus];
+        bpf(UPDATE, &mut self.element(&index, values.as_ptr() as u64))
+    }
+}
+
+/// Returns when every program that runs now has ended.
+pub fn await_readers() -> io::Result<()> {
+    // SAFETY: the call takes no pointer.
+    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,196 @@
+//! Questions to the loaded programs, by BPF_PROG_TEST_RUN.
+
+use std::net::Ipv4Addr;
+
+use aya::Ebpf;
+use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use ebpf::flow::{ICMP, TCP, UDP};
+use ebpf::layout::{Interface, LocalKey};
+use ebpf::rewrite::{corrected, sum32};
+use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
+use model::Direction;
+use rpc::dataplane::{Question, Verdict};
+
+use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
+use super::{Error, Run};
+use crate::compile::{Role, Tables};
+
+/// Bytes of linux/bpf.h's `struct __sk_buff` (6.6); a kernel with more zeroes the rest.
+const SKB_LEN: usize = 192;
+const MARK: usize = 8;
+const INGRESS_IFINDEX: usize = 36;
+const IFINDEX: usize = 40;
+const CB: usize = 48;
+/// A rewritten frame is never longer than it was.
+const FRAME_LEN_MAX: usize = 65_550;
+
+const XDP_PASS: u32 = 2;
+
+pub fn run(
+    bpf: &Ebpf,
+    tables: &Tables,
+    ifindex: u32,
+    frame: &[u8],
+    mark: u32,
+) -> Result<Run, Error> {
+    let name = match tables.attachments.get(&ifindex).map(|a| a.role) {
+        Some(Role::Uplink) => UPLINK_INGRESS,
+        Some(Role::Punt) => "punt_ingress",
+        _ => TAP_INGRESS,
+    };
+    let program: &SchedClassifier = bpf
+        .program(name)
+        .ok_or_else(|| missing(name))?
+        .try_into()
+        .map_err(|e: ProgramError| Error::new("find", name, e))?;
+    let mut context = [0; SKB_LEN];
+    context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut context_out = [0; SKB_LEN];
+    let mut out = vec![0; frame.len().min(FRAME_LEN_MAX)];
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
+    options.ctx_in = Some(&context);
+    options.ctx_out = Some(&mut context_out);
+    let result = program.test_run(options).map_err(|e| Error::new("run", name, e))?;
+    let word = |at: usize| {
+        let bytes =
+            [context_out[at], context_out[at + 1], context_out[at + 2], context_out[at + 3]];
+        u32::from_ne_bytes(bytes)
+    };
+    Ok(Run {
+        reason: u8::try_from(word(CB)).ok().and_then(Reason::from_number),
+        egress_rule: word(CB + 4) as u16,
+        ingress_rule: word(CB + 8) as u16,
+        code: result.return_value as i32,
+        frame: out,
+    })
+}
+
+pub fn run_early(bpf: &Ebpf, frame: &[u8]) -> Result<bool, Error> {
+    let program: &Xdp = bpf
+        .program(UPLINK_EARLY)
+        .ok_or_else(|| missing(UPLINK_EARLY))?
+        .try_into()
+        .map_err(|e: ProgramError| Error::new("find", UPLINK_EARLY, e))?;
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    let result = program.test_run(options).map_err(|e| Error::new("run", UPLINK_EARLY, e))?;
+    Ok(result.return_value == XDP_PASS)
+}
+
+/// An egress question is asked where the guest's packets come in; an ingress one
+/// where the remote's would: at another local interface's device, where the remote
+/// is one of the same network, else at the uplink.
+pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdict, Error> {
+    let Some(interface) = interface(tables, question) else {
+        let cause =
+            std::io::Error::new(std::io::ErrorKind::NotFound, "no such interface is loaded");
+        return Err(Error::new("ask", question.interface, cause));
+    };
+    let remote = u32::from(question.remote);
+    let (ifindex, frame) = match question.direction {
+        Direction::Egress => {
+            let ends = (interface.address, remote);
+            let macs = (interface.mac, GATEWAY_MAC);
+            (
+                interface.ifindex,
+                frame(question, macs, ends, (question.local_port, question.remote_port)),
+            )
+        }
+        Direction::Ingress => {
+            let ports = (question.remote_port, question.local_port);
+            let key = LocalKey { vpc: interface.vpc, address: remote, zero: 0 };
+            let sender = tables.locals.get(&key).and_then(|l| tables.interfaces.get(&l.ifindex));
+            match sender {
+                Some(sender) => {
+                    let macs = (sender.mac, GATEWAY_MAC);
+                    (sender.ifindex, frame(question, macs, (remote, interface.address), ports))
+                }
+                None => {
+                    let refused = |reason: Reason| refusal(reason);
+                    if interface.elastic == 0 {
+                        return Ok(refused(Reason::NoElastic));
+                    }
+                    if interface.uplink == 0 {
+                        return Ok(refused(Reason::NoUplink));
+                    }
+                    let macs = (GATEWAY_MAC, tables.config.uplink_mac);
+                    (interface.uplink, frame(question, macs, (remote, interface.elastic), ports))
+                }
+            }
+        }
+    };
+    let run = run(bpf, tables, ifindex, &frame, ASK_MARK)?;
+    let reason = run.reason.unwrap_or(Reason::Undecided);
+    let (slot, rule) = match question.direction {
+        Direction::Egress => (interface.egress, run.egress_rule),
+        Direction::Ingress => (interface.ingress, run.ingress_rule),
+    };
+    let rule = usize::from(rule).checked_sub(1);
+    let rules = tables.names.rules.get(&slot);
+    Ok(Verdict {
+        allowed: reason.accepts(),
+        reason: reason.name().to_owned(),
+        rule: rule.and_then(|rule| rules?.get(rule).copied()),
+    })
+}
+
+fn refusal(reason: Reason) -> Verdict {
+    Verdict { allowed: false, reason: reason.name().to_owned(), rule: None }
+}
+
+fn interface<'a>(tables: &'a Tables, question: &Question) -> Option<&'a Interface> {
+    let named = tables.names.interfaces.iter();
+    let (ifindex, _) = named.into_iter().find(|(_, id)| **id == question.interface)?;
+    tables.interfaces.get(ifindex)
+}
+
+/// The first packet of a flow. For ICMP the ports are not ports: the local one (of
+/// the side that is asked about) holds type and code, as in `model`'s header.
+fn frame(
+    question: &Question,
+    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
+    (source, destination): (u32, u32),
+    (source_port, destination_port): (u16, u16),
+) -> Vec<u8> {
+    let [from_high, from_low] = source_port.to_be_bytes();
+    let [to_high, to_low] = destination_port.to_be_bytes();
+    let transport: Vec<u8> = match question.protocol {
+        TCP => {
+            let mut tcp = vec![0; 20];
+            tcp[..4].copy_from_slice(&[from_high, from_low, to_high, to_low]);
+            tcp[12] = 5 << 4;
+            tcp[13] = 0x02; // SYN
+            tcp
+        }
+        UDP => vec![from_high, from_low, to_high, to_low, 0, 8, 0, 0],
+        ICMP => {
+            let [kind, code] = question.remote_port.max(question.local_port).to_be_bytes();
+            vec![kind, code, 0, 0, 0, 1, 0, 1]
+        }
+        _ => Vec::new(),
+    };
+    let mut frame = Vec::with_capacity(64);
+    frame.extend_from_slice(&destination_mac);
+    frame.extend_from_slice(&source_mac);
+    frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
+    frame.extend_from_slice(&(20 + transport.len() as u16).to_be_bytes());
+    frame.extend_from_slice(&[0, 0, 0x40, 0, 64, question.protocol]);
+    let sum = 0x4500
+        + 20
+        + transport.len() as u32
+        + 0x4000
+        + (64 << 8)
+        + u32::from(question.protocol)
+        + sum32(source)
+        + sum32(destination);
+    // The checksum of a header that was all zeros is all ones.
+    frame.extend_from_slice(&corrected(0xffff, 0, sum).to_be_bytes());
+    frame.extend_from_slice(&Ipv4Addr::from(source).octets());
+    frame.extend_from_slice(&Ipv4Addr::from(destination).octets());
+    frame.extend_from_slice(&transport);
+    frame
+}

@@ -1,0 +1,513 @@
+//! The decision on a packet: pure, the same in the kernel, in the model test and
+//! behind `netctl why`.
+//!
+//! ```text
+//!  from_instance   anti-spoof ▶ punt? ▶ route ▶ egress ▶ ingress of a local receiver ▶ go on
+//!  from_world      ours? ▶ ingress ▶ go on        (else the host's own stack)
+//!  from_punt       which guest? ▶ go on
+//!  early           blocklist, unknown elastic address, malformed: drop; all else passes
+//! ```
+//! A packet is judged once, where it enters: the sender's device or the uplink.
+//! What comes from a guest never reaches the host's own stack.
+
+use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
+use crate::layout::{FlowKey, Interface, LocalKey, METADATA, SOURCE_CHECK};
+use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, mac_number};
+use crate::punt::{ifindex_of, punt_mac};
+use crate::reason::Reason;
+use crate::rewrite::{Rewrite, corrected, sum32};
+use crate::tables::Tables;
+use crate::verdict::{Action, FlowWrite, Work};
+use crate::{GATEWAY_MAC, METADATA_ADDRESS};
+
+const METADATA_PORT: u16 = 80;
+/// Replies of the metadata service die at the first router (a guest that forwards
+/// for others must not leak them).
+const METADATA_TTL: u8 = 1;
+
+/// Where a frame came in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrival {
+    pub ifindex: u32,
+    /// Whether the device took a VLAN tag off.
+    pub vlan: bool,
+    /// Whether the frame was addressed to the device itself.
+    pub to_host: bool,
+    pub now_s: u32,
+}
+
+/// A frame that a guest sent.
+#[inline(always)]
+pub fn from_instance<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head,
+    arrival: &Arrival,
+    work: &mut Work,
+) {
+    work.begin();
+    let Some(interface) = tables.interface(arrival.ifindex) else {
+        return work.verdict.refuse(Reason::NoInterface);
+    };
+    work.verdict.slots[0] = interface.slot;
+    if let Err(reason) = instance_sends(tables, frame, head, arrival, interface, work) {
+        work.verdict.refuse(reason);
+    }
+}
+
+#[inline(always)]
+fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head,
+    arrival: &Arrival,
+    interface: &Interface,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    if arrival.vlan {
+        return Err(Reason::Vlan);
+    }
+    if mac_number(head.source_mac()) != mac_number(interface.mac) {
+        return Err(Reason::SpoofedMac);
+    }
+    match head.ether_type() {
+        IPV4 => {}
+        ARP => return arp_from_instance(frame, interface, work),
+        IPV6 => return Err(Reason::Ipv6),
+        _ => return Err(Reason::EtherType),
+    }
+    work.packet.parse(frame, head)?;
+    let packet = &work.packet;
+    let own_source = packet.source == interface.address;
+    if packet.is_dhcp_request() {
+        if !own_source && packet.source != 0 {
+            return Err(Reason::SpoofedAddress);
+        }
+        return punt(interface, head, Reason::PuntDhcp, work);
+    }
+    if !own_source && interface.flags & SOURCE_CHECK != 0 {
+        return Err(Reason::SpoofedAddress);
+    }
+    if packet.destination == METADATA_ADDRESS {
+        if interface.flags & METADATA == 0 {
+            return Err(Reason::NoMetadata);
+        }
+        if packet.kind != Kind::Tcp || packet.destination_port != METADATA_PORT {
+            return Err(Reason::NoRoute);
+        }
+        return punt(interface, head, Reason::PuntMetadata, work);
+    }
+    let route = route(tables, interface, packet)?;
+    forward(tables, frame, interface, &route, arrival.now_s, work)
+}
+
+#[inline(always)]
+fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> Result<(), Reason> {
+    if interface.punt == 0 {
+        return Err(Reason::NoRoute);
+    }
+    let verdict = &mut work.verdict;
+    verdict.rewrite = Rewrite::of(head);
+    verdict.rewrite.destination_mac = punt_mac(interface.ifindex);
+    verdict.ifindex = interface.punt;
+    verdict.accept(Action::Deliver, reason);
+    Ok(())
+}
+
+/// ARP for any other address of the subnet, and for the metadata service, is
+/// answered with the gateway's address: guests never see each other's frames.
+#[inline(always)]
+fn arp_from_instance<F: Frame + ?Sized>(
+    frame: &F,
+    interface: &Interface,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    let arp = Arp::parse(frame).ok_or(Reason::Malformed)?;
+    // A probe (RFC 5227) has no sender address yet.
+    let own = arp.sender == interface.address || arp.sender == 0;
+    if mac_number(arp.sender_mac) != mac_number(interface.mac) || !own {
+        return Err(Reason::SpoofedArp);
+    }
+    let in_subnet = arp.target & interface.mask == interface.subnet;
+    let answered = in_subnet || arp.target == METADATA_ADDRESS;
+    if !arp.request || arp.target == interface.address || !answered {
+        return Err(Reason::ArpIgnored);
+    }
+    work.verdict.rewrite.source_mac = GATEWAY_MAC;
+    work.verdict.accept(Action::AnswerArp, Reason::Arp);
+    Ok(())
+}
+
+struct Arp {
+    request: bool,
+    sender_mac: [u8; 6],
+    sender: u32,
+    target: u32,
+}
+
+impl Arp {
+    #[inline(always)]
+    fn parse<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
+        let a: [u8; 28] = frame.load(14)?;
+        // Ethernet and IPv4, in addresses of 6 and 4 bytes.
+        if u32::from_be_bytes([a[0], a[1], a[2], a[3]]) != 0x0001_0800 || a[4] != 6 || a[5] != 4 {
+            return None;
+        }
+        Some(Self {
+            request: a[6] == 0 && a[7] == 1,
+            sender_mac: [a[8], a[9], a[10], a[11], a[12], a[13]],
+            sender: u32::from_be_bytes([a[14], a[15], a[16], a[17]]),
+            target: u32::from_be_bytes([a[24], a[25], a[26], a[27]]),
+        })
+    }
+}
+
+/// The way of a guest's packet.
+struct Route {
+    /// The local receiver's device, or 0: out by the uplink.
+    ifindex: u32,
+    /// Addresses as the next party sees them.
+    source: u32,
+    destination: u32,
+    /// What the receiver's group rules know the sender by.
+    sender_identity: u64,
+    /// What the sender's group rules know the receiver by.
+    receiver_identity: u64,
+    same_subnet: bool,
+}
+
+#[inline(always)]
+fn route<T: Tables + ?Sized>(
+    tables: &T,
+    interface: &Interface,
+    packet: &Packet,
+) -> Result<Route, Reason> {
+    let to = packet.destination;
+    let own_source = packet.source == interface.address;
+    let same_subnet = to & interface.mask == interface.subnet;
+    if let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 }) {
+        // Known, but on another host: no way there yet.
+        if local.ifindex == 0 {
+            return Err(Reason::NoRoute);
+        }
+        return Ok(Route {
+            ifindex: local.ifindex,
+            source: packet.source,
+            destination: to,
+            sender_identity: if own_source { interface.identity } else { 0 },
+            receiver_identity: local.identity,
+            same_subnet,
+        });
+    }
+    if same_subnet || unroutable(to) {
+        return Err(Reason::NoRoute);
+    }
+    // Only the interface's own address has a public one.
+    if interface.elastic == 0 || !own_source {
+        return Err(Reason::NoElastic);
+    }
+    let mut out = Route {
+        ifindex: 0,
+        source: interface.elastic,
+        destination: to,
+        sender_identity: 0,
+        receiver_identity: 0,
+        same_subnet: false,
+    };
+    // Another interface here holds that elastic address: there and back by the
+    // public addresses, without a way out of the host.
+    if let Some(ifindex) = tables.elastic(to) {
+        let receiver = tables.interface(ifindex).ok_or(Reason::NoRoute)?;
+        out.ifindex = ifindex;
+        out.destination = receiver.address;
+    } else if interface.uplink == 0 {
+        return Err(Reason::NoUplink);
+    }
+    Ok(out)
+}
+
+/// This network, loopback, link-local, multicast and above (RFC 6890).
+#[inline(always)]
+fn unroutable(address: u32) -> bool {
+    let first = address >> 24;
+    first == 0 || first == 127 || first >= 224 || address >> 16 == 0xa9fe
+}
+
+#[inline(always)]
+fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    sender: &Interface,
+    route: &Route,
+    now_s: u32,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    let Work { packet, inner, verdict } = work;
+    if packet.ttl <= 1 && !route.same_subnet {
+        return Err(Reason::TtlExpired);
+    }
+    let is_error = packet.kind == Kind::IcmpError;
+    if is_error {
+        inner.parse(frame, packet)?;
+    }
+    let change = &mut verdict.sender;
+    let (sent, rule) = if is_error {
+        change.key = sent_by_remote(sender.id, inner);
+        related(tables, sender, &change.key, now_s)?
+    } else {
+        change.key = FlowKey {
+            interface: sender.id,
+            local: packet.source,
+            remote: packet.destination,
+            local_port: packet.source_port,
+            remote_port: packet.destination_port,
+            protocol: packet.protocol,
+            zero: [0; 3],
+        };
+        let ask = Ask { identity: route.receiver_identity, now_s, from_instance: true };
+        judge(tables, sender, packet, &ask, change).split()?
+    };
+    verdict.egress_rule = rule;
+    verdict.rewrite = Rewrite {
+        destination_mac: [0; 6],
+        source_mac: GATEWAY_MAC,
+        source: route.source,
+        destination: route.destination,
+        ttl: if route.same_subnet { packet.ttl } else { packet.ttl - 1 },
+    };
+    if route.ifindex == 0 {
+        if is_error {
+            rewrite_inner(work, None, Some(route.source));
+        }
+        work.verdict.ifindex = sender.uplink;
+        work.verdict.next_hop = sender.next_hop;
+        work.verdict.accept(Action::Leave, sent);
+        return Ok(());
+    }
+    let received = receive(tables, sender, route, now_s, work);
+    if received.is_err() {
+        // What nobody receives opens nothing.
+        work.verdict.sender.write = FlowWrite::Nothing;
+    }
+    let received = received?;
+    let new = received == Reason::NewFlow;
+    work.verdict.accept(Action::Deliver, if new { received } else { sent });
+    Ok(())
+}
+
+/// The local receiver's side of a guest's packet.
+#[inline(always)]
+fn receive<T: Tables + ?Sized>(
+    tables: &T,
+    sender: &Interface,
+    route: &Route,
+    now_s: u32,
+    work: &mut Work,
+) -> Result<Reason, Reason> {
+    let receiver = tables.interface(route.ifindex).ok_or(Reason::NoRoute)?;
+    work.verdict.slots[1] = receiver.slot;
+    work.verdict.ifindex = receiver.ifindex;
+    work.verdict.rewrite.destination_mac = receiver.mac;
+    if work.packet.kind == Kind::IcmpError {
+        // The packet inside travelled the other way: its source is the receiver.
+        let by_receiver = work.inner.source == work.packet.destination;
+        let to_sender = work.inner.destination == sender.address;
+        let source = if by_receiver { Some(route.destination) } else { None };
+        let destination = if to_sender { Some(route.source) } else { None };
+        rewrite_inner(work, source, destination);
+        let key = &mut work.verdict.receiver.key;
+        *key = sent_by_instance(receiver.id, &work.inner);
+        key.local = source.unwrap_or(key.local);
+        key.remote = destination.unwrap_or(key.remote);
+        return related(tables, receiver, key, now_s).map(|(reason, _)| reason);
+    }
+    let Work { packet, verdict, .. } = work;
+    verdict.receiver.key = FlowKey {
+        interface: receiver.id,
+        local: route.destination,
+        remote: route.source,
+        local_port: packet.destination_port,
+        remote_port: packet.source_port,
+        protocol: packet.protocol,
+        zero: [0; 3],
+    };
+    let ask = Ask { identity: route.sender_identity, now_s, from_instance: false };
+    let (reason, rule) = judge(tables, receiver, packet, &ask, &mut verdict.receiver).split()?;
+    verdict.ingress_rule = rule;
+    Ok(reason)
+}
+
+/// A frame that came in by the uplink.
+#[inline(always)]
+pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head,
+    arrival: &Arrival,
+    work: &mut Work,
+) {
+    work.begin();
+    work.verdict.accept(Action::Pass, Reason::NotOurs);
+    if arrival.vlan {
+        return;
+    }
+    if head.ether_type() == ARP {
+        return arp_from_world(tables, frame, work);
+    }
+    if head.ether_type() != IPV4 || !arrival.to_host {
+        return;
+    }
+    let Some(ifindex) = tables.elastic(head.destination()) else {
+        return;
+    };
+    let Some(receiver) = tables.interface(ifindex) else {
+        return work.verdict.refuse(Reason::NoInterface);
+    };
+    work.verdict.slots[0] = receiver.slot;
+    if let Err(reason) = world_sends(tables, frame, head, receiver, arrival.now_s, work) {
+        work.verdict.refuse(reason);
+    }
+}
+
+/// The uplink answers for the elastic addresses that interfaces hold.
+#[inline(always)]
+fn arp_from_world<T: Tables + ?Sized, F: Frame + ?Sized>(tables: &T, frame: &F, work: &mut Work) {
+    if let Some(arp) = Arp::parse(frame)
+        && arp.request
+        && tables.elastic(arp.target).is_some()
+    {
+        work.verdict.rewrite.source_mac = tables.config().uplink_mac;
+        work.verdict.accept(Action::AnswerArp, Reason::Arp);
+    }
+}
+
+#[inline(always)]
+fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head,
+    receiver: &Interface,
+    now_s: u32,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    let Work { packet, inner, verdict } = work;
+    packet.parse(frame, head)?;
+    if unroutable(packet.source) {
+        return Err(Reason::Martian);
+    }
+    if packet.ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let is_error = packet.kind == Kind::IcmpError;
+    let change = &mut verdict.receiver;
+    let (reason, rule) = if is_error {
+        inner.parse(frame, packet)?;
+        // The packet inside left with the elastic address as its source.
+        if inner.source != receiver.elastic {
+            return Err(Reason::Unrelated);
+        }
+        change.key = sent_by_instance(receiver.id, inner);
+        change.key.local = receiver.address;
+        related(tables, receiver, &change.key, now_s)?
+    } else {
+        change.key = FlowKey {
+            interface: receiver.id,
+            local: receiver.address,
+            remote: packet.source,
+            local_port: packet.destination_port,
+            remote_port: packet.source_port,
+            protocol: packet.protocol,
+            zero: [0; 3],
+        };
+        let ask = Ask { identity: 0, now_s, from_instance: false };
+        judge(tables, receiver, packet, &ask, change).split()?
+    };
+    // An address of ours cannot be out there.
+    if reason == Reason::NewFlow && tables.elastic(packet.source).is_some() {
+        verdict.receiver.write = FlowWrite::Nothing;
+        return Err(Reason::SpoofedAddress);
+    }
+    verdict.ingress_rule = rule;
+    verdict.rewrite = Rewrite {
+        destination_mac: receiver.mac,
+        source_mac: GATEWAY_MAC,
+        source: packet.source,
+        destination: receiver.address,
+        ttl: packet.ttl - 1,
+    };
+    verdict.ifindex = receiver.ifindex;
+    verdict.accept(Action::Deliver, reason);
+    if is_error {
+        rewrite_inner(work, Some(receiver.address), None);
+    }
+    Ok(())
+}
+
+#[inline(always)]
+fn rewrite_inner(work: &mut Work, source: Option<u32>, destination: Option<u32>) {
+    let inner = &work.inner;
+    let source = source.unwrap_or(inner.source);
+    let destination = destination.unwrap_or(inner.destination);
+    let old = sum32(inner.source) + sum32(inner.destination);
+    let new = sum32(source) + sum32(destination);
+    let [c0, c1] = corrected(inner.checksum, old, new).to_be_bytes();
+    let [s0, s1, s2, s3] = source.to_be_bytes();
+    let [d0, d1, d2, d3] = destination.to_be_bytes();
+    work.verdict.inner.offset = inner.offset + 10;
+    work.verdict.inner.bytes = [c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
+}
+
+/// A frame that user space wrote into the punt device.
+#[inline(always)]
+pub fn from_punt<T: Tables + ?Sized>(tables: &T, head: &Head, work: &mut Work) {
+    work.begin();
+    work.verdict.refuse(Reason::PuntStray);
+    if head.ether_type() != IPV4 {
+        return;
+    }
+    let Some(interface) = ifindex_of(head.destination_mac()).and_then(|i| tables.interface(i))
+    else {
+        return;
+    };
+    let verdict = &mut work.verdict;
+    verdict.slots[0] = interface.slot;
+    verdict.rewrite = Rewrite::of(head);
+    verdict.rewrite.destination_mac = interface.mac;
+    verdict.rewrite.source_mac = GATEWAY_MAC;
+    if head.source() == METADATA_ADDRESS {
+        verdict.rewrite.ttl = METADATA_TTL;
+    }
+    verdict.ifindex = interface.ifindex;
+    verdict.accept(Action::Deliver, Reason::PuntReply);
+}
+
+/// On the uplink before the kernel spends anything on the frame. Stateless; drops
+/// or passes, and touches nothing that is not for an elastic address, the
+/// blocklist's sources aside.
+#[inline(always)]
+pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head,
+    work: &mut Work,
+) -> Result<(), Reason> {
+    let multicast = head.0[0] & 1 != 0;
+    if head.ether_type() != IPV4 || multicast {
+        return Ok(());
+    }
+    let config = tables.config();
+    if config.blocked != 0 && tables.blocked(head.source()) {
+        return Err(Reason::Blocked);
+    }
+    let to = head.destination();
+    if tables.elastic(to).is_some() {
+        return match work.packet.parse(frame, head) {
+            Err(Reason::Malformed) => Err(Reason::Malformed),
+            _ => Ok(()),
+        };
+    }
+    match config.ranges != 0 && tables.in_elastic_range(to) {
+        true => Err(Reason::UnknownElastic),
+        false => Ok(()),
+    }
+}

@@ -1,0 +1,94 @@
+//! A flow's life, as seen from its instance.
+//!
+//! ```text
+//!           answer          initiator again             FIN both ways, or RST
+//!   New ─────────▶ Answered ──────────────▶ Established ───────────────▶ Closing
+//!    └── half-open table ──┘                └────────── flow table ────────────┘
+//! ```
+//! Only the initiator's packet *after* an answer moves a flow into the flow
+//! table: a flood of openings from forged sources may well be answered by the
+//! guest, but is never confirmed, so it fights for the half-open table alone.
+//! An idle flow is as good as absent; the sweep only gives its memory back.
+
+use crate::layout::{Flow, Interface};
+use crate::packet::{Kind, Packet};
+
+pub const NEW: u8 = 1;
+pub const ANSWERED: u8 = 2;
+pub const ESTABLISHED: u8 = 3;
+pub const CLOSING: u8 = 4;
+
+/// [`Flow::flags`]: the instance sent the first packet.
+pub const BY_INSTANCE: u8 = 1;
+/// [`Flow::flags`]: the instance has closed its direction.
+pub const INSTANCE_CLOSED: u8 = 2;
+/// [`Flow::flags`]: the other end has closed its direction.
+pub const REMOTE_CLOSED: u8 = 4;
+
+/// A TCP opening waits this long for each step (Linux' `SYN_SENT`, six retries, is 120 s).
+pub const TCP_OPENING_IDLE_S: u32 = 60;
+/// A closed TCP flow is kept for last acknowledgements (Linux' `CLOSE` is 10 s).
+pub const CLOSING_IDLE_S: u32 = 10;
+
+pub const TCP: u8 = 6;
+pub const UDP: u8 = 17;
+pub const ICMP: u8 = 1;
+
+/// A flow's first packet.
+#[inline(always)]
+pub fn open(from_instance: bool, rule: u16, now_s: u32) -> Flow {
+    let flags = if from_instance { BY_INSTANCE } else { 0 };
+    Flow { seen_s: now_s, rule, phase: NEW, flags }
+}
+
+/// How long the flow may be silent.
+#[inline(always)]
+pub fn idle_s_max(flow: &Flow, protocol: u8, interface: &Interface) -> u32 {
+    if flow.phase == CLOSING {
+        return CLOSING_IDLE_S;
+    }
+    let confirmed = flow.phase == ESTABLISHED;
+    match (protocol, confirmed) {
+        (TCP, true) => interface.tcp_idle_s,
+        (TCP, false) => TCP_OPENING_IDLE_S,
+        (UDP, true) => interface.udp_stream_idle_s,
+        (_, true) => interface.other_idle_s,
+        (_, false) => interface.udp_idle_s,
+    }
+}
+
+/// Whether the flow still counts. A clock that seems to run back (another CPU's
+/// coarse clock) makes no flow old.
+#[inline(always)]
+pub fn alive(flow: &Flow, protocol: u8, interface: &Interface, now_s: u32) -> bool {
+    now_s.saturating_sub(flow.seen_s) <= idle_s_max(flow, protocol, interface)
+}
+
+/// Whether `packet` begins a connection anew on the ports of one that has ended.
+#[inline(always)]
+pub fn reopens(flow: &Flow, packet: &Packet) -> bool {
+    flow.phase == CLOSING && packet.kind == Kind::Tcp && packet.opens_flow()
+}
+
+/// The flow after `packet`.
+#[inline(always)]
+pub fn step(flow: &Flow, packet: &Packet, from_instance: bool, now_s: u32) -> Flow {
+    let mut next = *flow;
+    next.seen_s = now_s;
+    let by_initiator = from_instance == (flow.flags & BY_INSTANCE != 0);
+    if flow.phase == NEW && !by_initiator {
+        next.phase = ANSWERED;
+    } else if flow.phase == ANSWERED && by_initiator && !packet.opens_tcp() {
+        next.phase = ESTABLISHED;
+    }
+    if packet.kind == Kind::Tcp {
+        if packet.is_fin() {
+            next.flags |= if from_instance { INSTANCE_CLOSED } else { REMOTE_CLOSED };
+        }
+        let both = INSTANCE_CLOSED | REMOTE_CLOSED;
+        if packet.is_rst() || next.flags & both == both {
+            next.phase = CLOSING;
+        }
+    }
+    next
+}

@@ -1,0 +1,232 @@
+//! Keys and values of the maps, shared by the programs and the daemon.
+//!
+//! Pinned maps outlive the daemon and its upgrades: any change here changes
+//! [`HASH`], and then the loader makes a new set of maps. Addresses and ports
+//! are in host byte order, except in the keys of the prefix tries.
+//! `docs/formats/dataplane-maps.md` draws them.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Interfaces a host may have. Each has a block of per-CPU counters
+/// ([`crate::REASONS_MAX`] of 8 bytes), slot 0 being the uplink's.
+pub const INTERFACES_MAX: u32 = 1023;
+/// Counter blocks: one an interface, and the uplink's.
+pub const SLOTS_MAX: u32 = INTERFACES_MAX + 1;
+/// Private addresses known on a host: its own and other hosts' of the same networks.
+pub const LOCALS_MAX: u32 = 65_536;
+/// Elastic addresses on a host: one an interface.
+pub const ELASTICS_MAX: u32 = 1024;
+/// Two policies (ingress, egress) an interface, and as many again while they are exchanged.
+pub const POLICIES_MAX: u32 = 4096;
+/// Boundaries of all classes of all policies, 16 bytes each.
+pub const STEPS_MAX: u32 = 262_144;
+/// Words of all rows of all policies, 8 bytes each.
+pub const WORDS_MAX: u32 = 1_048_576;
+/// Tracked flows that were answered and confirmed, 32 bytes each and only when used.
+pub const FLOWS_MAX: u32 = 262_144;
+/// Half-open flows; a flood evicts only among these.
+pub const HALF_FLOWS_MAX: u32 = 65_536;
+/// Blocked prefixes, and elastic ranges with their exceptions.
+pub const PREFIXES_MAX: u32 = 65_536;
+
+/// Rules that one policy can hold: bits of the longest row.
+pub const RULES_MAX: u32 = 1024;
+/// Words of the longest row.
+pub const ROW_WORDS_MAX: u32 = RULES_MAX / 64;
+/// Steps of one class table: 1000 prefixes have at most 2001 boundaries, and the
+/// search takes one round for each power of two.
+pub const STEPS_A_TABLE_MAX: u32 = 4095;
+/// Rounds of the binary search.
+pub const SEARCH_ROUNDS: u32 = 12;
+const _: () = assert!(STEPS_A_TABLE_MAX < 1 << SEARCH_ROUNDS);
+
+/// No policy at all: nothing is permitted.
+pub const POLICY_NONE: u32 = u32::MAX;
+/// A row without any bit, which takes no place.
+pub const ROW_NONE: u32 = u32::MAX;
+
+/// `INTERFACES`: ifindex → what the programs know of an interface.
+///
+/// The map is not preallocated, so that an update replaces the whole record at
+/// once: a packet is judged by the old record or the new one, never by a mixture.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Interface {
+    /// From the interface's id; never used again, so that flows need no purge.
+    pub id: u64,
+    /// From the network's id.
+    pub vpc: u64,
+    /// Stands for the set of its groups; 0: none.
+    pub identity: u64,
+    pub ifindex: u32,
+    /// Block of counters, from 1.
+    pub slot: u32,
+    pub address: u32,
+    /// 0: none.
+    pub elastic: u32,
+    pub subnet: u32,
+    pub mask: u32,
+    /// ifindex of the uplink; 0: none.
+    pub uplink: u32,
+    pub next_hop: u32,
+    /// ifindex of the punt device; 0: none.
+    pub punt: u32,
+    /// Slots in `POLICIES`.
+    pub ingress: u32,
+    pub egress: u32,
+    /// Tracked flows that it may have.
+    pub flows_max: u32,
+    pub tcp_idle_s: u32,
+    pub udp_idle_s: u32,
+    pub udp_stream_idle_s: u32,
+    pub other_idle_s: u32,
+    pub mac: [u8; 6],
+    pub flags: u16,
+}
+const _: () = assert!(size_of::<Interface>() == 96);
+
+/// [`Interface::flags`]: packets must carry the interface's own source address.
+pub const SOURCE_CHECK: u16 = 1;
+/// [`Interface::flags`]: there is a metadata service.
+pub const METADATA: u16 = 2;
+
+/// `LOCALS`: whose is this private address?
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct LocalKey {
+    pub vpc: u64,
+    pub address: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<LocalKey>() == 16);
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Local {
+    pub identity: u64,
+    pub ifindex: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Local>() == 16);
+
+/// Part of `STEPS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Span {
+    pub first: u32,
+    pub len: u32,
+}
+
+/// `POLICIES`: the rules of one direction, as class tables.
+///
+/// ```text
+///   remote address ─▶ remote ─┐
+///                             ├ or ─┐
+///   remote identity ▶ ident. ─┘     ├ and ─▶ lowest bit: the rule
+///   protocol, port ─▶ tcp … others ─┘
+/// ```
+/// Each table is sorted by key; a step holds from its key up to the next one
+/// (`identities`: for exactly its key). Its row has `words` words, a bit a rule.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Policy {
+    pub words: u32,
+    pub zero: u32,
+    pub remotes: Span,
+    pub identities: Span,
+    pub tcp: Span,
+    pub udp: Span,
+    pub icmp: Span,
+    pub others: Span,
+}
+const _: () = assert!(size_of::<Policy>() == 56);
+
+/// `STEPS`: a boundary, and the first word of its row in `WORDS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Step {
+    pub key: u64,
+    pub row: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Step>() == 16);
+
+/// `FLOWS`, `HALF_FLOWS`: a flow as its instance sees it, so that one lookup
+/// serves both directions.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct FlowKey {
+    /// [`Interface::id`].
+    pub interface: u64,
+    pub local: u32,
+    pub remote: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    pub protocol: u8,
+    pub zero: [u8; 3],
+}
+const _: () = assert!(size_of::<FlowKey>() == 24);
+
+/// One aligned word, so that it is never read half old and half new.
+#[repr(C, align(8))]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Flow {
+    /// When its last packet came, in seconds of the coarse monotonic clock.
+    pub seen_s: u32,
+    /// The rule that let it in, by its place in the policy, from 1.
+    pub rule: u16,
+    /// [`crate::flow`] draws them.
+    pub phase: u8,
+    pub flags: u8,
+}
+const _: () = assert!(size_of::<Flow>() == 8);
+
+/// `QUOTAS`: flows that the programs moved into and out of `FLOWS`, by slot.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Quota {
+    pub opened: u64,
+    pub closed: u64,
+}
+const _: () = assert!(size_of::<Quota>() == 16);
+
+/// `CONFIG`, one entry: what is not an interface's own.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Config {
+    pub uplink: u32,
+    /// Not zero: `BLOCKED` has entries.
+    pub blocked: u32,
+    /// Not zero: `RANGES` has entries.
+    pub ranges: u32,
+    pub uplink_mac: [u8; 6],
+    pub zero: u16,
+}
+const _: () = assert!(size_of::<Config>() == 20);
+
+/// Key of the prefix tries `BLOCKED` and `RANGES`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Prefix {
+    pub length: u32,
+    /// Network byte order.
+    pub address: [u8; 4],
+}
+const _: () = assert!(size_of::<Prefix>() == 8);
+
+/// Changes whenever a map of one version cannot serve another: FNV-1a over the
+/// text of this file and of the map definitions.
+pub const HASH: u64 = {
+    let texts = [include_bytes!("layout.rs").as_slice(), include_bytes!("maps.rs").as_slice()];
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    let mut t = 0;
+    while t < texts.len() {
+        let mut i = 0;
+        while i < texts[t].len() {
+            hash = (hash ^ texts[t][i] as u64).wrapping_mul(0x0100_0000_01b3);
+            i += 1;
+        }
+        t += 1;
+    }
+    hash
+};

@@ -1,0 +1,293 @@
+//! What arrives, behind one gate.
+//!
+//! [`Frame`] hands out bytes or nothing; [`Packet::parse`] is the only reader of
+//! hostile headers. After it no accessor can fail.
+//!
+//! ```text
+//!   0            6            12   14                    34 (if no options)
+//!   | destination | source     |type| IPv4 header          | TCP, UDP, ICMP …
+//!   └────────────────── Head ────────────────────────────┘
+//! ```
+
+use crate::flow::{ICMP, TCP, UDP};
+use crate::reason::Reason;
+
+/// The bytes of a frame, wherever they are: an skb, an XDP buffer, a slice.
+pub trait Frame {
+    fn size(&self) -> u32;
+
+    /// `N` bytes from `offset`, or `None` where the frame ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+}
+
+impl Frame for [u8] {
+    fn size(&self) -> u32 {
+        self.len() as u32
+    }
+
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = offset as usize;
+        self.get(start..start.checked_add(N)?)?.try_into().ok()
+    }
+}
+
+pub const HEAD_LEN: usize = 34;
+pub const ETHERNET_LEN: u32 = 14;
+const IPV4_LEN_MIN: u32 = 20;
+const TCP_LEN_MIN: u32 = 20;
+const UDP_LEN: u32 = 8;
+const ICMP_LEN: u32 = 8;
+
+pub const ARP: u16 = 0x0806;
+pub const IPV4: u16 = 0x0800;
+pub const IPV6: u16 = 0x86dd;
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+#[inline(always)]
+pub const fn be16(high: u8, low: u8) -> u16 {
+    u16::from_be_bytes([high, low])
+}
+
+/// An address as a number, for a comparison without a call.
+#[inline(always)]
+pub const fn mac_number(m: [u8; 6]) -> u64 {
+    u64::from_be_bytes([0, 0, m[0], m[1], m[2], m[3], m[4], m[5]])
+}
+
+/// The Ethernet header and the fixed part of the IPv4 header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head(pub [u8; HEAD_LEN]);
+
+impl Head {
+    #[inline(always)]
+    pub fn destination_mac(&self) -> [u8; 6] {
+        let b = &self.0;
+        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    }
+
+    #[inline(always)]
+    pub fn source_mac(&self) -> [u8; 6] {
+        let b = &self.0;
+        [b[6], b[7], b[8], b[9], b[10], b[11]]
+    }
+
+    #[inline(always)]
+    pub fn ether_type(&self) -> u16 {
+        be16(self.0[12], self.0[13])
+    }
+
+    #[inline(always)]
+    pub fn source(&self) -> u32 {
+        let b = &self.0;
+        u32::from_be_bytes([b[26], b[27], b[28], b[29]])
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> u32 {
+        let b = &self.0;
+        u32::from_be_bytes([b[30], b[31], b[32], b[33]])
+    }
+
+    #[inline(always)]
+    pub fn ttl(&self) -> u8 {
+        self.0[22]
+    }
+
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        self.0[23]
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Other = 0,
+    Tcp = 1,
+    Udp = 2,
+    /// A question that has an answer of its own type: echo, timestamp, and the like.
+    IcmpRequest = 3,
+    IcmpReply = 4,
+    /// About a packet whose beginning it carries.
+    IcmpError = 5,
+}
+
+/// The packet that an ICMP error is about, as it was seen where the error was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inner {
+    /// Where its IPv4 header begins in the frame.
+    pub offset: u32,
+    pub checksum: u16,
+    pub source: u32,
+    pub destination: u32,
+    pub protocol: u8,
+    pub source_port: u16,
+    pub destination_port: u16,
+}
+
+/// An IPv4 packet that passed the gate: no fragment, and every header that is
+/// read later lies inside the frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Packet {
+    pub source: u32,
+    pub destination: u32,
+    pub protocol: u8,
+    pub ttl: u8,
+    pub kind: Kind,
+    pub tcp_flags: u8,
+    /// For ICMP requests the identifier is the sender's port and the other is 0,
+    /// for replies the other way round: requests of both sides never meet.
+    pub source_port: u16,
+    pub destination_port: u16,
+    /// What a rule sees: destination port, or ICMP type and code.
+    pub detail: u16,
+    /// Where the transport header begins.
+    pub transport: u32,
+}
+
+impl Packet {
+    /// Reads the headers into `self`, which is only then worth looking at.
+    #[inline(always)]
+    pub fn parse<F: Frame + ?Sized>(&mut self, frame: &F, head: &Head) -> Result<(), Reason> {
+        let b = &head.0;
+        let header_len = u32::from(b[14] & 0x0f) * 4;
+        let total_len = u32::from(be16(b[16], b[17]));
+        let sane = b[14] >> 4 == 4
+            && header_len >= IPV4_LEN_MIN
+            && total_len >= header_len
+            && total_len <= frame.size().saturating_sub(ETHERNET_LEN);
+        if !sane {
+            return Err(Reason::Malformed);
+        }
+        // More fragments follow, or this is not the first one.
+        if be16(b[20], b[21]) & 0x3fff != 0 {
+            return Err(Reason::Fragment);
+        }
+        self.source = head.source();
+        self.destination = head.destination();
+        self.protocol = head.protocol();
+        self.ttl = head.ttl();
+        self.kind = Kind::Other;
+        self.tcp_flags = 0;
+        self.source_port = 0;
+        self.destination_port = 0;
+        self.detail = 0;
+        self.transport = ETHERNET_LEN + header_len;
+        self.parse_transport(frame, total_len - header_len)
+    }
+
+    #[inline(always)]
+    fn parse_transport<F: Frame + ?Sized>(&mut self, frame: &F, len: u32) -> Result<(), Reason> {
+        let minimum = match self.protocol {
+            TCP => TCP_LEN_MIN,
+            UDP => UDP_LEN,
+            ICMP => ICMP_LEN,
+            _ => return Ok(()),
+        };
+        if len < minimum {
+            return Err(Reason::Malformed);
+        }
+        let h: [u8; 8] = frame.load(self.transport).ok_or(Reason::Malformed)?;
+        let (first, second, third) = (be16(h[0], h[1]), be16(h[2], h[3]), be16(h[4], h[5]));
+        if self.protocol == ICMP {
+            self.kind = icmp_kind(h[0])?;
+            self.detail = first;
+            match self.kind {
+                Kind::IcmpRequest => self.source_port = third,
+                Kind::IcmpReply => self.destination_port = third,
+                _ => {}
+            }
+            return Ok(());
+        }
+        self.source_port = first;
+        self.destination_port = second;
+        self.detail = second;
+        if self.protocol == UDP {
+            self.kind = Kind::Udp;
+            return if u32::from(third) < UDP_LEN { Err(Reason::Malformed) } else { Ok(()) };
+        }
+        self.kind = Kind::Tcp;
+        let h: [u8; 2] = frame.load(self.transport + 12).ok_or(Reason::Malformed)?;
+        let tcp_len = u32::from(h[0] >> 4) * 4;
+        if tcp_len < TCP_LEN_MIN || tcp_len > len {
+            return Err(Reason::Malformed);
+        }
+        self.tcp_flags = h[1];
+        Ok(())
+    }
+
+    #[inline(always)]
+    pub fn opens_tcp(&self) -> bool {
+        self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
+    }
+
+    /// Whether a flow may begin with this packet.
+    #[inline(always)]
+    pub fn opens_flow(&self) -> bool {
+        match self.kind {
+            Kind::Tcp => self.opens_tcp(),
+            Kind::Udp | Kind::IcmpRequest | Kind::Other => true,
+            Kind::IcmpReply | Kind::IcmpError => false,
+        }
+    }
+
+    #[inline(always)]
+    pub fn is_fin(&self) -> bool {
+        self.tcp_flags & FIN != 0
+    }
+
+    #[inline(always)]
+    pub fn is_rst(&self) -> bool {
+        self.tcp_flags & RST != 0
+    }
+
+    #[inline(always)]
+    pub fn is_dhcp_request(&self) -> bool {
+        self.kind == Kind::Udp && self.source_port == 68 && self.destination_port == 67
+    }
+}
+
+impl Inner {
+    /// Reads the packet inside the ICMP error `packet` into `self`.
+    #[inline(always)]
+    pub fn parse<F: Frame + ?Sized>(&mut self, frame: &F, packet: &Packet) -> Result<(), Reason> {
+        let offset = packet.transport + ICMP_LEN;
+        let h: [u8; 20] = frame.load(offset).ok_or(Reason::Unrelated)?;
+        let header_len = u32::from(h[0] & 0x0f) * 4;
+        // A later fragment carries no ports.
+        let later = be16(h[6], h[7]) & 0x1fff != 0;
+        if h[0] >> 4 != 4 || header_len < IPV4_LEN_MIN || later {
+            return Err(Reason::Unrelated);
+        }
+        self.offset = offset;
+        self.checksum = be16(h[10], h[11]);
+        self.source = u32::from_be_bytes([h[12], h[13], h[14], h[15]]);
+        self.destination = u32::from_be_bytes([h[16], h[17], h[18], h[19]]);
+        self.protocol = h[9];
+        let t: [u8; 8] = frame.load(offset + header_len).ok_or(Reason::Unrelated)?;
+        (self.source_port, self.destination_port) = match h[9] {
+            TCP | UDP => (be16(t[0], t[1]), be16(t[2], t[3])),
+            ICMP => match icmp_kind(t[0]) {
+                Ok(Kind::IcmpRequest) => (be16(t[4], t[5]), 0),
+                Ok(Kind::IcmpReply) => (0, be16(t[4], t[5])),
+                _ => return Err(Reason::Unrelated),
+            },
+            _ => (0, 0),
+        };
+        Ok(())
+    }
+}
+
+#[inline(always)]
+fn icmp_kind(kind: u8) -> Result<Kind, Reason> {
+    match kind {
+        8 | 13 | 15 | 17 => Ok(Kind::IcmpRequest),
+        0 | 14 | 16 | 18 => Ok(Kind::IcmpReply),
+        3 | 11 | 12 => Ok(Kind::IcmpError),
+        _ => Err(Reason::IcmpType),
+    }
+}

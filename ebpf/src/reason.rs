@@ -1,0 +1,123 @@
+//! Why a packet was dropped or let through: one definition for the verdict, the
+//! counters, the exporter and `netctl why`.
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $number:literal, $kind:ident, $text:literal;)*) => {
+        /// The number is an index into the counters, and stands in pinned maps:
+        /// never reuse one.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[$doc])* $name = $number,)* }
+
+        impl Reason {
+            pub const ALL: &[Self] = &[$(Self::$name,)*];
+
+            /// As the counters show it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// Whether the packet went on.
+            pub const fn accepts(self) -> bool {
+                match self { $(Self::$name => reasons!(@$kind),)* }
+            }
+        }
+    };
+    (@accept) => { true };
+    (@drop) => { false };
+}
+
+/// Counters reserved for each interface; more reasons than this cannot be.
+pub const REASONS_MAX: u32 = 64;
+
+reasons! {
+    /// Nothing is decided yet; no packet ends with it.
+    Undecided = 0, drop, "undecided";
+    /// A packet of a flow that is known already.
+    Established = 1, accept, "established";
+    /// The first packet of a flow, permitted by a rule.
+    NewFlow = 2, accept, "new-flow";
+    /// An ICMP error about a known flow.
+    Related = 3, accept, "related";
+    /// ARP, answered here.
+    Arp = 4, accept, "arp-answered";
+    /// DHCP, handed to the responder.
+    PuntDhcp = 5, accept, "dhcp";
+    /// The metadata service, handed to the responder.
+    PuntMetadata = 6, accept, "metadata";
+    /// The responder's answer, handed to the guest.
+    PuntReply = 7, accept, "responder-reply";
+    /// Not for us: left to the host's own stack.
+    NotOurs = 8, accept, "not-ours";
+
+    /// The device belongs to no interface of ours.
+    NoInterface = 16, drop, "no-interface";
+    /// A header is cut short or contradicts itself.
+    Malformed = 17, drop, "malformed";
+    /// A VLAN tag from a guest.
+    Vlan = 18, drop, "vlan";
+    /// The source hardware address is not the interface's.
+    SpoofedMac = 19, drop, "spoofed-mac";
+    /// The source address is not the interface's; from the world: it is one of ours.
+    SpoofedAddress = 20, drop, "spoofed-address";
+    /// The sender in an ARP packet is not the interface.
+    SpoofedArp = 21, drop, "spoofed-arp";
+    /// ARP that asks for nothing that we answer.
+    ArpIgnored = 22, drop, "arp-ignored";
+    /// Neither ARP, IPv4 nor IPv6.
+    EtherType = 23, drop, "ether-type";
+    Ipv6 = 24, drop, "ipv6";
+    Fragment = 25, drop, "fragment";
+    /// No rule of the sender's groups permits the flow.
+    EgressDenied = 26, drop, "egress-denied";
+    /// No rule of the receiver's groups permits the flow.
+    IngressDenied = 27, drop, "ingress-denied";
+    /// It opens no flow and belongs to none.
+    Untracked = 28, drop, "untracked";
+    /// An ICMP type that we do not forward.
+    IcmpType = 29, drop, "icmp-type";
+    /// An ICMP error about no known flow.
+    Unrelated = 30, drop, "unrelated";
+    /// The interface has as many tracked flows as it may.
+    FlowQuota = 31, drop, "flow-quota";
+    /// Nothing has that address, or it may not be routed.
+    NoRoute = 32, drop, "no-route";
+    /// It would leave the network, but the interface has no elastic address.
+    NoElastic = 33, drop, "no-elastic-address";
+    NoUplink = 34, drop, "no-uplink";
+    TtlExpired = 35, drop, "ttl-expired";
+    /// The interface has no metadata service.
+    NoMetadata = 36, drop, "no-metadata";
+    /// Came out of the punt device, but is not the responder's answer to a guest.
+    PuntStray = 37, drop, "punt-stray";
+    /// Towards a guest without our verdict.
+    Unmarked = 38, drop, "unmarked";
+    /// Its source stands on the blocklist.
+    Blocked = 39, drop, "blocked";
+    /// For an address of the elastic ranges that no interface holds.
+    UnknownElastic = 40, drop, "unknown-elastic-address";
+    /// From the world with a source that cannot be there.
+    Martian = 41, drop, "martian";
+}
+
+impl Reason {
+    /// The reason with this number.
+    pub fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|r| *r as u8 == number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_a_number_and_a_name_of_its_own() {
+        for (i, a) in Reason::ALL.iter().enumerate() {
+            assert!((*a as u32) < REASONS_MAX, "{a:?}");
+            assert_eq!(Reason::from_number(*a as u8), Some(*a));
+            assert!(Reason::ALL[i + 1..].iter().all(|b| b.name() != a.name()), "{a:?}");
+        }
+        assert_eq!(Reason::from_number(255), None);
+    }
+}

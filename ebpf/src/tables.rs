@@ -1,0 +1,139 @@
+//! What a decision looks up, and the classification of a new flow.
+
+use crate::flow::{ICMP, TCP, UDP};
+use crate::layout::{
+    Config, Flow, FlowKey, Interface, Local, LocalKey, POLICY_NONE, Policy, ROW_NONE,
+    ROW_WORDS_MAX, SEARCH_ROUNDS, Span, Step,
+};
+
+/// The maps, or what stands for them on the host. Nothing here writes: what a
+/// packet changes is in its verdict.
+pub trait Tables {
+    fn config(&self) -> Config;
+    fn interface(&self, ifindex: u32) -> Option<&Interface>;
+    fn local(&self, key: &LocalKey) -> Option<Local>;
+    /// ifindex of the interface that holds the elastic address.
+    fn elastic(&self, address: u32) -> Option<u32>;
+    fn policy(&self, slot: u32) -> Option<&Policy>;
+    fn step(&self, index: u32) -> Option<Step>;
+    /// A word of a row; 0 where there is none.
+    fn word(&self, index: u32) -> u64;
+    fn flow(&self, key: &FlowKey) -> Option<Flow>;
+    fn half_flow(&self, key: &FlowKey) -> Option<Flow>;
+    /// Tracked flows of the interface with this slot.
+    fn flows_open(&self, slot: u32) -> u64;
+    fn blocked(&self, address: u32) -> bool;
+    /// Whether the address lies in an elastic range, exceptions aside.
+    fn in_elastic_range(&self, address: u32) -> bool;
+
+    /// [`classify`]. The programs make it a global function, which the verifier
+    /// walks once, and not once for each way that leads to a call.
+    fn classify(&self, slot: u32, question: &Question) -> u32 {
+        classify(self, slot, question)
+    }
+}
+
+/// What a rule sees of a new flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Question {
+    pub remote: u32,
+    /// Of the remote interface, where the packet came by the private network; 0: none.
+    pub identity: u64,
+    pub protocol: u8,
+    pub detail: u16,
+}
+
+/// No step, no rule.
+const NONE: u32 = 0;
+
+/// The first rule of the policy that permits the flow, counted from 1; 0: none does.
+#[inline(always)]
+pub fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question) -> u32 {
+    if slot == POLICY_NONE {
+        return NONE;
+    }
+    let Some(policy) = tables.policy(slot) else {
+        return NONE;
+    };
+    let (ports, key) = match q.protocol {
+        TCP => (policy.tcp, u64::from(q.detail)),
+        UDP => (policy.udp, u64::from(q.detail)),
+        ICMP => (policy.icmp, u64::from(q.detail)),
+        other => (policy.others, u64::from(other)),
+    };
+    let by_port = search(tables, ports, key, false);
+    if by_port == ROW_NONE {
+        return NONE;
+    }
+    let by_address = search(tables, policy.remotes, u64::from(q.remote), false);
+    let by_identity = match q.identity {
+        0 => ROW_NONE,
+        identity => search(tables, policy.identities, identity, true),
+    };
+    for w in 0..ROW_WORDS_MAX {
+        if w >= policy.words {
+            break;
+        }
+        let remote = word_at(tables, by_address, w) | word_at(tables, by_identity, w);
+        let hit = remote & word_at(tables, by_port, w);
+        if hit != 0 {
+            return w * 64 + lowest_bit(hit) + 1;
+        }
+    }
+    NONE
+}
+
+/// The row of the last step whose key is not above `key` (`exact`: is `key`).
+#[inline(always)]
+fn search<T: Tables + ?Sized>(tables: &T, span: Span, key: u64, exact: bool) -> u32 {
+    let mut first = span.first;
+    let mut len = span.len;
+    let mut row = ROW_NONE;
+    for _ in 0..SEARCH_ROUNDS {
+        if len == 0 {
+            break;
+        }
+        let half = len / 2;
+        let Some(step) = tables.step(first.wrapping_add(half)) else {
+            return ROW_NONE;
+        };
+        if step.key <= key {
+            row = if exact && step.key != key { ROW_NONE } else { step.row };
+            first = first.wrapping_add(half + 1);
+            len -= half + 1;
+        } else {
+            len = half;
+        }
+    }
+    row
+}
+
+#[inline(always)]
+fn word_at<T: Tables + ?Sized>(tables: &T, row: u32, w: u32) -> u64 {
+    if row == ROW_NONE { 0 } else { tables.word(row.wrapping_add(w)) }
+}
+
+/// Number of trailing zeros of a word that is not 0: the bits below the lowest
+/// one, counted. Written out, for BPF has no instruction for it, and without a
+/// branch, for each would double the verifier's work.
+#[inline(always)]
+fn lowest_bit(word: u64) -> u32 {
+    let below = (word & word.wrapping_neg()).wrapping_sub(1);
+    let pairs = below - (below >> 1 & 0x5555_5555_5555_5555);
+    let nibbles = (pairs & 0x3333_3333_3333_3333) + (pairs >> 2 & 0x3333_3333_3333_3333);
+    let bytes = (nibbles + (nibbles >> 4)) & 0x0f0f_0f0f_0f0f_0f0f;
+    (bytes.wrapping_mul(0x0101_0101_0101_0101) >> 56) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::lowest_bit;
+
+    #[test]
+    fn the_lowest_bit_is_named() {
+        for bit in 0..64 {
+            assert_eq!(lowest_bit(1 << bit), bit);
+            assert_eq!(lowest_bit(u64::MAX << bit), bit);
+        }
+    }
+}

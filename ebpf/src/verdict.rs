@@ -1,0 +1,126 @@
+//! What is to happen to a packet, and to its flows.
+//!
+//! A verdict is filled in place: the programs have 512 bytes of stack, so theirs
+//! lies in a per-CPU map. All zeros is a lawful one.
+
+use bytemuck::Zeroable;
+
+use crate::layout::{Flow, FlowKey};
+use crate::packet::{Inner, Packet};
+use crate::reason::Reason;
+use crate::rewrite::Rewrite;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Action {
+    Drop = 0,
+    /// Leave it to the host's own stack.
+    Pass = 1,
+    /// Turn the ARP request into its answer, in place, with `rewrite.source_mac` as
+    /// the address asked for, and send it back.
+    AnswerArp = 2,
+    /// Rewrite, and hand to the guest's or the punt device `ifindex` with our mark.
+    Deliver = 3,
+    /// Rewrite, and send out by `ifindex`; the kernel finds the hardware address of `next_hop`.
+    Leave = 4,
+}
+
+/// New addresses for the packet inside an ICMP error. The inner header's checksum
+/// is corrected with them, so the sum over the ICMP message stays what it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InnerRewrite {
+    /// Where the inner IPv4 header's checksum, source and destination begin; 0: nothing to do.
+    pub offset: u32,
+    /// All three, as they are to stand there.
+    pub bytes: [u8; 10],
+}
+
+/// A write to the flow tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum FlowWrite {
+    Nothing = 0,
+    /// Into the half-open table.
+    Half = 1,
+    /// Out of the flow table, where an ended one stands, and into the half-open table.
+    Reopen = 2,
+    /// Into the flow table, where it is already.
+    Tracked = 3,
+    /// Out of the half-open table into the flow table.
+    Confirm = 4,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlowChange {
+    pub key: FlowKey,
+    pub flow: Flow,
+    /// Counter slot of the interface that pays for the flow.
+    pub slot: u32,
+    pub write: FlowWrite,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verdict {
+    pub action: Action,
+    pub reason: Reason,
+    /// The rules that opened the flow, counted from 1; 0: none was asked.
+    pub egress_rule: u16,
+    pub ingress_rule: u16,
+    /// The slots whose counters move; 0 as the first is the uplink's, as the
+    /// second it is none.
+    pub slots: [u32; 2],
+    pub ifindex: u32,
+    pub next_hop: u32,
+    pub rewrite: Rewrite,
+    pub inner: InnerRewrite,
+    /// The sender's side and the receiver's.
+    pub sender: FlowChange,
+    pub receiver: FlowChange,
+}
+
+/// A packet's verdict, and what was read on the way to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Work {
+    pub packet: Packet,
+    pub inner: Inner,
+    pub verdict: Verdict,
+}
+
+// SAFETY: plain integers, and enums with a variant for 0.
+unsafe impl Zeroable for Work {}
+
+impl Work {
+    /// Forgets the packet before.
+    #[inline(always)]
+    pub fn begin(&mut self) {
+        let verdict = &mut self.verdict;
+        verdict.action = Action::Drop;
+        verdict.reason = Reason::Undecided;
+        verdict.egress_rule = 0;
+        verdict.ingress_rule = 0;
+        verdict.slots = [0, 0];
+        verdict.inner.offset = 0;
+        verdict.sender.write = FlowWrite::Nothing;
+        verdict.receiver.write = FlowWrite::Nothing;
+    }
+}
+
+impl Verdict {
+    #[inline(always)]
+    pub fn refuse(&mut self, reason: Reason) {
+        self.action = Action::Drop;
+        self.reason = reason;
+    }
+
+    #[inline(always)]
+    pub fn accept(&mut self, action: Action, reason: Reason) {
+        self.action = action;
+        self.reason = reason;
+    }
+
+    /// As it stands in the control block: reason, egress rule, ingress rule.
+    #[inline(always)]
+    pub fn report(&self) -> [u32; 3] {
+        [self.reason as u32, u32::from(self.egress_rule), u32::from(self.ingress_rule)]
+    }
+}
