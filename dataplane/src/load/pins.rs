@@ -3,7 +3,7 @@
 //! ```text
 //! /sys/fs/bpf/hostplane-NAME/
 //!   maps-HASH/INTERFACES …     one folder a layout (`ebpf::layout::HASH`)
-//!   links/tap_ingress.17 …     program and ifindex
+//!   links/tap_ingress-17 …     program and ifindex (bpffs allows no dot)
 //! ```
 //! A pinned link keeps its program, and that its maps, alive without us.
 
@@ -62,7 +62,7 @@ impl Pins {
     }
 
     pub fn link(&self, program: &str, ifindex: u32) -> PathBuf {
-        self.links().join(format!("{program}.{ifindex}"))
+        self.links().join(format!("{program}-{ifindex}"))
     }
 
     /// Program and ifindex of every pinned link.
@@ -71,7 +71,7 @@ impl Pins {
         Ok(names
             .into_iter()
             .filter_map(|name| {
-                let (program, ifindex) = name.rsplit_once('.')?;
+                let (program, ifindex) = name.rsplit_once('-')?;
                 Some((program.to_owned(), ifindex.parse().ok()?))
             })
             .collect())

@@ -1,0 +1,250 @@
+//! The loaded programs decide as the host does, packet by packet, and leave the
+//! same bytes and the same flows.
+
+use std::process::Command;
+
+use dataplane::compile::{Host, Tables, compile};
+use dataplane::load::{self, Loaded};
+use ebpf::decide::{early, from_instance, from_punt, from_world};
+use ebpf::layout::Interface;
+use ebpf::verdict::Work;
+use ebpf::{Action, Arrival, Head, Reason, TRACE_MARK};
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CloneFlags, unshare};
+use rpc::Deployment;
+
+use crate::frames::{carried_out, frame, responder_frame};
+use crate::random::Random;
+use crate::world::{GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest};
+
+const PACKETS: u64 = 120_000;
+/// Packets under one desired state.
+const EPOCH: u64 = 4_000;
+
+pub fn skipped(test: &str, reason: &str) {
+    use std::io::Write as _;
+    let line = format!("SKIPPED {test}: {reason}");
+    eprintln!("{line}");
+    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        file.and_then(|mut file| writeln!(file, "{line}")).unwrap();
+    }
+}
+
+/// A namespace of this thread's own with the world's devices in it, and a
+/// deployment that is torn down at the end.
+pub struct Bench {
+    pub deployment: Deployment,
+}
+
+impl Bench {
+    pub fn new(test: &str, name: &str) -> Option<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            skipped(test, "needs root");
+            return None;
+        }
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        let names = (0..GUESTS).map(guest).chain([UPLINK.to_owned(), PUNT.to_owned()]);
+        for name in names {
+            let mac =
+                if name == UPLINK { UPLINK_MAC.to_string() } else { "02:00:00:00:07:07".into() };
+            let peer = format!("{name}p");
+            let args =
+                ["link", "add", &name, "address", &mac, "type", "veth", "peer", "name", &peer];
+            let made = Command::new("ip").args(args).status().unwrap();
+            assert!(made.success(), "ip {args:?}");
+        }
+        let deployment = Deployment::new(name, "/nowhere", "/nowhere").unwrap();
+        load::teardown(&deployment).unwrap();
+        Some(Self { deployment })
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        load::teardown(&self.deployment).unwrap();
+    }
+}
+
+fn now_s() -> u32 {
+    use nix::time::{ClockId, clock_gettime};
+    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap().tv_sec() as u32
+}
+
+/// What the host's copy of the decision says of a frame.
+fn decided(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Work {
+    let mut work: Work = bytemuck::Zeroable::zeroed();
+    work.begin();
+    let uplink = tables.config.uplink == ifindex && ifindex != 0;
+    let punt = tables.attachments.get(&ifindex).is_some_and(|a| a.device == PUNT);
+    let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head) else {
+        if uplink {
+            work.verdict.accept(Action::Pass, Reason::NotOurs);
+        } else {
+            work.verdict.refuse(if punt { Reason::PuntStray } else { Reason::Malformed });
+        }
+        return work;
+    };
+    let to_host = head.destination_mac() == UPLINK_MAC.octets();
+    let arrival = Arrival { ifindex, vlan: false, to_host, now_s: now_s() };
+    if uplink {
+        from_world(host, frame, &head, &arrival, &mut work);
+    } else if punt {
+        from_punt(host, &head, &mut work);
+    } else {
+        from_instance(host, frame, &head, &arrival, &mut work);
+    }
+    work
+}
+
+#[derive(Default)]
+struct Tally {
+    packets: u64,
+    disagreements: Vec<String>,
+    reasons: std::collections::BTreeMap<&'static str, u64>,
+}
+
+/// Sends one random frame through both.
+fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Tally) {
+    let tables = loaded.tables().clone();
+    let guests: Vec<Interface> = tables.interfaces.values().copied().collect();
+    let index = |name: &str| if_nametoindex(name).unwrap();
+    let (ifindex, frame) = match random.below(10) {
+        0 => {
+            let to = random.below(GUESTS as u64) as usize;
+            (index(PUNT), responder_frame(random, index(&guest(to))))
+        }
+        1..=5 if !guests.is_empty() => {
+            let from = random.pick(&guests);
+            (from.ifindex, frame(random, Some(&from), &guests))
+        }
+        _ if tables.config.uplink != 0 => (index(UPLINK), frame(random, None, &guests)),
+        _ => return,
+    };
+    let work = decided(host, ifindex, &frame, &tables);
+    let verdict = &work.verdict;
+    let run = loaded.run(ifindex, &frame, TRACE_MARK).unwrap();
+    let code = match verdict.action {
+        Action::Drop => 2,
+        Action::Pass => -1,
+        _ => 7,
+    };
+    let mut expected = (verdict.reason, verdict.egress_rule, verdict.ingress_rule, code);
+    let head = frame.get(..34);
+    // Too short for a head: such frames are refused before there is a verdict.
+    let got = match (run.reason, head) {
+        (Some(reason), Some(_)) => (reason, run.egress_rule, run.ingress_rule, run.code),
+        _ => {
+            expected = (Reason::Undecided, 0, 0, code);
+            (Reason::Undecided, 0, 0, run.code)
+        }
+    };
+    let bytes = carried_out(&frame, verdict);
+    tally.packets += 1;
+    *tally.reasons.entry(verdict.reason.name()).or_default() += 1;
+    if got != expected || bytes.as_ref().is_some_and(|bytes| *bytes != run.frame) {
+        tally.disagreements.push(format!(
+            "{got:?} instead of {expected:?} on {ifindex} for\n  {frame:02x?}\n→ {:02x?}\n≠ {bytes:02x?}",
+            run.frame
+        ));
+    }
+    host.account(verdict);
+}
+
+#[test]
+fn the_loaded_programs_decide_as_the_host_does() {
+    let name = "the_loaded_programs_decide_as_the_host_does";
+    let Some(bench) = Bench::new(name, "pktagree") else { return };
+    let mut random = Random::seeded("agree", 21);
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    let mut host = Host::default();
+    let mut tally = Tally::default();
+    while tally.packets < PACKETS {
+        let rules_max = random.pick(&[1, 4, 30]);
+        let desired = desired(&mut random, rules_max);
+        let tables = compile(&desired, &devices, loaded.tables()).unwrap();
+        loaded.update(tables.clone()).unwrap();
+        host.load(tables);
+        for _ in 0..EPOCH {
+            compare(&mut random, &loaded, &mut host, &mut tally);
+        }
+        early_agrees(&mut random, &loaded, &host);
+        assert!(tally.disagreements.is_empty(), "{}", tally.disagreements[0]);
+    }
+    eprintln!("{} packets, 0 disagreements: {:#?}", tally.packets, tally.reasons);
+    // Every reason that can come about here did.
+    let elsewhere = [
+        Reason::Undecided,
+        Reason::NoInterface,
+        Reason::Vlan,
+        Reason::FlowQuota,
+        Reason::Unmarked,
+        Reason::Blocked,
+        Reason::UnknownElastic,
+    ];
+    for reason in Reason::ALL.iter().filter(|r| !elsewhere.contains(r)) {
+        assert!(tally.reasons.contains_key(reason.name()), "never seen: {}", reason.name());
+    }
+}
+
+fn early_agrees(random: &mut Random, loaded: &Loaded, host: &Host) {
+    let guests: Vec<Interface> = loaded.tables().interfaces.values().copied().collect();
+    for _ in 0..200 {
+        let frame = frame(random, None, &guests);
+        let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head) else {
+            continue;
+        };
+        let mut work: Work = bytemuck::Zeroable::zeroed();
+        let expected = early(host, frame.as_slice(), &head, &mut work);
+        let passes = loaded.run_early(&frame).unwrap();
+        assert_eq!(passes, expected.is_ok(), "{expected:?} for {frame:02x?}");
+    }
+}
+
+#[test]
+fn a_fault_in_either_is_caught() {
+    let Some(bench) = Bench::new("a_fault_in_either_is_caught", "pktfault") else { return };
+    let mut random = Random::seeded("agree, sabotaged", 22);
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    let mut tally = Tally::default();
+    for _ in 0..4 {
+        let desired = desired(&mut random, 8);
+        let tables = compile(&desired, &devices, loaded.tables()).unwrap();
+        loaded.update(tables.clone()).unwrap();
+        // The planted fault: the host takes each interface's egress rules for its ingress.
+        let mut sabotaged = tables;
+        sabotaged.interfaces.values_mut().for_each(|i| i.ingress = i.egress);
+        let mut host = Host::new(sabotaged);
+        for _ in 0..1000 {
+            compare(&mut random, &loaded, &mut host, &mut tally);
+        }
+    }
+    assert!(!tally.disagreements.is_empty(), "the planted fault went unnoticed");
+    eprintln!("planted fault: {} disagreements in {}", tally.disagreements.len(), tally.packets);
+}
+
+/// Asking leaves no trace; adoption finds the very tables that were loaded.
+#[test]
+fn a_restarted_loader_adopts_what_is_pinned() {
+    let name = "a_restarted_loader_adopts_what_is_pinned";
+    let Some(bench) = Bench::new(name, "pktadopt") else { return };
+    let mut random = Random::seeded("adopt", 23);
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    assert!(!loaded.adopted());
+    let desired = desired(&mut random, 30);
+    let tables = compile(&desired, &devices, loaded.tables()).unwrap();
+    loaded.update(tables.clone()).unwrap();
+    drop(loaded);
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    assert!(loaded.adopted());
+    let names = tables.names.clone();
+    assert_eq!(Tables { names, ..loaded.tables().clone() }, tables);
+    // The same desired state again is no change at all.
+    let again = compile(&desired, &devices, loaded.tables()).unwrap();
+    assert_eq!(loaded.update(again).unwrap(), 0);
+    load::teardown(&bench.deployment).unwrap();
+    assert!(!bench.deployment.bpf_dir().exists());
+}

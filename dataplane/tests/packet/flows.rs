@@ -1,0 +1,166 @@
+//! A flow's life, by the decision on the host: time is an argument.
+
+use dataplane::compile::{Host, Tables, compile};
+use ebpf::decide::{from_instance, from_world};
+use ebpf::verdict::Work;
+use ebpf::{Action, Arrival, GATEWAY_MAC, Head, Reason};
+use etherparse::PacketBuilder;
+use model::{Peer, PortRange, Protocol, Rule, RuleId};
+
+use crate::random::Random;
+use crate::world::{
+    GUESTS, UPLINK, UPLINK_MAC, address, desired, elastic, guest_mac, imagined_devices,
+};
+
+const WORLD: [u8; 4] = [203, 0, 113, 9];
+
+/// Every guest there, guest 0 reachable on port 80 from everywhere, and nothing more.
+struct Stage {
+    desired: rpc::dataplane::Desired,
+    host: Host,
+    now_s: u32,
+}
+
+impl Stage {
+    fn new() -> Self {
+        let mut random = Random::seeded("flows", 41);
+        let mut desired = desired(&mut random, 0);
+        while desired.interfaces.len() < GUESTS || desired.uplink.is_none() {
+            desired = crate::world::desired(&mut random, 0);
+        }
+        for (n, interface) in desired.interfaces.iter_mut().enumerate() {
+            interface.elastic = Some(elastic(n));
+            interface.source_check = true;
+            interface.groups.clear();
+        }
+        desired.interfaces[0].groups = vec![desired.groups[0].id];
+        desired.groups[0].ingress = vec![Rule {
+            id: RuleId::from_random(1),
+            protocol: Protocol::Tcp(PortRange::single(80)),
+            peer: Peer::Cidr("0.0.0.0/0".parse().unwrap()),
+        }];
+        let mut stage = Self { desired, host: Host::default(), now_s: 1000 };
+        stage.load();
+        stage
+    }
+
+    fn load(&mut self) {
+        let tables: Tables =
+            compile(&self.desired, &imagined_devices(), self.host.tables()).unwrap();
+        self.host.load(tables);
+    }
+
+    fn decide(&mut self, ifindex: u32, frame: &[u8]) -> (Action, Reason) {
+        let mut work: Work = bytemuck::Zeroable::zeroed();
+        let head = Head(frame[..34].try_into().unwrap());
+        let arrival = Arrival { ifindex, vlan: false, to_host: true, now_s: self.now_s };
+        if ifindex == self.host.tables().config.uplink {
+            from_world(&self.host, frame, &head, &arrival, &mut work);
+        } else {
+            from_instance(&self.host, frame, &head, &arrival, &mut work);
+        }
+        self.host.account(&work.verdict);
+        (work.verdict.action, work.verdict.reason)
+    }
+
+    fn world_sends(&mut self, flags: &str) -> Reason {
+        let frame =
+            tcp(([8; 6], UPLINK_MAC.octets()), (WORLD, elastic(0).octets()), (5000, 80), flags);
+        let uplink = imagined_devices().by_name[UPLINK].ifindex;
+        self.decide(uplink, &frame).1
+    }
+
+    fn guest_sends(&mut self, flags: &str) -> Reason {
+        let frame = tcp(
+            (guest_mac(0).octets(), GATEWAY_MAC),
+            (address(0).octets(), WORLD),
+            (80, 5000),
+            flags,
+        );
+        let ifindex = imagined_devices().by_name["g0"].ifindex;
+        self.decide(ifindex, &frame).1
+    }
+
+    fn connect(&mut self) {
+        assert_eq!(self.world_sends("S"), Reason::NewFlow);
+        assert_eq!(self.guest_sends("SA"), Reason::Established);
+        assert_eq!(self.world_sends("A"), Reason::Established);
+        assert_eq!(self.host.flows().len(), 1);
+    }
+}
+
+fn tcp(
+    macs: ([u8; 6], [u8; 6]),
+    ips: ([u8; 4], [u8; 4]),
+    ports: (u16, u16),
+    flags: &str,
+) -> Vec<u8> {
+    let mut tcp = PacketBuilder::ethernet2(macs.0, macs.1)
+        .ipv4(ips.0, ips.1, 64)
+        .tcp(ports.0, ports.1, 1, 1000);
+    for flag in flags.chars() {
+        tcp = match flag {
+            'S' => tcp.syn(),
+            'F' => tcp.fin(),
+            'R' => tcp.rst(),
+            _ => tcp.ack(1),
+        };
+    }
+    let mut frame = Vec::new();
+    tcp.write(&mut frame, &[]).unwrap();
+    frame
+}
+
+#[test]
+fn a_connection_survives_the_removal_of_its_rule_and_a_new_one_does_not_begin() {
+    let mut stage = Stage::new();
+    stage.connect();
+    stage.desired.groups[0].ingress.clear();
+    stage.load();
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    assert_eq!(stage.guest_sends("A"), Reason::Established);
+    stage.world_sends("R");
+    stage.now_s += ebpf::flow::CLOSING_IDLE_S + 1;
+    assert_eq!(stage.world_sends("S"), Reason::IngressDenied);
+}
+
+#[test]
+fn unanswered_and_unconfirmed_openings_stay_half_open() {
+    let mut stage = Stage::new();
+    assert_eq!(stage.world_sends("S"), Reason::NewFlow);
+    assert_eq!(stage.guest_sends("SA"), Reason::Established);
+    assert_eq!(stage.world_sends("S"), Reason::Established, "a retransmission confirms nothing");
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows().len()), (0, 1));
+    stage.now_s += ebpf::flow::TCP_OPENING_IDLE_S + 1;
+    assert_eq!(stage.guest_sends("A"), Reason::Untracked);
+}
+
+#[test]
+fn an_idle_connection_is_forgotten_and_not_before_its_time() {
+    let mut stage = Stage::new();
+    stage.connect();
+    stage.now_s += dataplane::compile::TCP_IDLE_S;
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    stage.now_s += dataplane::compile::TCP_IDLE_S + 1;
+    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+}
+
+#[test]
+fn an_ended_connection_lets_its_ports_be_used_again() {
+    let mut stage = Stage::new();
+    stage.connect();
+    stage.world_sends("FA");
+    stage.guest_sends("FA");
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    assert_eq!(stage.world_sends("S"), Reason::NewFlow, "a new connection, judged anew");
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows().len()), (0, 1));
+}
+
+#[test]
+fn a_guest_without_egress_rules_answers_but_does_not_begin() {
+    let mut stage = Stage::new();
+    assert_eq!(stage.guest_sends("S"), Reason::EgressDenied);
+    assert_eq!(stage.guest_sends("A"), Reason::Untracked);
+    stage.connect();
+    assert_eq!(stage.guest_sends("A"), Reason::Established);
+}

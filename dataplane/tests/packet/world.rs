@@ -1,0 +1,177 @@
+//! Random desired states over few addresses, ports and groups, so that rules and
+//! packets meet.
+
+use std::net::Ipv4Addr;
+
+use dataplane::compile::{DeviceFact, Devices};
+use ipnet::{IpNet, Ipv4Net};
+use model::{
+    Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
+    VpcId,
+};
+use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
+
+use crate::random::Random;
+
+pub const GUESTS: usize = 4;
+pub const UPLINK: &str = "up0";
+pub const PUNT: &str = "punt0";
+pub const PORTS: [u16; 6] = [22, 53, 80, 443, 8000, 40_000];
+pub const WORLD: [[u8; 4]; 4] = [[203, 0, 113, 9], [203, 0, 113, 77], [192, 0, 2, 1], [8, 8, 8, 8]];
+
+pub fn guest(n: usize) -> String {
+    format!("g{n}")
+}
+
+pub fn guest_mac(n: usize) -> Mac {
+    Mac([0x02, 0, 0, 0, 1, n as u8])
+}
+
+pub const UPLINK_MAC: Mac = Mac([0x02, 0, 0, 0, 2, 0]);
+
+/// Three guests share a network, the fourth has one of its own with the same addresses.
+pub fn address(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, (n == 2).into(), 10 + (n % 3) as u8)
+}
+
+pub fn elastic(n: usize) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, 10 + n as u8)
+}
+
+fn vpc(n: usize) -> VpcId {
+    VpcId::from_random(if n < 3 { 1 } else { 2 })
+}
+
+/// What the devices would be; `ifindex_of` says where they really are.
+pub fn devices(ifindex_of: impl Fn(&str) -> u32) -> Devices {
+    let mut devices = Devices { punt: Some(PUNT.to_owned()), ..Devices::default() };
+    let mut add = |name: String, mac: Mac| {
+        let fact = DeviceFact { ifindex: ifindex_of(&name), mac };
+        devices.by_name.insert(name, fact);
+    };
+    (0..GUESTS).for_each(|n| add(guest(n), guest_mac(n)));
+    add(UPLINK.to_owned(), UPLINK_MAC);
+    add(PUNT.to_owned(), Mac([0x02, 0, 0, 0, 3, 0]));
+    devices.host_addresses = vec![Ipv4Addr::new(198, 51, 100, 1)];
+    devices
+}
+
+/// Devices that exist nowhere.
+pub fn imagined_devices() -> Devices {
+    let names: Vec<String> =
+        (0..GUESTS).map(guest).chain([UPLINK.to_owned(), PUNT.to_owned()]).collect();
+    devices(|name| 10 + names.iter().position(|n| n == name).unwrap_or_default() as u32)
+}
+
+pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
+    let mut groups = Vec::new();
+    for n in 0..6 {
+        let vpc = if n < 4 { VpcId::from_random(1) } else { VpcId::from_random(2) };
+        let mut rules = |of: u64| {
+            (0..random.below(rules_max + 1)).map(|i| rule(random, of * 10_000 + i)).collect()
+        };
+        let (ingress, egress) = (rules(2 * n + 1), rules(2 * n + 2));
+        groups.push(SecurityGroup { id: group(n), vpc, ingress, egress });
+    }
+    let present: Vec<usize> = (0..GUESTS).filter(|_| random.chance(85)).collect();
+    let interfaces = present.into_iter().map(|n| interface(random, n)).collect();
+    Desired {
+        generation: 1,
+        uplink: random.chance(90).then(|| Uplink {
+            device: UPLINK.to_owned(),
+            gateway: Ipv4Addr::new(198, 51, 100, 254),
+        }),
+        interfaces,
+        groups,
+        blocklist: if random.chance(30) {
+            vec![IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap())]
+        } else {
+            Vec::new()
+        },
+        elastic_ranges: if random.chance(60) {
+            vec![Ipv4Net::new(Ipv4Addr::new(198, 51, 100, 0), 24).unwrap()]
+        } else {
+            Vec::new()
+        },
+    }
+}
+
+pub fn group(n: u64) -> GroupId {
+    GroupId::from_random(u128::from(n) + 100)
+}
+
+fn interface(random: &mut Random, n: usize) -> Interface {
+    let pool = if n < 3 { [0, 1, 2, 3] } else { [4, 5, 4, 5] };
+    let mut groups: Vec<GroupId> =
+        (0..random.below(4)).map(|_| group(random.pick(&pool))).collect();
+    groups.sort();
+    groups.dedup();
+    Interface {
+        id: InterfaceId::from_random(n as u128 + 7),
+        device: Device::Existing { name: guest(n) },
+        mac: guest_mac(n),
+        vpc: vpc(n),
+        address: address(n),
+        subnet: Ipv4Net::new(address(n), 24).unwrap().trunc(),
+        elastic: random.chance(70).then(|| elastic(n)),
+        groups,
+        source_check: random.chance(85),
+        dhcp: Dhcp {
+            hostname: "guest".to_owned(),
+            domain: "internal".to_owned(),
+            dns: Vec::new(),
+            mtu: 1500,
+        },
+        metadata: random.chance(60).then(Default::default),
+    }
+}
+
+fn rule(random: &mut Random, id: u64) -> Rule {
+    let protocol = match random.below(8) {
+        0 => Protocol::Any,
+        1 | 2 => Protocol::Tcp(ports(random)),
+        3 | 4 => Protocol::Udp(ports(random)),
+        5 => Protocol::Icmp { kind: None, code: None },
+        6 => Protocol::Icmp {
+            kind: Some(random.pick(&[0, 3, 8, 13])),
+            code: random.chance(50).then_some(0),
+        },
+        _ => Protocol::Number(random.pick(&[1, 6, 17, 47, 58])),
+    };
+    Rule { id: RuleId::from_random(id.into()), protocol, peer: peer(random) }
+}
+
+fn ports(random: &mut Random) -> PortRange {
+    match random.below(3) {
+        0 => PortRange::ALL,
+        1 => PortRange::single(random.pick(&PORTS)),
+        _ => {
+            let (a, b) = (random.pick(&PORTS), random.pick(&PORTS));
+            PortRange::new(a.min(b), a.max(b)).unwrap()
+        }
+    }
+}
+
+fn peer(random: &mut Random) -> Peer {
+    if random.chance(35) {
+        return Peer::Group(group(random.below(6)));
+    }
+    if random.chance(5) {
+        return Peer::Cidr("2001:db8::/32".parse().unwrap());
+    }
+    let length = random.pick(&[0, 8, 16, 24, 30, 32, 32]);
+    Peer::Cidr(IpNet::V4(Ipv4Net::new(any_address(random), length).unwrap().trunc()))
+}
+
+pub fn any_address(random: &mut Random) -> Ipv4Addr {
+    match random.below(10) {
+        0..=3 => address(random.below(GUESTS as u64) as usize),
+        4 | 5 => elastic(random.below(GUESTS as u64 + 1) as usize),
+        6..=8 => Ipv4Addr::from(random.pick(&WORLD)),
+        _ => Ipv4Addr::from(random.next() as u32),
+    }
+}
+
+pub fn both_directions() -> [Direction; 2] {
+    [Direction::Ingress, Direction::Egress]
+}
