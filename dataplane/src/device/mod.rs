@@ -14,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use rpc::Deployment;
@@ -37,7 +38,7 @@ pub enum Error {
     Tap { device: String, deed: &'static str, cause: io::Error },
     #[error("device `{device}`: {deed}: {cause}")]
     Link { device: String, deed: &'static str, cause: io::Error },
-    #[error("routing netlink: open a socket: {0}")]
+    #[error("routing netlink: ask for this host's links: {0}")]
     Netlink(io::Error),
     #[error(
         "device `{device}`: make: one of that name is there, and this deployment did not make it"
@@ -91,7 +92,11 @@ impl Host {
     /// Makes the taps that are missing and looks up every device named, which
     /// is the answer; and how many it made.
     pub fn ensure(&mut self, desired: &Desired) -> Result<(Devices, usize), Error> {
-        let mut devices = Devices { punt: Some(self.punt_name.clone()), ..Devices::default() };
+        let mut devices = Devices {
+            punt: Some(self.punt_name.clone()),
+            host_addresses: host_addresses()?,
+            ..Devices::default()
+        };
         let mut made = 0;
         for interface in &desired.interfaces {
             if let Device::Tap { name, owner_uid } = &interface.device {
@@ -183,6 +188,16 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// The host's own IPv4 addresses, on whatever device.
+fn host_addresses() -> Result<Vec<Ipv4Addr>, Error> {
+    let addresses = nix::ifaddrs::getifaddrs().map_err(|e| Error::Netlink(e.into()))?;
+    let mut own: Vec<Ipv4Addr> =
+        addresses.filter_map(|entry| Some(entry.address?.as_sockaddr_in()?.ip())).collect();
+    own.sort_unstable();
+    own.dedup();
+    Ok(own)
 }
 
 /// Keeps the host's own stack off a device before it comes up: no IPv6 address

@@ -1,0 +1,212 @@
+//! A guest learns its address and what it is, and only what is its own.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Output;
+
+use crate::world::{USER_DATA_BYTES, World, has, run};
+
+/// A script for udhcpc and dhclient alike: notes what it was told, sets the address.
+const CLIENT_SCRIPT: &str = r#"#!/bin/sh
+reason="${reason:-$1}"
+case "$reason" in
+bound|renew)
+    echo "address=$ip/$mask router=$router mtu=$mtu hostname=$hostname dns=$dns domain=$domain lease=$lease" >> "$TOLD"
+    ip addr flush dev eth0; ip addr add "$ip/$mask" dev eth0
+    ip route replace default via "$router" ;;
+BOUND|RENEW|REBIND|REBOOT)
+    echo "address=$new_ip_address/$new_subnet_mask router=$new_routers mtu=$new_interface_mtu hostname=$new_host_name dns=$new_domain_name_servers domain=$new_domain_name lease=$new_dhcp_lease_time" >> "$TOLD"
+    ip addr flush dev eth0; ip addr add "$new_ip_address/$new_subnet_mask" dev eth0
+    ip route replace default via "$new_routers" ;;
+esac
+exit 0
+"#;
+
+fn write_script(world: &World) -> std::path::PathBuf {
+    let path = world.path("script");
+    std::fs::write(&path, CLIENT_SCRIPT).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+fn udhcpc(world: &World, role: &str) -> String {
+    let (script, told) = (write_script(world), world.path(&format!("told-{role}")));
+    run(world
+        .command(role, "busybox")
+        .args(["udhcpc", "-i", "eth0", "-f", "-q", "-n", "-t", "5", "-T", "1", "-O", "mtu", "-s"])
+        .arg(script)
+        .env("TOLD", &told));
+    std::fs::read_to_string(told).unwrap()
+}
+
+fn dhclient(world: &World, role: &str) -> String {
+    let (script, told) = (write_script(world), world.path(&format!("told-{role}")));
+    let configuration = world.path("dhclient.conf");
+    std::fs::write(
+        &configuration,
+        "timeout 10; request subnet-mask, routers, interface-mtu, host-name, \
+         domain-name, domain-name-servers;\n",
+    )
+    .unwrap();
+    run(world
+        .command(role, "dhclient")
+        .args(["-1", "eth0", "-sf"])
+        .arg(script)
+        .arg("-cf")
+        .arg(configuration)
+        .arg("-lf")
+        .arg(world.path("leases"))
+        .arg("-pf")
+        .arg(world.path("dhclient.pid"))
+        .arg("-e")
+        .arg(format!("TOLD={}", told.display())));
+    // It stays to renew; this one has told what it learned.
+    let pid = std::fs::read_to_string(world.path("dhclient.pid")).unwrap();
+    run(std::process::Command::new("kill").arg(pid.trim()));
+    std::fs::read_to_string(told).unwrap()
+}
+
+fn curl(world: &World, role: &str, arguments: &[&str]) -> Output {
+    world.command(role, "curl").args(["-s", "-m", "5", "-i"]).args(arguments).output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+const BASE: &str = "http://169.254.169.254";
+
+fn token(world: &World, role: &str) -> String {
+    let answer = text(&curl(
+        world,
+        role,
+        &[
+            "-X",
+            "PUT",
+            "-H",
+            "X-aws-ec2-metadata-token-ttl-seconds: 60",
+            &format!("{BASE}/latest/api/token"),
+        ],
+    ));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+    answer.rsplit("\r\n").next().unwrap().to_owned()
+}
+
+fn get(world: &World, role: &str, token: &str, path: &str) -> String {
+    let header = format!("X-aws-ec2-metadata-token: {token}");
+    text(&curl(world, role, &["-H", &header, &format!("{BASE}{path}")]))
+}
+
+#[test]
+fn two_dhcp_clients_learn_the_address_and_its_surroundings() {
+    let test = "two_dhcp_clients_learn_the_address_and_its_surroundings";
+    let Some(mut world) = World::new(test) else { return };
+    world.add_guest(1, 1, "10.0.0.5");
+    world.add_guest(2, 1, "10.0.0.6");
+    world.start();
+    world.apply();
+    if has(test, "busybox") {
+        let told = udhcpc(&world, "g1");
+        assert!(told.contains("address=10.0.0.5/24 router=10.0.0.1 mtu=1400"), "{told}");
+        assert!(told.contains("hostname=host-1 dns=10.0.0.2 domain=region-1.internal"), "{told}");
+        assert!(told.contains("lease=3600"), "{told}");
+    }
+    if has(test, "dhclient") {
+        let told = dhclient(&world, "g2");
+        assert!(told.contains("address=10.0.0.6/255.255.255.0 router=10.0.0.1 mtu=1400"), "{told}");
+        assert!(told.contains("hostname=host-2 dns=10.0.0.2 domain=region-1.internal"), "{told}");
+    }
+}
+
+#[test]
+fn metadata_is_read_with_a_token_and_not_without() {
+    let test = "metadata_is_read_with_a_token_and_not_without";
+    let Some(mut world) = World::new(test) else { return };
+    if !has(test, "curl") {
+        return;
+    }
+    world.add_guest(1, 1, "10.0.0.5");
+    world.start();
+    world.apply();
+    world.configure_guest(1);
+    let url = format!("{BASE}/latest/meta-data/instance-id");
+    assert!(text(&curl(&world, "g1", &[&url])).starts_with("HTTP/1.1 401"));
+    let token = token(&world, "g1");
+    assert!(get(&world, "g1", &token, "/latest/meta-data/instance-id").ends_with("\r\n\r\ni-1"));
+    assert!(get(&world, "g1", &token, "/2021-03-23/meta-data/public-keys/").ends_with("0=my-key"));
+    assert!(get(&world, "g1", "forged", "/latest/user-data").starts_with("HTTP/1.1 401"));
+    let forwarded = curl(
+        &world,
+        "g1",
+        &[
+            "-X",
+            "PUT",
+            "-H",
+            "X-aws-ec2-metadata-token-ttl-seconds: 60",
+            "-H",
+            "X-Forwarded-For: 10.0.0.9",
+            &format!("{BASE}/latest/api/token"),
+        ],
+    );
+    assert!(text(&forwarded).starts_with("HTTP/1.1 403"), "{forwarded:?}");
+
+    let header = format!("X-aws-ec2-metadata-token: {token}");
+    let data = world
+        .command("g1", "curl")
+        .args(["-s", "-m", "10", "-H", &header, &format!("{BASE}/latest/user-data")])
+        .output()
+        .unwrap()
+        .stdout;
+    assert_eq!(data.len(), USER_DATA_BYTES);
+    assert!(data.iter().all(|&b| b == 0xff), "binary user data arrives as it is");
+}
+
+#[test]
+fn a_second_http_client_keeps_its_connection() {
+    let test = "a_second_http_client_keeps_its_connection";
+    let Some(mut world) = World::new(test) else { return };
+    if !has(test, "python3") {
+        return;
+    }
+    world.add_guest(1, 1, "10.0.0.5");
+    world.start();
+    world.apply();
+    world.configure_guest(1);
+    let script = r#"
+import http.client
+c = http.client.HTTPConnection("169.254.169.254", 80, timeout=5)
+c.request("PUT", "/latest/api/token", headers={"X-aws-ec2-metadata-token-ttl-seconds": "60"})
+r = c.getresponse(); token = r.read().decode(); assert r.status == 200, r.status
+socket = c.sock
+for _ in range(50):
+    c.request("GET", "/latest/meta-data/instance-id", headers={"X-aws-ec2-metadata-token": token})
+    r = c.getresponse(); body = r.read(); assert (r.status, body) == (200, b"i-1"), (r.status, body)
+assert c.sock is socket, "the connection was not kept"
+c.request("HEAD", "/latest/user-data", headers={"X-aws-ec2-metadata-token": token})
+r = c.getresponse(); assert r.read() == b"" and r.status == 200
+print("kept")
+"#;
+    let said = run(world.command("g1", "python3").args(["-c", script]));
+    assert_eq!(said.trim(), "kept");
+}
+
+#[test]
+fn the_same_private_address_in_two_vpcs_is_served_apart() {
+    let test = "the_same_private_address_in_two_vpcs_is_served_apart";
+    let Some(mut world) = World::new(test) else { return };
+    if !has(test, "curl") || !has(test, "busybox") {
+        return;
+    }
+    world.add_guest(1, 1, "10.0.0.5");
+    world.add_guest(2, 2, "10.0.0.5");
+    world.start();
+    world.apply();
+    assert!(udhcpc(&world, "g1").contains("address=10.0.0.5/24"));
+    assert!(udhcpc(&world, "g2").contains("hostname=host-2"));
+    let (one, two) = (token(&world, "g1"), token(&world, "g2"));
+    assert!(get(&world, "g1", &one, "/latest/meta-data/instance-id").ends_with("i-1"));
+    assert!(get(&world, "g2", &two, "/latest/meta-data/instance-id").ends_with("i-2"));
+    assert!(
+        get(&world, "g2", &one, "/latest/meta-data/instance-id").starts_with("HTTP/1.1 401"),
+        "a token is good for its own interface only"
+    );
+}

@@ -1,0 +1,11 @@
+//! The daemon as a black box: the real binary, the real kernel, namespaces that
+//! play the host, the internet and the guests, and clients that are not ours.
+//!
+//! Needs root. Every world has names of its own, so tests run side by side.
+
+mod address;
+mod elastic;
+mod survive;
+mod teardown;
+mod traffic;
+mod world;

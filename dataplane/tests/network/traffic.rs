@@ -1,0 +1,179 @@
+//! Traffic of our own making, in a namespace of a world: each runs in a thread
+//! that has entered it.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, sendto, socket,
+};
+
+use crate::world::{World, now};
+
+/// Runs `deed` in a thread inside a namespace of the world.
+pub fn inside<T: Send + 'static>(
+    world: &World,
+    role: &str,
+    deed: impl FnOnce() -> T + Send + 'static,
+) -> JoinHandle<T> {
+    let namespace = File::open(format!("/run/netns/{}", world.namespace(role))).unwrap();
+    std::thread::spawn(move || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).unwrap();
+        deed()
+    })
+}
+
+/// A server on a port of a guest that says back what it hears. It listens when
+/// this returns, and ends with the test.
+pub fn echo_server(world: &World, role: &str, port: u16) {
+    let listening =
+        inside(world, role, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let listener = listening.join().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                while let Ok(n) = stream.read(&mut buffer) {
+                    if n == 0 || stream.write_all(&buffer[..n]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// Whether a TCP connection opens within `wait`.
+pub fn connects(world: &World, role: &str, to: Ipv4Addr, port: u16, wait: Duration) -> bool {
+    let address = SocketAddrV4::new(to, port).into();
+    inside(world, role, move || TcpStream::connect_timeout(&address, wait).is_ok()).join().unwrap()
+}
+
+/// A TCP flow that says something every few milliseconds and wants it back.
+pub struct Flow {
+    stop: Arc<AtomicBool>,
+    rounds: Arc<AtomicU64>,
+    thread: JoinHandle<Result<Duration, String>>,
+}
+
+impl Flow {
+    /// Opens it; rounds go on until [`Self::finish`].
+    pub fn open(world: &World, role: &str, to: Ipv4Addr, port: u16) -> Self {
+        let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stopped, counted) = (stop.clone(), rounds.clone());
+        let thread = inside(world, role, move || {
+            converse(to, port, &stopped, &counted).map_err(|e| e.to_string())
+        });
+        let flow = Self { stop, rounds, thread };
+        let begun = now();
+        while flow.rounds() < 3 {
+            assert!(now() - begun < Duration::from_secs(10), "the flow did not get going");
+            assert!(!flow.thread.is_finished(), "the flow ended: {:?}", flow.finish());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        flow
+    }
+
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Ends it, and gives the longest time that a round took.
+    pub fn finish(self) -> Result<Duration, String> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+fn converse(
+    to: Ipv4Addr,
+    port: u16,
+    stop: &AtomicBool,
+    rounds: &AtomicU64,
+) -> std::io::Result<Duration> {
+    let mut stream =
+        TcpStream::connect_timeout(&SocketAddrV4::new(to, port).into(), Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    // Long enough that a sender with offloads makes superframes of it.
+    let said = vec![0x5a; 20_000];
+    let mut heard = vec![0; said.len()];
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let begun = now();
+        stream.write_all(&said)?;
+        stream.read_exact(&mut heard)?;
+        longest = longest.max(now() - begun);
+        if heard != said {
+            return Err(std::io::Error::other("what came back is not what was said"));
+        }
+        rounds.fetch_add(1, Ordering::Relaxed);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(longest)
+}
+
+/// Sends `count` echo requests, one every `interval`, and gives how many came back.
+pub fn ping_flood(
+    world: &World,
+    role: &str,
+    to: Ipv4Addr,
+    count: u16,
+    interval: Duration,
+) -> JoinHandle<usize> {
+    inside(world, role, move || {
+        let socket =
+            socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::Icmp)
+                .unwrap();
+        let to = SockaddrIn::from(SocketAddrV4::new(to, 0));
+        let id = (std::process::id() as u16).to_be_bytes();
+        let mut answered = vec![false; count.into()];
+        let hear = |answered: &mut Vec<bool>| {
+            let mut packet = [0; 256];
+            while let Ok(length) = recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+                let icmp = &packet[20..length.max(20)];
+                if icmp.len() >= 8 && icmp[0] == 0 && icmp[4..6] == id {
+                    let sequence = usize::from(u16::from_be_bytes([icmp[6], icmp[7]]));
+                    if let Some(slot) = answered.get_mut(sequence) {
+                        *slot = true;
+                    }
+                }
+            }
+        };
+        let begun = now();
+        for sequence in 0..count {
+            let request = echo_request(id, sequence);
+            sendto(socket.as_raw_fd(), &request, &to, MsgFlags::empty()).unwrap();
+            while now() - begun < interval * u32::from(sequence + 1) {
+                hear(&mut answered);
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        }
+        let last = now();
+        while now() - last < Duration::from_secs(1) && answered.contains(&false) {
+            hear(&mut answered);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        answered.into_iter().filter(|&a| a).count()
+    })
+}
+
+fn echo_request(id: [u8; 2], sequence: u16) -> Vec<u8> {
+    let mut packet = vec![8, 0, 0, 0, id[0], id[1]];
+    packet.extend(sequence.to_be_bytes());
+    packet.extend([0x42; 48]);
+    let sum = packet
+        .chunks(2)
+        .fold(0u32, |sum, pair| sum + u32::from(u16::from_be_bytes([pair[0], pair[1]])));
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let checksum = !((folded & 0xffff) + (folded >> 16)) as u16;
+    packet[2..4].copy_from_slice(&checksum.to_be_bytes());
+    packet
+}
