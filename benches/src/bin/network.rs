@@ -43,6 +43,7 @@ impl Arguments {
         for shape in [Shape::Set, Shape::Sets, Shape::Lines] {
             contenders.extend(counts().map(|rules| Contender::Nft(shape, rules)));
         }
+        contenders.extend(counts().map(Contender::OursOnTcx));
         contenders.extend(counts().map(Contender::Ours));
         Plan {
             flows: vec![Flows::Established(1), Flows::Established(4096), Flows::New],

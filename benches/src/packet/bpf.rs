@@ -1,4 +1,4 @@
-//! The three calls of bpf(2) that the harness needs: an array map, a program, and
+//! The calls of bpf(2) that the harness needs: maps, a program, and
 //! `BPF_PROG_TEST_RUN` with live frames, which sends what the program passes up
 //! the kernel's real receive path and tells its own time.
 //!
@@ -15,11 +15,16 @@ use crate::packet::frame::{FRAME_BYTES, Template};
 use crate::packet::program::{Instruction, instructions};
 
 const MAP_CREATE: i32 = 0;
+const MAP_UPDATE: i32 = 2;
 const PROG_LOAD: i32 = 5;
 const PROG_TEST_RUN: i32 = 10;
+const PROG_OF_ID: i32 = 13;
 
 const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
+/// `BPF_XDP`: a program may only hand over to one that is attached in the same way.
+const ATTACH_XDP: u32 = 37;
 const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 /// The verifier's complaint is cut here; the program has some sixty instructions.
@@ -37,6 +42,24 @@ struct MapCreate {
 
 #[repr(C)]
 #[derive(Default)]
+struct MapUpdate {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgOfId {
+    prog_id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct ProgLoad {
     prog_type: u32,
     insn_cnt: u32,
@@ -47,6 +70,9 @@ struct ProgLoad {
     log_buf: u64,
     kern_version: u32,
     prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
 }
 
 #[repr(C)]
@@ -83,7 +109,9 @@ struct XdpContext {
 }
 
 const _: () = assert!(size_of::<MapCreate>() == 20);
-const _: () = assert!(size_of::<ProgLoad>() == 48);
+const _: () = assert!(size_of::<MapUpdate>() == 32);
+const _: () = assert!(size_of::<ProgOfId>() == 12);
+const _: () = assert!(size_of::<ProgLoad>() == 72);
 const _: () = assert!(size_of::<TestRun>() == 80);
 const _: () = assert!(size_of::<XdpContext>() == 24);
 
@@ -92,16 +120,23 @@ const _: () = assert!(size_of::<XdpContext>() == 24);
 pub struct Sender {
     program: OwnedFd,
     template: [u8; FRAME_BYTES],
-    /// The program holds it too; kept for the file descriptor in its name.
-    _counter: OwnedFd,
+    /// A program array is emptied when nobody holds it open any more, even while
+    /// a program uses it.
+    _next: Option<OwnedFd>,
 }
 
 impl Sender {
-    /// Frames of `flows` flows (a power of two) in turn.
-    pub fn new(template: &Template, flows: u32) -> anyhow::Result<Self> {
-        let counter = create_counter().context("eBPF map: create")?;
-        let program = load(&instructions(template, counter.as_raw_fd(), flows))?;
-        Ok(Self { program, template: template.bytes, _counter: counter })
+    /// Frames of `flows` flows (a power of two) in turn. With `next`, each goes
+    /// through the XDP program of that number before it is received.
+    pub fn new(template: &Template, flows: u32, next: Option<u32>) -> anyhow::Result<Self> {
+        let counter = create_map(MAP_TYPE_ARRAY, 8).context("eBPF map: create the counter")?;
+        let next = match next {
+            None => None,
+            Some(id) => Some(next_program(id).with_context(|| format!("eBPF program {id}: call"))?),
+        };
+        let next_fd = next.as_ref().map(OwnedFd::as_raw_fd);
+        let code = instructions(template, flows, counter.as_raw_fd(), next_fd);
+        Ok(Self { program: load(&code)?, template: template.bytes, _next: next })
     }
 
     /// Lets `frames` frames arrive by the device `ifindex` of the namespace that
@@ -130,16 +165,31 @@ impl Sender {
     }
 }
 
-fn create_counter() -> io::Result<OwnedFd> {
-    let mut map = MapCreate {
-        map_type: MAP_TYPE_ARRAY,
-        key_size: 4,
-        value_size: 8,
-        max_entries: 1,
-        ..MapCreate::default()
-    };
+/// A map with one entry.
+fn create_map(map_type: u32, value_size: u32) -> io::Result<OwnedFd> {
+    let mut map =
+        MapCreate { map_type, key_size: 4, value_size, max_entries: 1, ..MapCreate::default() };
     // SAFETY: `MapCreate` holds no pointers; a new descriptor is nobody else's.
     unsafe { bpf(MAP_CREATE, &mut map).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+/// A program array that holds the loaded program of that number.
+fn next_program(id: u32) -> io::Result<OwnedFd> {
+    let mut by_id = ProgOfId { prog_id: id, ..ProgOfId::default() };
+    // SAFETY: `ProgOfId` holds no pointers; a new descriptor is nobody else's.
+    let program = unsafe { bpf(PROG_OF_ID, &mut by_id).map(|fd| OwnedFd::from_raw_fd(fd)) }?;
+    let array = create_map(MAP_TYPE_PROG_ARRAY, 4)?;
+    let key = 0_u32;
+    let value = program.as_raw_fd();
+    let mut update = MapUpdate {
+        map_fd: array.as_raw_fd() as u32,
+        key: &raw const key as u64,
+        value: &raw const value as u64,
+        ..MapUpdate::default()
+    };
+    // SAFETY: key and value are four bytes each, as the map was made, and live on.
+    unsafe { bpf(MAP_UPDATE, &mut update) }?;
+    Ok(array)
 }
 
 fn load(code: &[Instruction]) -> anyhow::Result<OwnedFd> {
@@ -152,6 +202,7 @@ fn load(code: &[Instruction]) -> anyhow::Result<OwnedFd> {
         log_level: 1,
         log_size: LOG_BYTES as u32,
         log_buf: log.as_mut_ptr() as u64,
+        expected_attach_type: ATTACH_XDP,
         ..ProgLoad::default()
     };
     // SAFETY: the pointers in `program` are to `code`, to a constant and to `log`,

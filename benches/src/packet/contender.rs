@@ -6,7 +6,7 @@ use crate::packet::Flows;
 use crate::packet::bpf::Sender;
 use crate::packet::frame::{Client, Ends, Template};
 use crate::packet::nftables::{self, Shape};
-use crate::packet::ours::Ours;
+use crate::packet::ours::{self, Ours};
 use crate::packet::scene::{CLIENT_MAC, End, Scene, TAP_INDEX, UPLINK_INDEX, UPLINK_MAC, nft};
 use crate::packet::world::{Instance, PORT, SOURCES, World};
 
@@ -16,8 +16,10 @@ pub enum Contender {
     /// Routing and nothing else: no address is translated, nothing is judged.
     Plain,
     Nft(Shape, usize),
-    /// Our programs on tcx, with so many rules.
+    /// All of ours: the early program by XDP, then tcx.
     Ours(usize),
+    /// Ours without the early program.
+    OursOnTcx(usize),
 }
 
 /// New flows of one measurement, at most: the kernel's table of connections
@@ -44,15 +46,17 @@ pub struct Stage {
     scene: Scene,
     forward: Template,
     answer: Template,
+    /// Number of the program that frames go through first.
+    early: Option<u32>,
     new_flows: Sender,
     ours: Option<Ours>,
 }
 
 impl Contender {
-    fn rules(self) -> usize {
+    pub fn rules(self) -> usize {
         match self {
             Self::Plain => 1,
-            Self::Nft(_, rules) | Self::Ours(rules) => rules,
+            Self::Nft(_, rules) | Self::Ours(rules) | Self::OursOnTcx(rules) => rules,
         }
     }
 }
@@ -61,17 +65,22 @@ impl Stage {
     pub fn build(contender: Contender) -> anyhow::Result<Self> {
         let world = World::with_rules(contender.rules());
         let scene = Scene::build(world.measured())?;
-        let mut ours = None;
+        let (mut ours, mut early) = (None, None);
         match contender {
             Contender::Plain => {}
             Contender::Nft(shape, _) => {
                 scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
             }
-            Contender::Ours(rules) => ours = Some(Ours::build(&scene, &world, rules)?),
+            Contender::Ours(_) | Contender::OursOnTcx(_) => {
+                ours = Some(scene.router.within(|| Ours::build(&world))?);
+                if let Contender::Ours(_) = contender {
+                    early = Some(scene.router.within(ours::early_program)?);
+                }
+            }
         }
         let (forward, answer) = templates(contender, world.measured());
-        let new_flows = Sender::new(&forward, NEW_FLOWS_CYCLE)?;
-        Ok(Self { contender, scene, forward, answer, new_flows, ours })
+        let new_flows = Sender::new(&forward, NEW_FLOWS_CYCLE, early)?;
+        Ok(Self { contender, scene, forward, answer, early, new_flows, ours })
     }
 
     pub fn contender(&self) -> Contender {
@@ -84,7 +93,7 @@ impl Stage {
             self.scene.router.within(nftables::forget_connections)?;
         }
         if let Some(ours) = &mut self.ours {
-            self.scene.router.within(|| ours.sweep())?;
+            ours.sweep()?;
         }
         match flows {
             Flows::New => {
@@ -92,7 +101,7 @@ impl Stage {
                 self.send(&self.new_flows, enough(frames.min(NEW_FLOWS_MAX), probe))
             }
             Flows::Established(count) => {
-                let sender = Sender::new(&self.forward, count)?;
+                let sender = Sender::new(&self.forward, count, self.early)?;
                 self.establish(&sender, count)?;
                 let probe = self.send(&sender, PROBE_FRAMES)?;
                 self.send(&sender, enough(frames, probe))
@@ -100,11 +109,13 @@ impl Stage {
         }
     }
 
-    /// One packet of each flow and one answer to it, all seen to arrive.
+    /// One packet of each flow, an answer to it and one more, all seen to arrive:
+    /// now everyone calls the flow established.
     fn establish(&self, sender: &Sender, flows: u32) -> anyhow::Result<()> {
         self.send(sender, flows)?;
-        let answers = Sender::new(&self.answer, flows)?;
+        let answers = Sender::new(&self.answer, flows, None)?;
         self.deliver(&answers, TAP_INDEX, End::Client, flows)?;
+        self.send(sender, flows)?;
         Ok(())
     }
 
@@ -131,7 +142,7 @@ fn templates(contender: Contender, instance: &Instance) -> (Template, Template) 
     // Nothing translates on the plain way, so its packets go straight there.
     let server = match contender {
         Contender::Plain => instance.address,
-        Contender::Nft(..) | Contender::Ours(_) => instance.elastic,
+        _ => instance.elastic,
     };
     let clients = SOURCES.address;
     let forward = Ends {
@@ -157,7 +168,8 @@ impl fmt::Display for Contender {
             Self::Nft(Shape::Set, rules) => write!(f, "nftables, one set, {rules} rules"),
             Self::Nft(Shape::Sets, rules) => write!(f, "nftables, map and sets, {rules} rules"),
             Self::Nft(Shape::Lines, rules) => write!(f, "nftables, a line a rule, {rules} rules"),
-            Self::Ours(rules) => write!(f, "hostplane on tcx, {rules} rules"),
+            Self::Ours(rules) => write!(f, "hostplane, {rules} rules"),
+            Self::OursOnTcx(rules) => write!(f, "hostplane, tcx alone, {rules} rules"),
         }
     }
 }

@@ -22,7 +22,7 @@ pub enum Shape {
     Set,
     /// A map from the instance to its chain, which has a set of its own.
     Sets,
-    /// One line a rule.
+    /// One line a rule, those of the measured instance last.
     Lines,
 }
 
@@ -107,7 +107,7 @@ fn a_set_each(world: &World) -> (String, String) {
 
 fn lines(world: &World) -> (String, String) {
     let mut lines = String::new();
-    for instance in &world.instances {
+    for instance in world.instances.iter().rev() {
         for rule in &instance.rules {
             let (to, from) = (instance.address, rule.peer);
             let _ = writeln!(

@@ -8,7 +8,7 @@
 
 use crate::packet::frame::{FRAME_BYTES, Template};
 
-/// How often the kernel's registers are named here.
+// Registers. The context comes in the first argument's.
 const R0: u8 = 0;
 const CONTEXT: u8 = 1;
 const DATA: u8 = 2;
@@ -17,6 +17,12 @@ const LIMIT: u8 = 4;
 const COUNTER: u8 = 5;
 const FLOW: u8 = 6;
 const SCRATCH: u8 = 7;
+
+/// Arguments of a call.
+const ARGUMENT_MAP: u8 = 2;
+const ARGUMENT_INDEX: u8 = 3;
+/// `bpf_tail_call(context, map, index)`.
+const TAIL_CALL: i32 = 12;
 
 const XDP_ABORTED: i32 = 0;
 const XDP_PASS: i32 = 2;
@@ -50,15 +56,24 @@ const XOR_IMMEDIATE: u8 = 0xa7;
 const SHIFT_RIGHT_IMMEDIATE: u8 = 0x77;
 const TO_BIG_ENDIAN: u8 = 0xdc; // ALU | END | BE, width in the immediate
 const JUMP_IF_GREATER: u8 = 0x2d; // JMP | JGT | X
+const CALL: u8 = 0x85; // JMP | CALL
 const EXIT: u8 = 0x95;
 
 /// In the source field of `LOAD_U64_IMMEDIATE`: the immediate is a map's file
 /// descriptor, and the address of its value is wanted (`BPF_PSEUDO_MAP_VALUE`).
 const MAP_VALUE: u8 = 2;
+/// The same, but the map itself is wanted (`BPF_PSEUDO_MAP_FD`).
+const MAP: u8 = 1;
 
 /// `counter` is the file descriptor of an array map with one `u64`; flows are
-/// counted from there, and repeat after `flows` (a power of two).
-pub fn instructions(template: &Template, counter: i32, flows: u32) -> Vec<Instruction> {
+/// counted from there, and repeat after `flows` (a power of two). `next` is that of
+/// a program array, whose first program gets the frame next.
+pub fn instructions(
+    template: &Template,
+    flows: u32,
+    counter: i32,
+    next: Option<i32>,
+) -> Vec<Instruction> {
     assert!(flows.is_power_of_two(), "{flows} flows");
     let mut code = vec![
         op(LOAD_U32, DATA, CONTEXT, 0, 0),
@@ -96,6 +111,15 @@ pub fn instructions(template: &Template, counter: i32, flows: u32) -> Vec<Instru
         for at in word.complement_at.into_iter().flatten() {
             code.push(op(STORE_U16, DATA, SCRATCH, at as i16, 0));
         }
+    }
+    if let Some(next) = next {
+        // The context is still in its register: no call has been made before.
+        code.extend([
+            op(LOAD_U64_IMMEDIATE, ARGUMENT_MAP, MAP, 0, next),
+            op(0, 0, 0, 0, 0),
+            op(MOVE_IMMEDIATE, ARGUMENT_INDEX, 0, 0, 0),
+            op(CALL, 0, 0, 0, TAIL_CALL),
+        ]);
     }
     code.extend([op(MOVE_IMMEDIATE, R0, 0, 0, XDP_PASS), op(EXIT, 0, 0, 0, 0)]);
     code[gate].offset = (code.len() - gate - 1) as i16;
