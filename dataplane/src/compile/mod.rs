@@ -44,7 +44,7 @@ pub struct DeviceFact {
     pub mac: Mac,
 }
 
-/// What `compile` needs to know of the host. `load::devices` asks the host for it.
+/// What `compile` needs to know of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Devices {
     /// Every device that `Desired` names, and the punt device.

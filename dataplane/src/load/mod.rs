@@ -21,8 +21,6 @@ mod why;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io;
-use std::net::Ipv4Addr;
 
 use aya::{Ebpf, EbpfLoader};
 use ebpf::Reason;
@@ -216,13 +214,6 @@ fn named(counts: &[u64]) -> Reasons {
         .map(|reason| (reason.name().to_owned(), counts[*reason as usize]))
         .filter(|(_, count)| *count > 0)
         .collect()
-}
-
-/// The host's own IPv4 addresses, for `compile::Devices`.
-pub fn host_addresses() -> Result<Vec<Ipv4Addr>, Error> {
-    let list = nix::ifaddrs::getifaddrs()
-        .map_err(|e| Error::new("list", "addresses", io::Error::from(e)))?;
-    Ok(list.filter_map(|a| Some(a.address?.as_sockaddr_in()?.ip())).collect())
 }
 
 /// Removes every program, map and link of this deployment; also when no daemon lives.
