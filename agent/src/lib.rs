@@ -17,6 +17,7 @@ pub mod host;
 pub mod image;
 pub mod lifecycle;
 pub mod qemu;
+pub mod scripted;
 pub mod serve;
 pub mod teardown;
 

@@ -8,7 +8,7 @@ use agent::host::{Channels, Host, Memory, poll, report};
 use agent::image::Store;
 use agent::qemu::{self, Qemu};
 use agent::serve::{Reception, router};
-use agent::teardown::teardown;
+use agent::teardown::{ACCELERATOR_FILE, LOCK_FILE, teardown};
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use rpc::host::Observed;
@@ -131,7 +131,7 @@ async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
     warn_of_closed_doors(&deployment);
     let images = Store::open(state.join("images"))?;
     let memory = Memory::open(&deployment).context("open the agent's memory")?;
-    let choice = qemu::choose(&deployment.run_dir().join("agent.accelerator"));
+    let choice = qemu::choose(&deployment.run_dir().join(ACCELERATOR_FILE));
     tracing::info!(
         accelerator = choice.accelerator.name(),
         reason = choice.reason,
@@ -177,7 +177,7 @@ async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
 
 /// Two agents of one deployment would pull at the same guests.
 fn only_one(deployment: &Deployment) -> anyhow::Result<std::fs::File> {
-    let path = deployment.run_dir().join("agent.lock");
+    let path = deployment.run_dir().join(LOCK_FILE);
     let file =
         std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
     rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).with_context(

@@ -14,6 +14,10 @@ use crate::qemu::{Cgroups, Identity, runs};
 /// How long a killed QEMU may take to be gone.
 const KILL_PATIENCE_MS: u32 = 10_000;
 
+/// Under the run directory: held by the daemon that runs; what the probe found.
+pub const LOCK_FILE: &str = "agent.lock";
+pub const ACCELERATOR_FILE: &str = "agent.accelerator";
+
 /// Gives the number of guests that were ended.
 pub fn teardown(deployment: &Deployment) -> io::Result<usize> {
     let mut ended = 0;
@@ -32,9 +36,12 @@ pub fn teardown(deployment: &Deployment) -> io::Result<usize> {
         Err(e) => return Err(e),
     }
     Cgroups::new(deployment.name()).remove_all()?;
-    match fs::remove_file(deployment.socket_of("agent")) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => {}
+    let run = deployment.run_dir();
+    for file in [deployment.socket_of("agent"), run.join(LOCK_FILE), run.join(ACCELERATOR_FILE)] {
+        match fs::remove_file(file) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
     }
     Ok(ended)
 }

@@ -44,8 +44,8 @@ const CHECK_EVERY: Duration = Duration::from_secs(2);
 
 const MESSAGES_MAX: usize = 1024;
 
-/// Users of guests without a tap of their own (tests, mostly): above those that
-/// control gives out, below systemd's for containers.
+/// Users of guests without a tap of their own (tests, mostly): apart from those
+/// that control gives out, and below systemd's for containers (from 524 288).
 const UID_WITHOUT_TAP: u32 = 300_000;
 const UID_WITHOUT_TAP_MASK: u32 = (1 << 17) - 1;
 
@@ -229,7 +229,10 @@ impl<H: Hypervisor> Host<H> {
                 self.tell_network();
             }
             Message::NetworkGeneration(generation) => self.network.found(generation),
-            Message::ImagesChanged => self.memory.images_changed(),
+            Message::ImagesChanged => {
+                self.memory.images_changed();
+                self.volumes.hurry();
+            }
             Message::Status(answer) => {
                 let _ = answer.send(self.status());
             }

@@ -101,6 +101,13 @@ impl Volumes {
         self.all.retain(|id, _| wanted.iter().any(|w| w.id == *id));
     }
 
+    /// An image has come: what failed for want of one is tried at once.
+    pub fn hurry(&mut self) {
+        for care in self.all.values_mut().filter(|c| c.state == VolumeState::Error) {
+            care.retry_at = Duration::ZERO;
+        }
+    }
+
     /// What to do now. `held` are those that an instance still has.
     pub fn next(&mut self, held: &BTreeSet<VolumeId>, now: Duration) -> Vec<Task> {
         let mut tasks = Vec::new();

@@ -112,6 +112,10 @@ impl Disk {
                 self.tries += 1;
                 self.retry_at = now + backoff(self.tries);
                 self.trouble = Some(trouble);
+                if op == DiskOp::AddDevice {
+                    // The slot is free again, for this disk or for another.
+                    self.slot = None;
+                }
                 if op != DiskOp::Release {
                     self.op = None;
                 }

@@ -223,7 +223,7 @@ impl Instance {
                 }
             }
             MachineEvent::StartFailed(reason) => {
-                if let Machine::Starting { .. } = self.machine {
+                if let Machine::Starting { .. } | Machine::Killing { .. } = self.machine {
                     self.failed(format!("Server.InternalError: cannot start: {reason}"));
                     // Whatever stood in its way may be a QEMU of ours: look.
                     self.machine = Machine::Unknown { asked: false, again_at: now };

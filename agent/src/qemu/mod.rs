@@ -42,8 +42,8 @@ use crate::lifecycle::{Effect, Event};
 /// The program, as it is found in PATH.
 pub const PROGRAM: &str = "qemu-system-x86_64";
 
-/// Instances' users begin here: above those of people and systems (up to
-/// 60 000), below systemd's dynamic ones for containers (from 524 288). The
+/// Instances' users begin here: far above those of people and systems (up to
+/// 65 535), so that a mistaken number never makes a guest root or a service. The
 /// number itself comes from control, which gives each tap its owner.
 pub const UID_MIN: u32 = 100_000;
 

@@ -92,7 +92,7 @@ fn probe(accelerator: Accelerator) -> Result<(), String> {
 }
 
 fn run(accelerator: Accelerator, image: &Path) -> Result<(), String> {
-    let drive = format!("file={},format=raw,if=ide,readonly=on,snapshot=off", image.display());
+    let drive = format!("file={},format=raw,if=floppy,readonly=on", image.display());
     let mut child = Command::new(super::PROGRAM)
         .args(["-machine", "pc", "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M"])
         .args(accelerator.arguments())
