@@ -1,8 +1,12 @@
 //! A guest learns its address and what it is, and only what is its own.
 
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
+use std::time::Duration;
 
+use crate::traffic::inside;
 use crate::world::{USER_DATA_BYTES, World, has, run};
 
 /// A script for udhcpc and dhclient alike: notes what it was told, sets the address.
@@ -209,4 +213,84 @@ fn the_same_private_address_in_two_vpcs_is_served_apart() {
         get(&world, "g2", &one, "/latest/meta-data/instance-id").starts_with("HTTP/1.1 401"),
         "a token is good for its own interface only"
     );
+}
+
+/// Says `pieces` over one connection, each in packets of its own, and gives all
+/// that came back until the service closed it.
+fn say(world: &World, role: &str, pieces: &[&[u8]]) -> String {
+    let pieces: Vec<Vec<u8>> = pieces.iter().map(|p| p.to_vec()).collect();
+    inside(world, role, move || {
+        let mut stream = TcpStream::connect((Ipv4Addr::new(169, 254, 169, 254), 80)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        for piece in pieces {
+            // The service may close before it has heard all.
+            if stream.write_all(&piece).is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        let mut heard = Vec::new();
+        _ = stream.read_to_end(&mut heard);
+        String::from_utf8_lossy(&heard).into_owned()
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn hostile_http_gets_its_status_and_the_next_client_is_served() {
+    let test = "hostile_http_gets_its_status_and_the_next_client_is_served";
+    let Some(mut world) = World::new(test) else { return };
+    world.add_guest(1, 1, "10.0.0.5");
+    world.start();
+    world.apply();
+    world.configure_guest(1);
+    let long = [b'a'; 20_000];
+    let request = b"GET / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n";
+    let bytes: Vec<&[u8]> = request.chunks(1).collect();
+    for (pieces, status) in [
+        (vec![&b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n"[..]], "400"),
+        (vec![&b"GET /"[..], &long, b" HTTP/1.1\r\n\r\n"], "414"),
+        (vec![&b"GET / HTTP/1.1\r\nHost: "[..], &long], "431"),
+        (vec![&b"POST / HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"[..]], "405"),
+        (bytes, "401"),
+    ] {
+        let heard = say(&world, "g1", &pieces);
+        assert!(heard.starts_with(&format!("HTTP/1.1 {status} ")), "{status}: {heard:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_floods_the_responder_takes_nothing_from_another() {
+    let test = "a_guest_that_floods_the_responder_takes_nothing_from_another";
+    let Some(mut world) = World::new(test) else { return };
+    if !has(test, "curl") {
+        return;
+    }
+    world.add_guest(1, 1, "10.0.0.5");
+    world.add_guest(2, 2, "10.0.0.5");
+    world.start();
+    world.apply();
+    world.configure_guest(1);
+    world.configure_guest(2);
+    let flood = inside(&world, "g1", || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 68)).unwrap();
+        socket.set_broadcast(true).unwrap();
+        for _ in 0..30_000 {
+            _ = socket.send_to(&[0x42; 300], (Ipv4Addr::BROADCAST, 67));
+        }
+    });
+    for _ in 0..10 {
+        let token = token(&world, "g2");
+        assert!(get(&world, "g2", &token, "/latest/meta-data/instance-id").ends_with("i-2"));
+    }
+    flood.join().unwrap();
+    let status = world.status();
+    let count = |n: usize, reason: &str| {
+        status.interfaces[n].reasons.get(reason).copied().unwrap_or_default()
+    };
+    assert!(count(0, "respond-limited") > 0, "{:?}", status.interfaces);
+    assert_eq!(count(1, "respond-limited"), 0, "{:?}", status.interfaces);
+    assert_eq!(count(1, "respond-metadata-answered"), 20);
 }

@@ -123,6 +123,31 @@ fn teardown_leaves_nothing_also_after_kill_minus_nine_and_twice() {
 }
 
 #[test]
+fn a_tap_made_just_before_a_crash_is_no_orphan() {
+    let test = "a_tap_made_just_before_a_crash_is_no_orphan";
+    let Some(mut world) = World::new(test) else { return };
+    add_tap(&mut world);
+    world.start();
+    world.apply();
+    let name = tap_name(&world);
+    // As after a crash between the record and the ioctl, and right after the ioctl:
+    // the names are on disk, one tap is there and one is not.
+    world.kill();
+    let record = world.path("state/dataplane/devices.json");
+    let noted = std::fs::read_to_string(&record).unwrap();
+    assert!(noted.contains(&name), "{noted}");
+    let absent = format!("{}t8", world.name);
+    std::fs::write(
+        &record,
+        noted.replace(&format!("\"{name}\""), &format!("\"{absent}\": 0, \"{name}\"")),
+    )
+    .unwrap();
+    assert!(world.teardown().status.success());
+    assert!(!links(&world).contains(&name));
+    assert!(!std::fs::read_to_string(&record).unwrap().contains(&absent));
+}
+
+#[test]
 fn a_second_daemon_of_the_same_name_says_so_and_ends() {
     let test = "a_second_daemon_of_the_same_name_says_so_and_ends";
     let Some(mut world) = World::new(test) else { return };
