@@ -120,6 +120,10 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        // A failed test leaves no guest behind either.
+        if let Err(error) = agent::teardown::teardown(&self.deployment) {
+            eprintln!("tear down {}: {error}", self.deployment.name());
+        }
         for server in &mut self.servers {
             let _ = server.kill();
             let _ = server.wait();
@@ -219,4 +223,110 @@ async fn a_guest_boots_and_powers_off_by_its_button() {
         "{event:?}"
     );
     println!("{}", world.console(id));
+}
+
+/// The kernel's own messages tell what the guest sees.
+static TALKATIVE: LazyLock<&'static str> = LazyLock::new(|| {
+    IMAGES.delete("talkative").unwrap();
+    let quiet = IMAGES.root_of("tiny").unwrap();
+    let folder = quiet.parent().unwrap();
+    let copy = folder.with_file_name("talkative");
+    std::fs::create_dir(&copy).unwrap();
+    for file in ["root.raw", "vmlinuz", "initrd"] {
+        std::fs::hard_link(folder.join(file), copy.join(file)).unwrap();
+    }
+    let manifest = std::fs::read_to_string(folder.join("manifest.json")).unwrap();
+    let manifest = manifest.replace(" quiet", "").replace("\"tiny\"", "\"talkative\"");
+    std::fs::write(copy.join("manifest.json"), manifest).unwrap();
+    "talkative"
+});
+
+async fn until(
+    events: &mut mpsc::Receiver<(InstanceId, Event)>,
+    what: &str,
+    wanted: impl Fn(&MachineEvent) -> bool,
+) -> MachineEvent {
+    loop {
+        let Event::Machine { event, .. } = next(events).await else { continue };
+        if wanted(&event) {
+            return event;
+        }
+        println!("awaiting {what}: {event:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_between() {
+    let test = "a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_between";
+    if let Some(reason) = obstacle() {
+        return agent::skipped(test, &reason);
+    }
+    let mut world = World::new("agtb");
+    let id = InstanceId::from_random(0xb);
+    let root = world.volume(2, Some(*TALKATIVE));
+    let data = world.volume(3, None);
+    let mut wish = wish(id, &[root]);
+    wish.image = (*TALKATIVE).into();
+    let disks = vec![StartDisk { volume: root, slot: 0, boot: true }];
+    let start = |epoch| Effect::Start { epoch, wish: Box::new(wish.clone()), disks: disks.clone() };
+
+    let (mut qemu, mut events) = world.qemu();
+    qemu.perform(id, start(1), world.context());
+    until(&mut events, "QEMU", |e| matches!(e, MachineEvent::Seen(_))).await;
+    world.await_console(id, "hostplane: init up");
+    let pid = qemu.process(id).unwrap().0;
+
+    // The disk comes, in a slot of another device than the root's.
+    qemu.perform(id, Effect::AddNode { volume: data }, world.context());
+    let added = until(&mut events, "a node", |e| matches!(e, MachineEvent::NodeAdded(..))).await;
+    assert_eq!(added, MachineEvent::NodeAdded(data, Ok(())));
+    qemu.perform(id, Effect::AddDevice { volume: data, slot: 9, boot: false }, world.context());
+    let added =
+        until(&mut events, "a device", |e| matches!(e, MachineEvent::DeviceAdded(..))).await;
+    assert_eq!(added, MachineEvent::DeviceAdded(data, Ok(())));
+    world.await_console(id, "[vdb]");
+
+    // The agent dies; another finds the same process and all that it holds.
+    drop((qemu, events));
+    let (mut qemu, mut events) = world.qemu();
+    qemu.perform(id, Effect::Adopt { epoch: 1 }, world.context());
+    let seen = until(&mut events, "the guest", |e| matches!(e, MachineEvent::Seen(_))).await;
+    let MachineEvent::Seen(seen) = seen else { unreachable!("awaited above") };
+    assert_eq!(seen.devices[&data].slot, 9);
+    assert!(seen.nodes.contains(&data) && seen.nodes.contains(&root));
+    assert_eq!(qemu.process(id), Some((pid, true)));
+
+    // A mistaken second start comes to nothing: the kernel's lock forbids it.
+    let (mut mistaken, mut its_events) = world.qemu();
+    mistaken.perform(id, start(1), world.context());
+    until(&mut its_events, "the refusal", |e| {
+        matches!(e, MachineEvent::Exited | MachineEvent::StartFailed(_))
+    })
+    .await;
+    drop((mistaken, its_events));
+
+    // The disk goes.
+    qemu.perform(id, Effect::DeleteDevice { volume: data }, world.context());
+    until(&mut events, "its release", |e| *e == MachineEvent::DeviceGone(data)).await;
+    qemu.perform(id, Effect::DeleteNode { volume: data }, world.context());
+    let gone =
+        until(&mut events, "the node's end", |e| matches!(e, MachineEvent::NodeDeleted(..))).await;
+    assert_eq!(gone, MachineEvent::NodeDeleted(data, Ok(())));
+
+    // The process is a user's of its own, in its own session, with the sandbox on.
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    assert!(status.contains("Uid:\t200017\t200017\t200017\t200017"), "{status}");
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    assert!(status.contains("NoNewPrivs:\t1"), "{status}");
+
+    // Nothing is left.
+    qemu.perform(id, Effect::Kill, world.context());
+    until(&mut events, "its end", |e| *e == MachineEvent::Exited).await;
+    qemu.perform(id, Effect::CleanUp, world.context());
+    until(&mut events, "the clean-up", |e| *e == MachineEvent::CleanedUp(Ok(()))).await;
+    assert!(!world.deployment.run_dir().join(format!("agent/{id}")).exists());
+    assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
+    let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &id.to_string()]).output();
+    assert_eq!(String::from_utf8_lossy(&groups.unwrap().stdout), "");
 }
