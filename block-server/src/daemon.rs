@@ -8,8 +8,8 @@ use rpc::Deployment;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::depot::{DAEMON, Depot};
-use crate::serve;
 use crate::worker::{EngineChoice, Event, Handle};
+use crate::{confine, serve};
 
 /// One thread serves some hundred thousand requests a second; more than a few
 /// would only take cores from the guests.
@@ -30,14 +30,33 @@ pub struct Options {
     threads: Option<usize>,
 }
 
+impl Options {
+    fn deployment(&self) -> anyhow::Result<Deployment> {
+        // Whoever reads a socket's path from an answer may stand in another folder.
+        let run_dir =
+            std::path::absolute(&self.run_dir).context("cannot place the run directory")?;
+        Ok(Deployment::new(&self.name, &self.state_dir, run_dir)?)
+    }
+
+    /// Gives up what a daemon does not need. Called before any thread is started.
+    pub fn confine(&self) -> anyhow::Result<()> {
+        let deployment = self.deployment()?;
+        let home = deployment.state_of(DAEMON);
+        for folder in [home.as_path(), deployment.run_dir()] {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
+        }
+        match confine::to_folders(&[&home, deployment.run_dir()]) {
+            Ok(how) => tracing::info!("{how}"),
+            Err(error) => tracing::warn!(%error, "not confined by landlock"),
+        }
+        Ok(())
+    }
+}
+
 /// Serves until `stop` resolves.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    // Whoever reads a socket's path from an answer may stand in another folder.
-    let run_dir =
-        std::path::absolute(&options.run_dir).context("cannot place the run directory")?;
-    let deployment = Deployment::new(&options.name, &options.state_dir, run_dir)?;
-    std::fs::create_dir_all(deployment.run_dir())
-        .with_context(|| format!("cannot make {}", deployment.run_dir().display()))?;
+    let deployment = options.deployment()?;
     let (events, mut heard) = unbounded_channel();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = options.threads.unwrap_or(cores.min(WORKERS_MAX)).max(1);

@@ -30,6 +30,7 @@ use tokio::task::block_in_place;
 
 use crate::backing::Backing;
 use crate::catalogue::{self, Catalogue, Stage};
+use crate::metrics::{self, Counters};
 use crate::worker::{self, Access, Handle, Served};
 use crate::{fill, socket};
 
@@ -52,6 +53,7 @@ const EXPORT_NAME_MAX: usize = 64;
 struct OpenVolume {
     worker: usize,
     index: u32,
+    counters: Arc<Counters>,
 }
 
 /// An export that listens.
@@ -163,6 +165,12 @@ impl Depot {
                 .map(|e| u64::from(e.served.connections()))
                 .sum(),
         }
+    }
+
+    /// Of the volumes that are exported, for Prometheus.
+    pub async fn metrics(&self) -> String {
+        let state = self.state.lock().await;
+        metrics::text(state.open_volumes.iter().map(|(id, open)| (id.to_string(), &*open.counters)))
     }
 
     pub async fn volumes(&self) -> Vec<rpc::block::Volume> {
@@ -497,15 +505,17 @@ impl Depot {
             _ => None,
         };
         let worker = self.least_used(state);
+        let counters = Arc::<Counters>::default();
         let new = worker::NewVolume {
             name: id.to_string(),
             fd: backing.fd,
             geometry: backing.geometry,
             generation: volume.generation,
             failed,
+            counters: Arc::clone(&counters),
         };
         let index = self.workers[worker].add_volume(new).await.map_err(of_worker)?;
-        Ok(OpenVolume { worker, index })
+        Ok(OpenVolume { worker, index, counters })
     }
 
     fn least_used(&self, state: &State) -> usize {
@@ -523,14 +533,19 @@ impl Depot {
         let _ = std::fs::remove_file(self.socket_of(name));
         let Some(open) = state.open_exports.remove(name) else { return Ok(()) };
         let id = export.volume;
-        let Some(volume) = state.open_volumes.get(&id) else { return Ok(()) };
-        let worker = &self.workers[volume.worker];
-        worker.remove_listener(open.listener).await.map_err(of_worker)?;
-        if !state.catalogue.exports().values().any(|e| e.volume == id) {
-            worker.remove_volume(volume.index).await.map_err(of_worker)?;
-            state.open_volumes.remove(&id);
+        let Some(worker) = state.open_volumes.get(&id).map(|open| open.worker) else {
+            return Ok(());
+        };
+        // Nobody else waits while slow clients fetch their last replies.
+        drop(state);
+        self.workers[worker].remove_listener(open.listener).await.map_err(of_worker)?;
+        let mut state = self.state.lock().await;
+        if state.catalogue.exports().values().any(|e| e.volume == id) {
+            return Ok(());
         }
-        Ok(())
+        // Another deletion may have closed the volume in the meantime.
+        let Some(volume) = state.open_volumes.remove(&id) else { return Ok(()) };
+        self.workers[volume.worker].remove_volume(volume.index).await.map_err(of_worker)
     }
 
     /// A volume's core gave up: so it stays, also after a restart.

@@ -7,10 +7,12 @@
 
 pub mod backing;
 pub mod catalogue;
+pub mod confine;
 pub mod daemon;
 pub mod depot;
 pub mod engine;
 pub mod fill;
+pub mod metrics;
 pub mod nbd;
 pub mod serve;
 pub mod socket;

@@ -27,6 +27,7 @@ fn named<T>(path: Result<UrlPath<T>, PathRejection>) -> Result<T, Error> {
 
 pub fn router(depot: Arc<Depot>) -> Router {
     Router::new()
+        .route("/metrics", get(metrics))
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
         .route("/v1/volumes/{id}", put(put_volume).delete(delete_volume))
@@ -48,6 +49,10 @@ pub fn listen(
 
 async fn status(State(depot): State<Arc<Depot>>) -> Answer<Status> {
     Ok(Json(depot.status().await))
+}
+
+async fn metrics(State(depot): State<Arc<Depot>>) -> String {
+    depot.metrics().await
 }
 
 async fn volumes(State(depot): State<Arc<Depot>>) -> Answer<Vec<Volume>> {

@@ -1,7 +1,7 @@
 //! Unix sockets for NBD.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -41,4 +41,20 @@ pub fn set_owner(path: &Path, owner: Option<u32>) -> Result<(), Error> {
     let uid = owner.unwrap_or_else(|| rustix::process::getuid().as_raw());
     let failed = |cause| Error { path: path.to_owned(), deed: "give it to its user", cause };
     chown(path, Some(uid), None).map_err(failed)
+}
+
+/// Listening sockets that whoever started us passes on (sd_listen_fds(3)):
+/// systemd, or libnbd's socket activation.
+pub fn inherited() -> Vec<OwnedFd> {
+    const FIRST: i32 = 3;
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Vec::new();
+    }
+    let count = number("LISTEN_FDS").map_or(0, |count| count.min(64) as i32);
+    (FIRST..FIRST + count)
+        // SAFETY: by that protocol these descriptors are open and ours; they are
+        // taken once, at start, before anything else could have used the numbers.
+        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
+        .collect()
 }

@@ -1,7 +1,6 @@
 //! `block-server serve`: plain NBD for anyone, without catalogue or control.
 
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -43,9 +42,10 @@ fn named(text: &str) -> Result<(String, PathBuf), String> {
 /// Serves until `stop` resolves.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     ensure!(options.file.is_some() || !options.export.is_empty(), "name a --file or an --export");
+    let mut listeners = socket::inherited();
     ensure!(
-        options.socket.is_some() || options.tcp.is_some(),
-        "name a --socket or a --tcp address"
+        options.socket.is_some() || options.tcp.is_some() || !listeners.is_empty(),
+        "name a --socket or a --tcp address, or pass a socket as systemd does"
     );
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, options.engine, events).context("cannot start the I/O engine")?;
@@ -54,7 +54,6 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     for (name, path) in all {
         exports.push(add(&worker, name, &path, options.read_only).await?);
     }
-    let mut listeners: Vec<OwnedFd> = Vec::new();
     if let Some(path) = &options.socket {
         listeners.push(socket::listen(path, None)?);
     }
@@ -93,6 +92,7 @@ async fn add(
         geometry: backing.geometry,
         generation: 0,
         failed: None,
+        counters: Arc::default(),
     };
     Ok(Served {
         name,

@@ -162,7 +162,9 @@ fn libnbd_drives_every_command_and_flag() {
         let bench = Bench::new(16);
         let read_only = format!("ro={}", bench.image().display());
         let _server = bench.serve(&["--engine", engine, "--export", &read_only]);
-        succeed(TEST, PYTHON, &[script, text(&bench.socket())]);
+        let (socket, image) = (bench.socket(), bench.image());
+        let program = env!("CARGO_BIN_EXE_block-server");
+        succeed(TEST, PYTHON, &[script, text(&socket), program, text(&image)]);
     }
 }
 

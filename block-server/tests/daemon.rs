@@ -59,6 +59,17 @@ async fn ready(client: &Client, volume: VolumeId) -> rpc::block::Volume {
     panic!("the volume was not filled within 10 s");
 }
 
+async fn metrics(client: &Client) -> String {
+    let request = http::Request::builder()
+        .uri("/metrics")
+        .header("host", "localhost")
+        .body(http_body_util::Full::default())
+        .unwrap();
+    let (status, body) = client.send(request).await.unwrap();
+    assert!(status.is_success());
+    String::from_utf8(body.to_vec()).unwrap()
+}
+
 fn uri(socket: &Path, name: &str) -> String {
     format!("nbd+unix:///{name}?socket={}", socket.display())
 }
@@ -96,6 +107,10 @@ async fn a_volume_and_its_export_survive_kill_9() {
     assert_eq!(client.exports().await.unwrap(), std::slice::from_ref(&export));
     assert!(qemu_io(TEST, &place, &["read -P 7 4M 1M", "read -P 0x5a 0 2M"]).unwrap());
     assert_eq!(client.block_status().await.unwrap().exports, 1);
+    let metrics = metrics(&client).await;
+    let counted = format!("hostplane_volume_bytes_total{{volume=\"{}\",kind=\"read\"}} ", id(1));
+    let bytes = metrics.lines().find_map(|l| l.strip_prefix(&counted)?.parse::<u64>().ok());
+    assert!(bytes.is_some_and(|bytes| bytes >= 3 * MIB), "{metrics}");
     server.terminate();
     let (_server, client) = home.start();
     client.delete_export("att-1").await.unwrap();

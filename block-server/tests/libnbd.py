@@ -31,7 +31,7 @@ def refused(expected, deed):
         raise AssertionError(f"not refused with {expected}")
 
 
-path = sys.argv[1]
+path, program, image = sys.argv[1:]
 for structured in (True, False):
     h = connect(path, structured=structured)
     assert h.get_structured_replies_negotiated() == structured
@@ -125,4 +125,9 @@ h = nbd.NBD()
 h.set_opt_mode(True)
 h.connect_unix(path)
 h.opt_abort()
+# A socket that the client made and passed on, as systemd does.
+h = nbd.NBD()
+h.connect_systemd_socket_activation([program, "serve", "--file", image])
+assert h.pread(4096, 17 * 4096) == bytes([17]) * 4096
+h.shutdown()
 print("all held")

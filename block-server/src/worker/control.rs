@@ -13,6 +13,7 @@ use super::Worker;
 use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, Pool};
+use crate::metrics::Counters;
 use crate::volume::Geometry;
 
 /// A volume for a worker to serve.
@@ -23,6 +24,7 @@ pub struct NewVolume {
     pub geometry: Geometry,
     pub generation: u64,
     pub failed: Option<String>,
+    pub counters: Arc<Counters>,
 }
 
 /// Who may connect to a socket.

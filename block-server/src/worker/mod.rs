@@ -20,12 +20,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use tokio::sync::mpsc::UnboundedSender;
 
 use crate::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Token, Wait};
+use crate::metrics::Counters;
 use crate::nbd;
 use crate::volume::{Core, ZEROS_MAX};
 
@@ -132,6 +134,7 @@ struct Volume {
     file: FileId,
     /// Kept open for `file`.
     _fd: OwnedFd,
+    counters: Arc<Counters>,
     /// Operations of the engine that run.
     ops: u32,
 }
@@ -153,6 +156,7 @@ struct InFlight {
     request: nbd::Request,
     buffer: Option<Buffer>,
     payload_at: usize,
+    arrived: Instant,
 }
 
 pub(crate) struct Worker<E> {
@@ -175,6 +179,8 @@ pub(crate) struct Worker<E> {
     zeros: Buffer,
     waiters: Vec<Waiter>,
     stopping: bool,
+    /// When the engine last came back; nearer than that no time is asked for.
+    now: Instant,
     next_tick: Instant,
     recent_gap: Duration,
 }
@@ -206,6 +212,7 @@ impl<E: Engine> Worker<E> {
             zeros,
             waiters: Vec::new(),
             stopping: false,
+            now: Instant::now(),
             next_tick: Instant::now() + TICK,
             recent_gap: Duration::MAX,
         }
@@ -225,6 +232,7 @@ impl<E: Engine> Worker<E> {
             };
             self.engine.reap(wait, &mut completions)?;
             let now = Instant::now();
+            self.now = now;
             if self.file_ops == 0 {
                 self.recent_gap = now - before;
             }

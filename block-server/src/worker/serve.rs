@@ -29,7 +29,8 @@ impl<E: Engine> Worker<E> {
             Command::AddVolume(new, done) => {
                 let file = self.engine.add_file(new.fd.as_fd());
                 let core = Core::new(new.geometry, new.generation, new.failed);
-                let volume = Volume { name: new.name, core, file, _fd: new.fd, ops: 0 };
+                let counters = new.counters;
+                let volume = Volume { name: new.name, core, file, _fd: new.fd, counters, ops: 0 };
                 let _ = done.send(self.volumes.insert(volume));
             }
             Command::RemoveVolume(volume, done) => {
@@ -258,6 +259,7 @@ impl<E: Engine> Worker<E> {
             request,
             buffer: carries.then(|| self.pool.take(layout.capacity)),
             payload_at: layout.payload_at,
+            arrived: self.now,
         };
         let ticket = self.requests.insert(in_flight);
         if request.command == nbd::Command::Write && request.length > 0 {
@@ -482,6 +484,10 @@ impl<E: Engine> Worker<E> {
             unreachable!("a connection stays while its requests are in flight")
         };
         let request = in_flight.request;
+        if let Some(volume) = self.volumes.get(in_flight.volume) {
+            let took = self.now.saturating_duration_since(in_flight.arrived);
+            volume.counters.count(request.command, request.length, took, reply.result.is_err());
+        }
         let answer = match (reply.result, request.command, in_flight.buffer) {
             (Err(errno), ..) => Answer::Failed(error_of(errno)),
             (Ok(_), nbd::Command::Read, Some(buffer)) => Answer::Data(Window {
