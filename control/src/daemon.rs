@@ -59,6 +59,9 @@ pub struct Options {
     /// Addresses of that range that others have.
     #[arg(long)]
     pub elastic_reserved: Vec<Ipv4Addr>,
+    /// A resolver that guests are told of, reachable from them.
+    #[arg(long)]
+    pub dns: Vec<Ipv4Addr>,
     /// Endpoints of an etcd to keep the state in; where none is given, it is
     /// kept in the state directory.
     #[arg(long)]
@@ -163,6 +166,7 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
         uplink,
         elastic_range: options.elastic_range,
         elastic_reserved,
+        dns: options.dns.clone(),
         endpoint: format!("http://{address}"),
     })
 }

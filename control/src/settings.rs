@@ -14,6 +14,9 @@ pub struct Settings {
     pub elastic_range: Option<Ipv4Net>,
     /// Addresses of the range that others have: the uplink's own, its gateway.
     pub elastic_reserved: Vec<Ipv4Addr>,
+    /// Resolvers that guests are told of. None unless named: nothing of ours
+    /// answers DNS.
+    pub dns: Vec<Ipv4Addr>,
     /// Where the API is reached: `http://127.0.0.1:8773`.
     pub endpoint: String,
 }
@@ -26,6 +29,12 @@ impl Settings {
 
     /// A change of these changes what hosts must do.
     pub fn fingerprint(&self) -> String {
-        format!("{:?} {} {}", self.uplink, self.region, self.zone)
+        format!(
+            "{:?} {} {} {:?}",
+            self.uplink,
+            self.region,
+            self.zone,
+            (&self.elastic_range, &self.dns)
+        )
     }
 }

@@ -279,3 +279,136 @@ fn canonical_query(query: &str) -> String {
     pairs.sort();
     pairs.iter().map(|(n, v)| format!("{n}={v}")).collect::<Vec<_>>().join("&")
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+    use p256::ecdsa::signature::hazmat::PrehashSigner;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+    use crate::auth::sign::{derive_public_key, derive_signing_key, hex, sign_v4};
+
+    const NOW_MS: u64 = 1_788_004_800_000; // 2026-08-29T12:00:00Z
+    const AT: &str = "20260829T120000Z";
+    const BODY: &[u8] = b"Action=DescribeVpcs";
+
+    fn headers(pairs: &[(&'static str, String)]) -> HeaderMap {
+        pairs.iter().map(|(n, v)| (n.parse().unwrap(), v.parse().unwrap())).collect()
+    }
+
+    fn head(headers: &HeaderMap) -> Head<'_> {
+        Head { method: "POST", path: "/", query: "b=%7e&a=x+y", headers }
+    }
+
+    fn signed_v4(secret: &str, at: &str, signed: &str) -> HeaderMap {
+        let mut headers =
+            headers(&[("host", "127.0.0.1:8773".to_owned()), ("x-amz-date", at.to_owned())]);
+        let names: Vec<&str> = signed.split(';').collect();
+        let canonical = canonical_request(head(&headers), &names, &sha256_hex(BODY)).unwrap();
+        let date = &at[..8];
+        let scope = format!("{date}/local-1/ec2/aws4_request");
+        let to_sign = format!("{V4}\n{at}\n{scope}\n{}", sha256_hex(canonical.as_bytes()));
+        let signature = sign_v4(secret, date, "local-1", "ec2", &to_sign);
+        let value =
+            format!("{V4} Credential=AKID/{scope}, SignedHeaders={signed}, Signature={signature}");
+        headers.insert("authorization", value.parse().unwrap());
+        headers
+    }
+
+    fn check(headers: &HeaderMap, body: &[u8]) -> Result<Signature, ApiError> {
+        verify(head(headers), body, "local-1", NOW_MS, |id| {
+            (id == "AKID").then(|| KeyMaterial {
+                secret: Some("secret".to_owned()),
+                public_key: derive_public_key("AKID", "secret").unwrap(),
+            })
+        })
+    }
+
+    fn code(headers: &HeaderMap, body: &[u8]) -> String {
+        check(headers, body).unwrap_err().code.into_owned()
+    }
+
+    #[test]
+    fn the_example_of_the_aws_documentation_is_signed_as_it_says() {
+        // "Signature Version 4 signing process", the example of IAM ListUsers.
+        let to_sign = "AWS4-HMAC-SHA256\n20150830T123600Z\n20150830/us-east-1/iam/aws4_request\nf536975d06c0309214f805bb90ccff089219ecd68b2577efef23edd43b7e1a59";
+        let secret = "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY";
+        assert_eq!(
+            sign_v4(secret, "20150830", "us-east-1", "iam", to_sign),
+            "5d672d79c15b13162d9279b0855cfba6789a8edb4c82c400e06b5924a6f2b5d7"
+        );
+    }
+
+    #[test]
+    fn a_request_passes_as_it_was_signed_and_in_no_other_form() {
+        let good = signed_v4("secret", AT, "host;x-amz-date");
+        assert_eq!(check(&good, BODY).unwrap().access_key, "AKID");
+        assert_eq!(code(&good, b"Action=RunInstances"), "SignatureDoesNotMatch");
+        let mut other = good.clone();
+        other.insert("host", "elsewhere".parse().unwrap());
+        assert_eq!(code(&other, BODY), "SignatureDoesNotMatch");
+        let mut unsigned = good.clone();
+        unsigned.insert("x-amz-content-sha256", "UNSIGNED-PAYLOAD".parse().unwrap());
+        assert_eq!(code(&unsigned, BODY), "SignatureDoesNotMatch");
+        assert_eq!(code(&signed_v4("wrong", AT, "host;x-amz-date"), BODY), "SignatureDoesNotMatch");
+        assert_eq!(code(&signed_v4("secret", AT, "x-amz-date"), BODY), "SignatureDoesNotMatch");
+        assert_eq!(code(&HeaderMap::new(), BODY), "MissingAuthenticationToken");
+    }
+
+    #[test]
+    fn a_clock_that_is_off_by_more_than_fifteen_minutes_is_refused() {
+        for (at, expected) in [
+            ("20260829T114500Z", None),
+            ("20260829T114459Z", Some("RequestExpired")),
+            ("20260829T121500Z", None),
+            ("20260829T121501Z", Some("RequestExpired")),
+        ] {
+            let refused = check(&signed_v4("secret", at, "host;x-amz-date"), BODY).err();
+            assert_eq!(refused.map(|e| e.code.into_owned()).as_deref(), expected, "{at}");
+        }
+    }
+
+    #[test]
+    fn an_authorization_that_cannot_be_read_is_incomplete() {
+        for text in [
+            "Basic YQ==",
+            "AWS4-HMAC-SHA256",
+            "AWS4-HMAC-SHA256 Credential=a",
+            "AWS4-HMAC-SHA256 Credential=a/b, SignedHeaders=host, SignedHeaders=host, Signature=00",
+        ] {
+            let headers =
+                headers(&[("authorization", text.to_owned()), ("x-amz-date", AT.to_owned())]);
+            assert_eq!(code(&headers, BODY), "IncompleteSignature", "{text}");
+        }
+    }
+
+    #[test]
+    fn an_asymmetric_signature_holds_for_its_regions_only() {
+        let signed = |set: &str| {
+            let mut headers = headers(&[
+                ("host", "127.0.0.1:8773".to_owned()),
+                ("x-amz-date", AT.to_owned()),
+                ("x-amz-region-set", set.to_owned()),
+            ]);
+            let names = ["host", "x-amz-date", "x-amz-region-set"];
+            let canonical = canonical_request(head(&headers), &names, &sha256_hex(BODY)).unwrap();
+            let scope = "20260829/ec2/aws4_request";
+            let to_sign = format!("{V4A}\n{AT}\n{scope}\n{}", sha256_hex(canonical.as_bytes()));
+            let key = derive_signing_key("AKID", "secret").unwrap();
+            let signature: p256::ecdsa::Signature =
+                key.sign_prehash(&Sha256::digest(to_sign.as_bytes())).unwrap();
+            let value = format!(
+                "{V4A} Credential=AKID/{scope}, SignedHeaders={}, Signature={}",
+                names.join(";"),
+                hex(signature.to_der().as_bytes())
+            );
+            headers.insert("authorization", value.parse().unwrap());
+            headers
+        };
+        assert!(check(&signed("*"), BODY).is_ok());
+        assert!(check(&signed("eu-*, local-1"), BODY).is_ok());
+        assert_eq!(code(&signed("eu-west-1"), BODY), "SignatureDoesNotMatch");
+        assert_eq!(code(&signed("*"), b"Action=x"), "SignatureDoesNotMatch");
+    }
+}

@@ -16,13 +16,10 @@ fn tap_name(interface: &Interface) -> String {
 /// Ethernet's own: what the uplink carries without asking.
 const MTU: u16 = 1500;
 
-/// Answers DNS beside the metadata service; EC2's link-local address for it.
-const DNS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 253);
-
 pub fn desired(context: &Context<'_>, host: &str) -> Desired {
     let state = context.state;
     let here = || state.instances.iter().filter(|i| i.host == host && i.terminated_ms.is_none());
-    let instances = here().map(|i| instance(i)).collect();
+    let instances = here().map(instance).collect();
     let volumes = state.volumes.iter().filter(|v| v.host == host).map(|v| host::Volume {
         id: v.id,
         size_bytes: v.size_gib * super::launch::GIB,
@@ -39,7 +36,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             uplink: context.settings.uplink.clone(),
             interfaces: interfaces.collect(),
             groups: state.groups.iter().map(group).collect(),
-            elastic_ranges: context.settings.elastic_range.map(Into::into).into_iter().collect(),
+            elastic_ranges: context.settings.elastic_range.into_iter().collect(),
             blocklist: Vec::new(),
         },
     }
@@ -97,7 +94,7 @@ fn interface(
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),
-            dns: vec![DNS],
+            dns: context.settings.dns.clone(),
             mtu: MTU,
         },
         metadata: Some(metadata::documents(context, instance, interface)),

@@ -1,4 +1,4 @@
-//! How often a key may ask, and that a signed change is done once.
+//! How often a key may ask, and for how long a signed change may be repeated.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +14,9 @@ pub const RATE_A_SECOND: f64 = 100.0;
 /// fifteen minutes, and as many may be dated ahead.
 const REMEMBERED_MAX: usize = 200_000;
 
+/// Two equal calls of one second may be this far apart when they arrive.
+const REPEATED_MS_MAX: u64 = 5000;
+
 #[derive(Debug)]
 struct Bucket {
     tokens: f64,
@@ -24,7 +27,8 @@ struct Bucket {
 pub struct Guard {
     burst: f64,
     buckets: Mutex<HashMap<String, Bucket>>,
-    seen: Mutex<HashMap<String, u64>>,
+    /// What was signed → when it was first seen, and when it can no longer be accepted.
+    seen: Mutex<HashMap<String, (u64, u64)>>,
 }
 
 impl Guard {
@@ -47,23 +51,26 @@ impl Guard {
         Ok(())
     }
 
-    /// A signature is good for one change. Reading twice harms nobody, and a
-    /// client signs anew for each try.
-    pub fn once(&self, digest: &str, ends_ms: u64, now_ms: u64) -> Result<(), ApiError> {
+    /// A signature is good for changes only for a few seconds after it was first
+    /// seen. Times in signatures are whole seconds and boto3 signs nothing that
+    /// tells two equal calls of one second apart, so an equal one at once may be
+    /// lawful; one that comes later was heard by somebody and is played again.
+    pub fn fresh(&self, digest: &str, ends_ms: u64, now_ms: u64) -> Result<(), ApiError> {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= REMEMBERED_MAX {
-            seen.retain(|_, ends| *ends >= now_ms);
+            seen.retain(|_, (_, ends)| *ends >= now_ms);
             if seen.len() >= REMEMBERED_MAX {
                 return Err(ApiError::throttled());
             }
         }
-        match seen.insert(digest.to_owned(), ends_ms) {
-            Some(ends) if ends >= now_ms => Err(ApiError::unauthenticated(
+        let (first_ms, _) = *seen.entry(digest.to_owned()).or_insert((now_ms, ends_ms));
+        if now_ms > first_ms + REPEATED_MS_MAX {
+            return Err(ApiError::unauthenticated(
                 "AuthFailure",
                 "This signed request was received before; sign it anew.",
-            )),
-            _ => Ok(()),
+            ));
         }
+        Ok(())
     }
 }
 
@@ -81,10 +88,11 @@ mod tests {
     }
 
     #[test]
-    fn a_signature_serves_for_one_change() {
+    fn a_signature_that_is_played_again_later_is_refused() {
         let guard = Guard::new(1.0);
-        assert!(guard.once("x", 100, 0).is_ok());
-        assert_eq!(guard.once("x", 100, 50).unwrap_err().code, "AuthFailure");
-        assert!(guard.once("y", 100, 50).is_ok());
+        assert!(guard.fresh("x", 900_000, 1000).is_ok());
+        assert!(guard.fresh("x", 900_000, 1900).is_ok());
+        assert_eq!(guard.fresh("x", 900_000, 7000).unwrap_err().code, "AuthFailure");
+        assert!(guard.fresh("y", 900_000, 7000).is_ok());
     }
 }

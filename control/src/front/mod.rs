@@ -111,7 +111,7 @@ impl Front {
             ));
         }
         if let Some(signature) = signature.filter(|_| !action.reads()) {
-            self.guard.once(&signature.digest, signature.ends_ms, self.region.now_ms())?;
+            self.guard.fresh(&signature.digest, signature.ends_ms, self.region.now_ms())?;
         }
         let answer = self.run(action, &params).await?;
         if cfg!(debug_assertions)

@@ -168,7 +168,7 @@ impl Agent {
     pub async fn start(control: rpc::Client) -> Self {
         let observed = Arc::new(Mutex::new(Observed {
             accelerator: "tcg".to_owned(),
-            vcpus: 4,
+            vcpus: 16,
             memory_mib: 16 * 1024,
             images: vec![Image {
                 name: IMAGE.to_owned(),
