@@ -81,7 +81,7 @@ impl Host {
     pub fn open_punt(&mut self) -> Result<File, Error> {
         let name = self.punt_name.clone();
         self.refuse_foreign(&name)?;
-        self.note(&name, None)?;
+        self.note([(name.as_str(), None)])?;
         let file = tap::open_punt(&name)?;
         let ifindex = self.existing(&name)?.ifindex;
         silence(&name)?;
@@ -97,11 +97,24 @@ impl Host {
             host_addresses: host_addresses()?,
             ..Devices::default()
         };
+        let taps: Vec<(&str, u32, u16)> = desired
+            .interfaces
+            .iter()
+            .filter_map(|interface| match &interface.device {
+                Device::Tap { name, owner_uid } => {
+                    Some((name.as_str(), *owner_uid, interface.dhcp.mtu))
+                }
+                Device::Existing { .. } => None,
+            })
+            .collect();
+        for (name, ..) in &taps {
+            self.refuse_foreign(name)?;
+        }
+        // All at once: one sync, however many there are.
+        self.note(taps.iter().map(|(name, owner_uid, _)| (*name, Some(*owner_uid))))?;
         let mut made = 0;
-        for interface in &desired.interfaces {
-            if let Device::Tap { name, owner_uid } = &interface.device {
-                made += usize::from(self.ensure_tap(name, *owner_uid, interface.dhcp.mtu)?);
-            }
+        for (name, owner_uid, mtu) in taps {
+            made += usize::from(self.ensure_tap(name, owner_uid, mtu)?);
         }
         let named = desired.interfaces.iter().map(|i| i.device.name());
         let uplink = desired.uplink.iter().map(|u| u.device.as_str());
@@ -148,8 +161,7 @@ impl Host {
     }
 
     /// Whether it had to be made.
-    fn ensure_tap(&mut self, name: &str, owner_uid: u32, mtu: u16) -> Result<bool, Error> {
-        self.refuse_foreign(name)?;
+    fn ensure_tap(&self, name: &str, owner_uid: u32, mtu: u16) -> Result<bool, Error> {
         let found = self.links.find(name)?;
         let right =
             found.as_ref().is_some_and(|l| l.kind == Kind::Tun { owner_uid: Some(owner_uid) });
@@ -157,7 +169,6 @@ impl Host {
             self.links.remove(name, link.ifindex)?;
         }
         if !right {
-            self.note(name, Some(owner_uid))?;
             tap::create(name, owner_uid)?;
             silence(name)?;
         }
@@ -180,11 +191,16 @@ impl Host {
         self.links.find(name)?.ok_or_else(|| Error::Missing { device: name.to_owned() })
     }
 
-    /// Puts a name on disk before the device is made.
-    fn note(&mut self, name: &str, owner_uid: Option<u32>) -> Result<(), Error> {
-        if self.made.taps.get(name) != Some(&owner_uid) {
-            self.made.taps.insert(name.to_owned(), owner_uid);
-            record::write(&self.record, &self.made)?;
+    /// Puts names on disk before the devices are made.
+    fn note<'a>(
+        &mut self,
+        names: impl IntoIterator<Item = (&'a str, Option<u32>)>,
+    ) -> Result<(), Error> {
+        let mut noted = self.made.clone();
+        noted.taps.extend(names.into_iter().map(|(name, owner)| (name.to_owned(), owner)));
+        if noted != self.made {
+            record::write(&self.record, &noted)?;
+            self.made = noted;
         }
         Ok(())
     }

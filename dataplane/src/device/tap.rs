@@ -69,7 +69,12 @@ pub fn open_punt(name: &str) -> Result<File, Error> {
 }
 
 fn open(flags: i32) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).custom_flags(flags & libc::O_NONBLOCK).open(TUN_PATH)
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags & libc::O_NONBLOCK)
+        .open(TUN_PATH)
+        .map_err(|e| io::Error::new(e.kind(), format!("{TUN_PATH}: {e}")))
 }
 
 fn set_interface(file: &File, name: &str, flags: i32) -> io::Result<()> {

@@ -20,7 +20,9 @@ pub mod dhcp;
 mod interface;
 pub mod limit;
 pub mod metadata;
+mod stream;
 pub mod thread;
+mod wire;
 
 pub use interface::{Counters, Responder};
 use metadata::TokenKey;

@@ -45,7 +45,7 @@ fn a_port_is_opened_and_closed_live_and_a_tracked_flow_goes_on() {
     std::thread::sleep(Duration::from_millis(500));
     assert!(flow.rounds() > before + 5, "the tracked flow goes on");
     let longest = flow.finish().unwrap();
-    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
 }
 
 #[test]

