@@ -201,6 +201,55 @@ fn qemu_goes_on_after_kill_9() {
     }
 }
 
+/// The server is killed again and again while a client writes, flushes and
+/// reads back: all that it was told is true, and it is told of no error.
+#[test]
+fn kills_under_load_lose_nothing() {
+    const TEST: &str = "kills_under_load_lose_nothing";
+    const KILLS: usize = 8;
+    for engine in engines() {
+        let bench = Bench::new(16);
+        let mut server = bench.serve(&["--engine", engine]);
+        let image = format!(
+            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30",
+            bench.socket().display()
+        );
+        let mut commands = Vec::new();
+        for round in 1..=120_usize {
+            let at = round * 37 % 100 * 128;
+            commands.push(format!("write -P {round} {at}k 128k"));
+            commands.push(if round % 5 == 0 { "flush" } else { "sleep 10" }.to_owned());
+            commands.push(format!("read -P {round} {at}k 128k"));
+        }
+        let client = Command::new("qemu-io")
+            .args(["--image-opts", &image])
+            .args(commands.iter().flat_map(|c| ["-c", c]))
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let Ok(mut client) = client else { return skip(TEST, "qemu-io is not installed") };
+        let mut kills = 0;
+        while kills < KILLS && client.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(120));
+            server.kill();
+            kills += 1;
+            server = bench.serve(&["--engine", engine]);
+        }
+        let output = client.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        assert!(kills > 1, "the client was done before it was disturbed");
+        assert!(output.status.success(), "{told}{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!told.contains("failed") && !told.contains("rror"), "{engine}: {told}");
+        assert_eq!(told.matches("read 131072/131072").count(), 120, "{engine}: {told}");
+        // What lies in the file is what was said of it.
+        let bytes = std::fs::read(bench.image()).unwrap();
+        let last: Vec<u8> =
+            (101..=120).map(|round| bytes[round * 37 % 100 * (128 << 10)]).collect();
+        assert_eq!(last, (101..=120).collect::<Vec<u8>>());
+        server.terminate();
+    }
+}
+
 #[test]
 fn a_read_only_export_refuses_changes_and_serves_reads() {
     const TEST: &str = "a_read_only_export_refuses_changes_and_serves_reads";

@@ -131,7 +131,7 @@ fn idlers_neither_stall_the_others_nor_fill_the_memory() {
         assert!(times[100] < Duration::from_millis(100), "{engine}: {:?}", times[100]);
         let resident = resident_kib(server.pid());
         eprintln!("{engine}: {resident} KiB resident");
-        // Twelve greedy readers may hold 8 MiB each, and what they announced but
+        // Twelve greedy readers may hold 16 MiB each, and what they announced but
         // did not send is not touched.
         assert!(resident < 400 << 10, "{engine}: {resident} KiB");
         drop(idlers);

@@ -40,9 +40,10 @@ pub const PAYLOAD_MAX: u32 = 32 << 20;
 /// Twice the deepest queue of QEMU's client (16) and of usual benchmarks (64).
 pub const IN_FLIGHT_MAX: usize = 128;
 
-/// Bytes of payload that one connection may have in flight; a single larger
-/// request is let through when nothing else is.
-pub const IN_FLIGHT_BYTES_MAX: u64 = 8 << 20;
+/// Bytes of payload that one connection may have in flight or unsent; a single
+/// larger request is let through when nothing else is. Sixteen requests of 1 MiB
+/// keep a disk and a socket busy at once.
+pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 
 /// Bytes of the longest reply header: an extended one's (32) and the offset before its data (8).
 pub(super) const HEADER_MAX: usize = 40;
