@@ -4,6 +4,7 @@
 //! comes of it is then registered with the API like any other image.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Subcommand;
 use rpc::agent::{BuildImage, ImportImage};
@@ -77,6 +78,9 @@ pub enum Image {
     },
 }
 
+/// An agent reports within a second when something has changed.
+const REPORTED_WITHIN: Duration = Duration::from_secs(20);
+
 const COLUMNS: &[Column] = &[
     Column::new("IMAGE", "id", "imageId"),
     Column::new("NAME", "name", "name"),
@@ -101,7 +105,7 @@ pub fn run(session: &Session, noun: &Image) -> Outcome {
             let agent = session.daemon("agent");
             waiting::during(&deed, || crate::wait_for(agent.build_image(&build)))
                 .map_err(|e| session.unreachable(&deed, e))?;
-            register(session, name, name)
+            register_new(session, name)
         }
         Image::Import { file, name } => {
             let name = match name {
@@ -120,7 +124,7 @@ pub fn run(session: &Session, noun: &Image) -> Outcome {
             let agent = session.daemon("agent");
             waiting::during(&deed, || crate::wait_for(agent.import_image(&import)))
                 .map_err(|e| session.unreachable(&deed, e))?;
-            register(session, &name, &name)
+            register_new(session, &name)
         }
         Image::List { filters } => {
             let parameters = Parameters::new().filters(filters);
@@ -151,6 +155,19 @@ pub fn run(session: &Session, noun: &Image) -> Outcome {
             Ok(())
         }
     }
+}
+
+/// Registers what the agent has just made. `control` learns of it with the
+/// agent's next report, and says `InvalidManifest` until then.
+fn register_new(session: &Session, name: &str) -> Outcome {
+    let mut done = Ok(());
+    waiting::until(&format!("image {name}: register"), REPORTED_WITHIN, || {
+        done = register(session, name, name);
+        let is_unknown =
+            matches!(&done, Err(Failure::Api { code, .. }) if code == "InvalidManifest");
+        Ok(waiting::Look { is_done: !is_unknown, seen: "not reported yet".to_owned() })
+    })
+    .and(done)
 }
 
 fn register(session: &Session, location: &str, name: &str) -> Outcome {

@@ -107,20 +107,39 @@ fn object(columns: &[Column], element: &Element) -> Value {
     Value::Object(columns.iter().map(|c| (c.key.to_owned(), c.value(element))).collect())
 }
 
-/// A value in a table's cell.
+impl Column {
+    /// The value in a table's cell, an object's members in the order of its columns.
+    fn cell(&self, value: &Value) -> String {
+        match (self.shape, value) {
+            (Shape::Objects(_), Value::Array(values)) if !values.is_empty() => {
+                values.iter().map(|v| self.cell(v)).collect::<Vec<_>>().join(", ")
+            }
+            (Shape::Objects(columns), Value::Object(map)) => columns
+                .iter()
+                .filter_map(|c| {
+                    let text = cell(map.get(c.key)?);
+                    (text != NOTHING).then(|| format!("{}={text}", c.key))
+                })
+                .collect::<Vec<_>>()
+                .join(" "),
+            _ => cell(value),
+        }
+    }
+}
+
+/// What stands in a cell where there is nothing.
+const NOTHING: &str = "-";
+
 fn cell(value: &Value) -> String {
     match value {
-        Value::Null => "-".to_owned(),
+        Value::Null => NOTHING.to_owned(),
         Value::String(text) => text.clone(),
-        Value::Array(values) if values.is_empty() => "-".to_owned(),
+        Value::Array(values) if values.is_empty() => NOTHING.to_owned(),
         Value::Array(values) => values.iter().map(cell).collect::<Vec<_>>().join(","),
-        Value::Object(map) if map.is_empty() => "-".to_owned(),
-        Value::Object(map) => map
-            .iter()
-            .filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()))
-            .map(|(k, v)| format!("{k}={}", cell(v)))
-            .collect::<Vec<_>>()
-            .join(" "),
+        Value::Object(map) if map.is_empty() => NOTHING.to_owned(),
+        Value::Object(map) => {
+            map.iter().map(|(k, v)| format!("{k}={}", cell(v))).collect::<Vec<_>>().join(" ")
+        }
         Value::Bool(_) | Value::Number(_) => value.to_string(),
     }
 }
@@ -152,7 +171,7 @@ impl Listing {
                 let head: Vec<&str> = columns.iter().map(|c| c.head).collect();
                 let rows: Vec<Vec<String>> = objects
                     .iter()
-                    .map(|o| columns.iter().map(|c| cell(&o[c.key])).collect())
+                    .map(|o| columns.iter().map(|c| c.cell(&o[c.key])).collect())
                     .collect();
                 output::table(&head, &rows);
                 Ok(())
@@ -175,12 +194,12 @@ impl Listing {
                     let label = format!("{}:", column.key);
                     let indent = width + 2;
                     match &object[column.key] {
-                        Value::Null => {}
+                        value if cell(value) == NOTHING => {}
                         // One of several things a line, below each other.
                         Value::Array(values) if values.iter().all(Value::is_object) => {
                             for (i, value) in values.iter().enumerate() {
                                 let label = if i == 0 { label.as_str() } else { "" };
-                                output::line(&format!("{label:indent$}{}", cell(value)));
+                                output::line(&format!("{label:indent$}{}", column.cell(value)));
                             }
                         }
                         value => output::line(&format!("{label:indent$}{}", cell(value))),
@@ -232,7 +251,7 @@ mod tests {
                     "rules": [{ "port": 22 }], "tags": { "Name": "web" }, "gone": null })
         );
         assert_eq!(cell(&object["groups"]), "a,b");
-        assert_eq!(cell(&object["rules"]), "port=22");
+        assert_eq!(COLUMNS[5].cell(&object["rules"]), "port=22");
         assert_eq!(cell(&object["gone"]), "-");
     }
 

@@ -38,3 +38,26 @@ fn every_command_has_an_example_and_every_argument_a_word() {
     }
     walk(&reference::command());
 }
+
+/// clap propagates a global argument by its id into every command, over one that
+/// has the same id there, and then `key create me` would speak of deployment `me`.
+#[test]
+fn no_commands_argument_has_the_id_of_a_global_one() {
+    fn walk(command: &clap::Command, globals: &[String]) {
+        for sub in command.get_subcommands() {
+            for argument in sub.get_arguments() {
+                let id = argument.get_id().to_string();
+                assert!(!globals.contains(&id), "{} {id}", sub.get_name());
+            }
+            walk(sub, globals);
+        }
+    }
+    let command = <netctl::cli::Cli as clap::CommandFactory>::command();
+    let globals: Vec<String> = command
+        .get_arguments()
+        .filter(|a| a.is_global_set())
+        .map(|a| a.get_id().to_string())
+        .collect();
+    assert!(globals.len() >= 4);
+    walk(&command, &globals);
+}

@@ -14,7 +14,8 @@ pub const DEFAULT_NAME: &str = "hp";
 #[command(next_help_heading = "Deployment")]
 pub struct Place {
     /// Name of the deployment; devices, namespaces and pins are named after it
-    #[arg(long, global = true, env = "HOSTPLANE_NAME", default_value = DEFAULT_NAME, hide_env_values = true)]
+    // Nouns have names of their own, and clap knows an argument by its id alone.
+    #[arg(id = "deployment_name", long = "name", value_name = "NAME", global = true, env = "HOSTPLANE_NAME", default_value = DEFAULT_NAME, hide_env_values = true)]
     pub name: String,
 
     /// What outlives a reboot: volumes, images, records [default: /var/lib/hostplane, or /var/lib/hostplane-NAME]
