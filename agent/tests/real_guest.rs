@@ -330,3 +330,42 @@ async fn a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_betwee
     let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &id.to_string()]).output();
     assert_eq!(String::from_utf8_lossy(&groups.unwrap().stdout), "");
 }
+
+/// A boot sector that says `imported` on the first serial port and halts.
+fn boot_sector() -> Vec<u8> {
+    // mov dx,0x3f8; mov si,0x7c11; next: lodsb; test al,al; jz end; out dx,al; jmp next; end: hlt; jmp end
+    let mut sector = vec![
+        0xba, 0xf8, 0x03, 0xbe, 0x11, 0x7c, 0xac, 0x84, 0xc0, 0x74, 0x03, 0xee, 0xeb, 0xf8, 0xf4,
+        0xeb, 0xfd,
+    ];
+    sector.extend(b"imported\r\n\0");
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    sector
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_imported_disk_boots_by_its_own_loader() {
+    if let Some(reason) = obstacle() {
+        return agent::skipped("an_imported_disk_boots_by_its_own_loader", &reason);
+    }
+    let mut world = World::new("agtc");
+    let file = world.dir.path().join("disk.raw");
+    let mut disk = boot_sector();
+    disk.resize(1 << 20, 0);
+    std::fs::write(&file, disk).unwrap();
+    IMAGES.delete("sector").unwrap();
+    let image = image::import(&IMAGES, &file, "sector").unwrap();
+    assert!(!image.direct_boot());
+    let root = world.volume(4, Some("sector"));
+    let id = InstanceId::from_random(0xc);
+    let mut wish = wish(id, &[root]);
+    wish.image = "sector".into();
+    let (mut qemu, mut events) = world.qemu();
+    let disks = vec![StartDisk { volume: root, slot: 0, boot: true }];
+    qemu.perform(id, Effect::Start { epoch: 1, wish: Box::new(wish), disks }, world.context());
+    until(&mut events, "QEMU", |e| matches!(e, MachineEvent::Seen(_))).await;
+    world.await_console(id, "imported");
+    qemu.perform(id, Effect::Kill, world.context());
+    until(&mut events, "its end", |e| *e == MachineEvent::Exited).await;
+}

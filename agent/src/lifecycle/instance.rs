@@ -687,9 +687,16 @@ impl Instance {
             state: self.record.state,
             starts: self.record.starts,
             reboots: self.record.reboots,
-            reason: self.record.reason.clone(),
+            reason: self.record.reason.clone().or_else(|| self.trouble()),
             attachments: self.attachments(),
         }
+    }
+
+    /// The first volume that stands still, and why.
+    fn trouble(&self) -> Option<String> {
+        self.disks.iter().find_map(|(volume, disk)| {
+            Some(format!("Server.Pending: volume {volume}: {}", disk.trouble.as_ref()?))
+        })
     }
 
     fn attachments(&self) -> Vec<ObservedAttachment> {
