@@ -235,6 +235,27 @@ fn the_old_way_in_gets_its_124_zeros_unless_it_waives_them() {
 }
 
 #[test]
+fn a_session_that_stops_finishes_the_write_it_has_begun_and_begins_no_other() {
+    let mut session: Session<Vec<u8>> = Session::new();
+    let mut bytes = 3_u32.to_be_bytes().to_vec();
+    bytes.extend(go("disk", &[]));
+    bytes.extend(request(0, 1, 1, 0, 1024));
+    bytes.extend(vec![5; 600]);
+    session.receive(&bytes);
+    let first = session.next_request(&One).unwrap();
+    let mut payload = [0; 1024];
+    let taken = session.take_payload(&mut payload);
+    session.stop_reading();
+    session.receive(&[vec![5; 424], request(0, 1, 2, 0, 512)].concat());
+    assert_eq!(session.take_payload(&mut payload[taken..]), 424);
+    assert_eq!(payload, [5; 1024]);
+    assert_eq!(session.payload_left(), 0);
+    assert_eq!(session.next_request(&One), None);
+    session.answer(&first, Answer::Done);
+    assert!(session.has_output() && session.in_flight() == 0);
+}
+
+#[test]
 fn a_peer_that_never_reads_is_not_listened_to_for_long() {
     let mut session: Session<Vec<u8>> = Session::new();
     let mut bytes = 3_u32.to_be_bytes().to_vec();

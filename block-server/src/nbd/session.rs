@@ -248,6 +248,7 @@ pub struct Session<P> {
     /// The part of it that is still in `output`.
     queued: Held,
     refusing: bool,
+    stopped: bool,
 }
 
 impl<P: Payload> Session<P> {
@@ -262,6 +263,7 @@ impl<P: Payload> Session<P> {
             held: Held::default(),
             queued: Held::default(),
             refusing: false,
+            stopped: false,
         };
         session.output.push_back(Chunk::Bytes(Handshake::greeting()));
         session
@@ -295,6 +297,9 @@ impl<P: Payload> Session<P> {
     /// The next request, or `None` until more bytes, room or payload come.
     /// What is refused is answered here and never seen by the caller.
     pub fn next_request(&mut self, exports: &dyn Exports) -> Option<Request> {
+        if self.stopped {
+            return None;
+        }
         loop {
             self.drop_unwanted();
             if !matches!(self.incoming, Incoming::Nothing) {
@@ -473,9 +478,10 @@ impl<P: Payload> Session<P> {
         self.refusing = true;
     }
 
-    /// Reads nothing more; what is in flight is still answered.
+    /// Begins no further request; what is in flight is still answered, and the
+    /// payload of a write that has begun is still taken.
     pub fn stop_reading(&mut self) {
-        self.input.consume(self.input.bytes().len());
+        self.stopped = true;
     }
 
     pub fn in_flight(&self) -> usize {

@@ -142,9 +142,13 @@ impl<E: Engine> Worker<E> {
                 let id = self.connections.insert(Box::new(connection));
                 self.touch_connection(id);
             }
-        } else if result == -libc::EMFILE || result == -libc::ENFILE {
-            tracing::error!("cannot accept: no file descriptor is left");
-            std::thread::sleep(std::time::Duration::from_millis(1));
+        } else if matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
+            // Until the next tick: it would only fail again at once.
+            if !std::mem::replace(&mut listener.told_full, true) {
+                let cause = std::io::Error::from_raw_os_error(-result);
+                tracing::error!("cannot accept connections: {cause}");
+            }
+            return self.forget_listener(index);
         }
         self.accept(index);
         self.forget_listener(index);
@@ -363,7 +367,13 @@ impl<E: Engine> Worker<E> {
         self.forget_listener(listener);
     }
 
+    /// Also takes up accepting where the system was out of something.
     pub(super) fn enforce_deadlines(&mut self, now: Instant) {
+        let deaf: Vec<u32> =
+            self.listeners.iter().filter(|(_, l)| !l.accepting).map(|(index, _)| index).collect();
+        for index in deaf {
+            self.accept(index);
+        }
         let late: Vec<u32> = self
             .connections
             .iter()
