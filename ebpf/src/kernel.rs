@@ -9,7 +9,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_load_bytes,
+    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::maps::lpm_trie::Key;
@@ -190,7 +190,8 @@ struct Xdp<'a>(&'a XdpContext);
 impl Frame for Xdp<'_> {
     #[inline(always)]
     fn size(&self) -> u32 {
-        (self.0.data_end() - self.0.data()) as u32
+        // SAFETY: the context is valid for the program's run.
+        (unsafe { bpf_xdp_get_buff_len(self.0.ctx) }) as u32
     }
 
     #[inline(always)]
@@ -226,7 +227,7 @@ pub fn tap_ingress(ctx: TcContext) -> i32 {
         return refuse(&skb, Reason::Malformed);
     };
     from_instance(&Maps, &skb, &head, &skb.arrival(), work);
-    carry_out(&skb, &head, &work.verdict)
+    carry_out(skb.0)
 }
 
 /// From the world.
@@ -238,7 +239,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     from_world(&Maps, &skb, &head, &skb.arrival(), work);
-    carry_out(&skb, &head, &work.verdict)
+    carry_out(skb.0)
 }
 
 /// From our own responder.
@@ -249,7 +250,7 @@ pub fn punt_ingress(ctx: TcContext) -> i32 {
         return refuse(&skb, Reason::PuntStray);
     };
     from_punt(&Maps, &head, work);
-    carry_out(&skb, &head, &work.verdict)
+    carry_out(skb.0)
 }
 
 /// Towards a guest or the responder: only with our verdict.
@@ -263,7 +264,8 @@ pub fn tap_guard(ctx: TcContext) -> i32 {
     refuse(&skb, Reason::Unmarked)
 }
 
-#[xdp]
+/// `frags`: or no device with an MTU above a page would take it.
+#[xdp(frags)]
 pub fn uplink_early(ctx: XdpContext) -> u32 {
     let frame = Xdp(&ctx);
     let (Some(head), Some(work)) = (frame.load(0).map(Head), work()) else {
@@ -295,8 +297,16 @@ fn count(slot: u32, reason: Reason) {
     }
 }
 
-#[inline(always)]
-fn carry_out(skb: &Skb, head: &Head, verdict: &Verdict) -> i32 {
+/// Does what the verdict in this CPU's work space says. A global function, which the
+/// verifier walks by itself and not once for each way to a verdict.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
+    let skb = &Skb(ctx);
+    let (Some(head), Some(work)) = (skb.load(0).map(Head), work()) else {
+        return TC_ACT_SHOT;
+    };
+    let (head, verdict) = (&head, &work.verdict);
     let mark = skb.mark();
     let asked = mark == ASK_MARK;
     if asked || mark == TRACE_MARK {

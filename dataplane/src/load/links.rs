@@ -81,13 +81,18 @@ pub fn exchange(bpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
             exchange_classifier(classifier(bpf, &program)?, link)
         };
         if let Err(cause) = result {
-            if if_indextoname(ifindex).is_ok() {
+            if !is_defunct(&cause) {
                 return Err(Error::new("exchange", path.display(), cause));
             }
             absent_is_fine(fs::remove_file(&path), &path)?;
         }
     }
     Ok(())
+}
+
+/// The kernel says of a link whose device has gone that it is severed.
+fn is_defunct(cause: &ProgramError) -> bool {
+    matches!(cause, ProgramError::SyscallError(call) if call.io_error.raw_os_error() == Some(libc::ENOLINK))
 }
 
 fn exchange_classifier(
@@ -145,7 +150,11 @@ fn attach_classifier(
 }
 
 fn attach_xdp(program: &mut Xdp, ifindex: u32) -> Result<FdLink, ProgramError> {
-    let id = program.attach_to_if_index(ifindex, XdpMode::default())?;
+    // In the driver where it can, else in the stack: some drivers refuse XDP, or refuse
+    // it beside other features, and the programs after it decide without it too.
+    let id = program
+        .attach_to_if_index(ifindex, XdpMode::Driver)
+        .or_else(|_| program.attach_to_if_index(ifindex, XdpMode::Skb))?;
     program.take_link(id)?.try_into().map_err(unusable)
 }
 

@@ -132,10 +132,11 @@ impl Loaded {
         self.tables = next;
         if self.outdated {
             links::exchange(&mut self.bpf, &self.pins)?;
-            links::detach_others(&self.pins, &self.tables.attachments)?;
             self.pins.remove_other_maps()?;
             self.outdated = false;
         }
+        // A crash may have left a device half attached that is wanted no more.
+        links::detach_others(&self.pins, &self.tables.attachments)?;
         Ok(changes.len())
     }
 

@@ -248,3 +248,38 @@ fn a_restarted_loader_adopts_what_is_pinned() {
     load::teardown(&bench.deployment).unwrap();
     assert!(!bench.deployment.bpf_dir().exists());
 }
+
+/// A confirmed flow is counted, by the programs and by the sweep, and goes with its interface.
+#[test]
+fn the_sweep_forgets_the_flows_of_an_interface_that_left() {
+    let name = "the_sweep_forgets_the_flows_of_an_interface_that_left";
+    let Some(bench) = Bench::new(name, "pktsweep") else { return };
+    let mut random = Random::seeded("sweep", 24);
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    let mut host = Host::default();
+    let mut tally = Tally::default();
+    let mut desired = desired(&mut random, 30);
+    let tables = compile(&desired, &devices, loaded.tables()).unwrap();
+    loaded.update(tables.clone()).unwrap();
+    host.load(tables);
+    while host.flows().is_empty() {
+        compare(&mut random, &loaded, &mut host, &mut tally);
+    }
+    let tracked = host.flows().len() as u64;
+    assert_eq!(
+        loaded.sweep().unwrap(),
+        load::Swept { looked_at: tracked, removed: 0, flows: tracked }
+    );
+    let counters = loaded.counters().unwrap();
+    let established = tally.reasons["established"];
+    let counted: u64 = counters.interfaces.values().filter_map(|r| r.get("established")).sum();
+    assert!(counted >= established, "{counted} counted, {established} seen");
+    desired.interfaces.clear();
+    let tables = compile(&desired, &devices, loaded.tables()).unwrap();
+    loaded.update(tables).unwrap();
+    assert_eq!(
+        loaded.sweep().unwrap(),
+        load::Swept { looked_at: tracked, removed: tracked, flows: 0 }
+    );
+}

@@ -164,3 +164,22 @@ fn a_guest_without_egress_rules_answers_but_does_not_begin() {
     stage.connect();
     assert_eq!(stage.guest_sends("A"), Reason::Established);
 }
+
+#[test]
+fn beyond_its_quota_an_interface_opens_no_flow_and_keeps_those_it_has() {
+    let mut stage = Stage::new();
+    let mut tables = stage.host.tables().clone();
+    tables.interfaces.values_mut().for_each(|i| i.flows_max = 1);
+    stage.host.load(tables);
+    stage.connect();
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    let other = tcp(
+        ([8; 6], UPLINK_MAC.octets()),
+        ([203, 0, 113, 10], elastic(0).octets()),
+        (5000, 80),
+        "S",
+    );
+    let uplink = imagined_devices().by_name[UPLINK].ifindex;
+    assert_eq!(stage.decide(uplink, &other), (Action::Drop, Reason::FlowQuota));
+    assert_eq!(stage.guest_sends("A"), Reason::Established);
+}
