@@ -3,7 +3,8 @@
 //! for `netctl` to speak with it.
 //!
 //! A file `<name>.does` beside it makes it misbehave: `hang` (never ready),
-//! `crash` (ends at once), `deaf` (heeds no SIGTERM), `fail-teardown`.
+//! `crash` (ends at once), `deaf` (heeds no SIGTERM), `idle` (a dataplane that applies
+//! nothing), `fail-teardown`.
 
 #![forbid(unsafe_code)]
 
@@ -63,7 +64,13 @@ async fn daemon(name: &str, run_dir: &Path, does: &str) {
         }
         "dataplane" => json!({
             "version": version, "object": { "origin": "prebuilt", "sha256": "00ff" }, "generation": 0,
-            "adopted": false, "flows": 0, "interfaces": [], "reasons": {},
+            "adopted": false, "flows": 0, "reasons": {},
+            "interfaces": if does == "idle" {
+                json!([{ "id": "eni-00000000000000001", "device": "t", "address": "10.0.0.1",
+                         "elastic": null, "reasons": {} }])
+            } else {
+                json!([])
+            },
         }),
         "control" => json!({
             "version": version, "region": "local-1", "zone": "local-1a", "endpoint": "http://127.0.0.1:1",

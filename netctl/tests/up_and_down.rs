@@ -387,6 +387,18 @@ fn a_daemon_that_crashes_again_and_again_is_reported_with_its_last_words() {
 }
 
 #[test]
+fn a_dataplane_that_applies_nothing_is_told_of() {
+    let Some(host) = Host::new("a_dataplane_that_applies_nothing", 'o') else { return };
+    host.misbehave("dataplane", "idle");
+    host.succeeds(&["up"]);
+    let status = host.netctl(&["status"]);
+    assert_eq!(status.status.code(), Some(1));
+    let text = String::from_utf8(status.stdout).unwrap();
+    assert!(text.contains("guests wait for their network"), "{text}");
+    assert!(text.contains("next: netctl logs dataplane"), "{text}");
+}
+
+#[test]
 fn a_teardown_that_fails_says_what_is_left() {
     let Some(host) = Host::new("a_teardown_that_fails", 'j') else { return };
     host.misbehave("dataplane", "fail-teardown");

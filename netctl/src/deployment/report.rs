@@ -156,6 +156,12 @@ fn look(deployment: &Deployment, config: &Config, place: &Place) -> Outcome<Repo
                 });
             }
             let answer = answer.and_then(Result::ok);
+            if let Some(trouble) = answer.as_ref().and_then(|a| a.trouble) {
+                troubles.push(Trouble {
+                    what: format!("daemon {name}: {trouble}{}", quote_log(&log)),
+                    next: format!("netctl logs {name}{}", place.as_options()),
+                });
+            }
             DaemonReport {
                 name: (*name).to_owned(),
                 state: state.to_owned(),
@@ -192,6 +198,8 @@ fn look(deployment: &Deployment, config: &Config, place: &Place) -> Outcome<Repo
 struct Answer {
     version: String,
     detail: String,
+    /// What the daemon itself knows to be wrong.
+    trouble: Option<&'static str>,
 }
 
 fn ask(deployment: &Deployment, daemon: &str) -> Result<Answer, rpc::Error> {
@@ -206,6 +214,7 @@ fn ask(deployment: &Deployment, daemon: &str) -> Result<Answer, rpc::Error> {
                         "engine {}, {} volumes, {} exports, {} connections",
                         s.engine, s.volumes, s.exports, s.connections
                     ),
+                    trouble: None,
                 }
             }
             "dataplane" => {
@@ -219,6 +228,10 @@ fn ask(deployment: &Deployment, daemon: &str) -> Result<Answer, rpc::Error> {
                         s.generation,
                         s.interfaces.len(),
                         s.flows
+                    ),
+                    // It says 0 while an accepted state is not applied whole.
+                    trouble: (s.generation == 0 && !s.interfaces.is_empty()).then_some(
+                        "it cannot apply what is asked of it; guests wait for their network",
                     ),
                 }
             }
@@ -234,6 +247,7 @@ fn ask(deployment: &Deployment, daemon: &str) -> Result<Answer, rpc::Error> {
                         s.revision,
                         s.hosts.len()
                     ),
+                    trouble: None,
                 }
             }
             _ => {
@@ -246,6 +260,7 @@ fn ask(deployment: &Deployment, daemon: &str) -> Result<Answer, rpc::Error> {
                         s.accelerator_reason,
                         s.instances.len()
                     ),
+                    trouble: None,
                 }
             }
         })
