@@ -3,11 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use crate::traffic::inside;
-use crate::world::{USER_DATA_BYTES, World, has, run};
+use crate::world::{USER_DATA_BYTES, World, has, now, run};
 
 /// A script for udhcpc and dhclient alike: notes what it was told, sets the address.
 const CLIENT_SCRIPT: &str = r#"#!/bin/sh
@@ -51,9 +51,10 @@ fn dhclient(world: &World, role: &str) -> String {
          domain-name, domain-name-servers;\n",
     )
     .unwrap();
-    run(world
+    // In the foreground, for it would stay to renew; ended once it has told.
+    let mut client = world
         .command(role, "dhclient")
-        .args(["-1", "eth0", "-sf"])
+        .args(["-d", "-1", "eth0", "-sf"])
         .arg(script)
         .arg("-cf")
         .arg(configuration)
@@ -62,11 +63,19 @@ fn dhclient(world: &World, role: &str) -> String {
         .arg("-pf")
         .arg(world.path("dhclient.pid"))
         .arg("-e")
-        .arg(format!("TOLD={}", told.display())));
-    // It stays to renew; this one has told what it learned.
-    let pid = std::fs::read_to_string(world.path("dhclient.pid")).unwrap();
-    run(std::process::Command::new("kill").arg(pid.trim()));
-    std::fs::read_to_string(told).unwrap()
+        .arg(format!("TOLD={}", told.display()))
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = now();
+    let mut heard = String::new();
+    while !heard.ends_with('\n') && now() - begun < Duration::from_secs(20) {
+        std::thread::sleep(Duration::from_millis(50));
+        heard = std::fs::read_to_string(&told).unwrap_or_default();
+    }
+    client.kill().unwrap();
+    client.wait().unwrap();
+    heard
 }
 
 fn curl(world: &World, role: &str, arguments: &[&str]) -> Output {
