@@ -5,7 +5,9 @@
 //! test with a simulated disk.
 
 mod core;
+mod request;
 
-pub use self::core::{
-    Core, Geometry, Kind, Layout, Op, Outcome, Reply, Request, Ticket, Token, Trouble, ZEROS_MAX,
+pub use self::core::Core;
+pub use self::request::{
+    Geometry, Kind, Layout, Op, Outcome, Reply, Request, Ticket, Token, Trouble, ZEROS_MAX,
 };

@@ -12,6 +12,7 @@
 //! another could be served; an operation whose memory is gone (every buffer and
 //! message stays where it is until its completion came back).
 
+mod border;
 mod connection;
 mod control;
 mod serve;

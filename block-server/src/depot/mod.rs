@@ -15,6 +15,8 @@
 //! What may never be true: two writers of one volume that both succeed; a
 //! volume's file removed while it is exported; an answer that a crash takes back.
 
+mod check;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -36,17 +38,6 @@ use crate::{fill, socket};
 
 /// What our folders are called under the state and run directories.
 pub const DAEMON: &str = "block-server";
-
-/// Volumes are cut in blocks of a page: that is what every disk writes whole.
-const VOLUME_GRAIN: u64 = 4096;
-
-/// The greatest EBS volume (io2 Block Express), 64 TiB.
-const VOLUME_BYTES_MAX: u64 = 64 << 40;
-
-/// A socket's path must fit `sun_path` with its zero (unix(7)).
-const SOCKET_PATH_MAX: usize = 107;
-
-const EXPORT_NAME_MAX: usize = 64;
 
 /// A volume that a worker serves.
 #[derive(Debug)]
@@ -216,7 +207,7 @@ impl Depot {
             }
             return Ok(self.describe(id, volume));
         }
-        check_new(id, &new)?;
+        check::check_new(id, &new)?;
         let file = self.file_of(id);
         if file.exists() {
             return Err(Error::conflict(format!(
@@ -353,7 +344,7 @@ impl Depot {
         new: NewExport,
     ) -> Result<rpc::block::Export, Error> {
         let mut state = self.state.lock().await;
-        self.check_export(&state, name, &new)?;
+        check::check_export(&state.catalogue, name, &self.socket_of(name), &new)?;
         let export = catalogue::Export {
             volume: new.volume,
             read_only: new.read_only,
@@ -370,76 +361,6 @@ impl Depot {
         }
         self.describe_export(&state, name)
             .ok_or_else(|| Error::damaged(format!("export {name}: it vanished while it was made")))
-    }
-
-    fn check_export(&self, state: &State, name: &str, new: &NewExport) -> Result<(), Error> {
-        let lawful = !name.is_empty()
-            && name.len() <= EXPORT_NAME_MAX
-            && !name.starts_with('.')
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
-        if !lawful {
-            return Err(Error::refused(format!(
-                "export `{}`: a name has 1 to {EXPORT_NAME_MAX} of a-z, A-Z, 0-9, `-`, `_`, `.`",
-                name.chars().take(EXPORT_NAME_MAX).collect::<String>()
-            )));
-        }
-        let path = self.socket_of(name);
-        if path.as_os_str().len() + ".new".len() > SOCKET_PATH_MAX {
-            return Err(Error::refused(format!(
-                "export {name}: {} is longer than the {SOCKET_PATH_MAX} bytes that a socket's \
-                 path may have: use a shorter run directory",
-                path.display()
-            )));
-        }
-        let NewExport { volume: id, read_only, generation, .. } = *new;
-        let Some(volume) = state.catalogue.volumes().get(&id) else {
-            return Err(Error::not_found(format!("export {name}: there is no volume {id}")));
-        };
-        match &volume.stage {
-            Stage::Ready => {}
-            Stage::Filling | Stage::Deleting => {
-                return Err(Error::unavailable(format!(
-                    "export {name}: volume {id} is not ready; ask again"
-                )));
-            }
-            Stage::Failed(reason) => {
-                return Err(Error::damaged(format!("export {name}: volume {id}: {reason}")));
-            }
-        }
-        if let Some(present) = state.catalogue.exports().get(name) {
-            if present.volume != id {
-                return Err(Error::conflict(format!(
-                    "export {name}: it is of volume {}",
-                    present.volume
-                )));
-            }
-            if generation < present.generation {
-                return Err(Error::conflict(format!(
-                    "export {name}: generation {generation} is below its {}",
-                    present.generation
-                )));
-            }
-        }
-        if read_only {
-            return Ok(());
-        }
-        if generation < volume.generation {
-            return Err(Error::conflict(format!(
-                "export {name}: generation {generation} is fenced: volume {id} has a writer of \
-                 generation {}",
-                volume.generation
-            )));
-        }
-        let rival = state.catalogue.exports().iter().find(|(other, e)| {
-            *other != name && e.volume == id && !e.read_only && e.generation == generation
-        });
-        if let Some((other, _)) = rival {
-            return Err(Error::conflict(format!(
-                "export {name}: export {other} writes to volume {id} with the same generation \
-                 {generation}: raise it to take over"
-            )));
-        }
-        Ok(())
     }
 
     /// Brings a catalogued export to life, or to its new terms.
@@ -566,32 +487,6 @@ impl Depot {
         }
         for worker in &self.workers {
             worker.await_stop();
-        }
-    }
-}
-
-fn check_new(id: VolumeId, new: &NewVolume) -> Result<(), Error> {
-    let size = new.size_bytes;
-    if size == 0 || !size.is_multiple_of(VOLUME_GRAIN) || size > VOLUME_BYTES_MAX {
-        return Err(Error::refused(format!(
-            "volume {id}: create: {size} bytes: a volume has a multiple of {VOLUME_GRAIN} bytes, \
-             at most {VOLUME_BYTES_MAX}"
-        )));
-    }
-    let Some(source) = &new.source else { return Ok(()) };
-    match std::fs::metadata(source) {
-        Ok(found) if !found.is_file() => Err(Error::refused(format!(
-            "volume {id}: create: {}: it is not a regular file",
-            source.display()
-        ))),
-        Ok(found) if found.len() > size => Err(Error::refused(format!(
-            "volume {id}: create: {} holds {} bytes, more than the volume's {size}",
-            source.display(),
-            found.len()
-        ))),
-        Ok(_) => Ok(()),
-        Err(error) => {
-            Err(Error::refused(format!("volume {id}: create: {}: {error}", source.display())))
         }
     }
 }

@@ -1,0 +1,103 @@
+//! Where the worlds meet: what an NBD command is to a volume, what an errno is to
+//! a client, who may come in, and what an operator hears.
+
+use std::os::fd::OwnedFd;
+
+use super::{Access, Served, Slots, Volume};
+use crate::nbd;
+use crate::volume::{Kind, Trouble};
+
+/// The exports of one socket, without those whose writer is fenced.
+pub(super) struct View<'a> {
+    pub exports: &'a [Served],
+    pub volumes: &'a Slots<Volume>,
+}
+
+impl View<'_> {
+    fn is_open(&self, served: &Served) -> bool {
+        self.volumes
+            .get(served.volume)
+            .is_some_and(|v| served.read_only || served.generation >= v.core.generation())
+    }
+}
+
+impl nbd::Exports for View<'_> {
+    fn find(&self, name: &str) -> Option<nbd::Export> {
+        let at = if name.is_empty() {
+            0
+        } else {
+            self.exports.iter().position(|served| served.name == name)?
+        };
+        let served = self.exports.get(at).filter(|served| self.is_open(served))?;
+        Some(nbd::Export {
+            size: served.size,
+            read_only: served.read_only,
+            description: served.description.clone(),
+            block_min: crate::BLOCK_MIN,
+            key: at as u64,
+        })
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.exports.iter().filter(|s| self.is_open(s)).map(|s| s.name.clone()).collect()
+    }
+}
+
+pub(super) fn kind_of(command: nbd::Command) -> Kind {
+    match command {
+        nbd::Command::Read => Kind::Read,
+        nbd::Command::Write => Kind::Write,
+        nbd::Command::Flush => Kind::Flush,
+        nbd::Command::Trim => Kind::Trim,
+        nbd::Command::Cache => Kind::Prefetch,
+        nbd::Command::WriteZeroes { hole, fast } => Kind::Zero { hole, fast },
+        nbd::Command::BlockStatus { .. } => Kind::Extents,
+    }
+}
+
+pub(super) fn error_of(errno: i32) -> nbd::Error {
+    match errno {
+        libc::EPERM => nbd::Error::Perm,
+        libc::ENOMEM => nbd::Error::NoMemory,
+        libc::ENOSPC | libc::EDQUOT | libc::EFBIG => nbd::Error::NoSpace,
+        libc::EOPNOTSUPP => nbd::Error::NotSupported,
+        _ => nbd::Error::Io,
+    }
+}
+
+pub(super) fn report(volume: &str, trouble: &Trouble) {
+    match trouble {
+        Trouble::Refused { deed, offset, length, errno } => {
+            let cause = std::io::Error::from_raw_os_error(*errno);
+            tracing::warn!("volume {volume}: {deed} {length} bytes at {offset}: {cause}");
+        }
+        Trouble::Failed { reason } => {
+            tracing::error!("volume {volume}: stopped, to keep what is there: {reason}");
+        }
+    }
+}
+
+pub(super) fn admits(access: Access, socket: &OwnedFd) -> bool {
+    let Access::Owner(owner) = access else { return true };
+    match rustix::net::sockopt::socket_peercred(socket) {
+        Ok(peer) => {
+            let uid = peer.uid.as_raw();
+            let lawful =
+                uid == 0 || uid == rustix::process::getuid().as_raw() || Some(uid) == owner;
+            if !lawful {
+                tracing::warn!(uid, "refused a stranger");
+            }
+            lawful
+        }
+        Err(error) => {
+            tracing::warn!(%error, "refused a peer without credentials");
+            false
+        }
+    }
+}
+
+/// Replies are gathered by us; the kernel must not wait for more. A unix socket
+/// has no such thing, which is no error.
+pub(super) fn set_no_delay(socket: &OwnedFd) {
+    let _ = rustix::net::sockopt::set_tcp_nodelay(socket, true);
+}
