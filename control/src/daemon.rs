@@ -120,6 +120,7 @@ pub async fn run(options: Options, end: impl Future<Output = ()>) -> anyhow::Res
     let outcome = tokio::select! {
         () = end => Ok(()),
         served = axum::serve(control, service).into_future() => served.context("control socket"),
+        reason = region.broken() => Err(reason).context("the store takes no more"),
         reason = follower => match reason {
             Ok(error) => Err(error).context("the state cannot be followed"),
             Err(error) => Err(error).context("the state's task ended"),

@@ -47,6 +47,7 @@ pub struct Region {
     applied: watch::Sender<Revision>,
     writer: tokio::sync::Mutex<()>,
     reports: Mutex<HashMap<String, LastReport>>,
+    broken: watch::Sender<Option<store::Error>>,
     clock: fn() -> u64,
 }
 
@@ -68,6 +69,7 @@ impl Region {
             applied,
             writer: tokio::sync::Mutex::new(()),
             reports: Mutex::new(HashMap::new()),
+            broken: watch::channel(None).0,
             clock,
         })
     }
@@ -132,6 +134,22 @@ impl Region {
         self.store.describe()
     }
 
+    /// Returns when the store takes no more: the daemon must end then, and be
+    /// started anew by its supervisor.
+    pub async fn broken(&self) -> store::Error {
+        let mut broken = self.broken.subscribe();
+        loop {
+            let reason = broken.borrow_and_update().clone();
+            if let Some(reason) = reason {
+                return reason;
+            }
+            // The sender is ours: it is there as long as we are.
+            if broken.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     /// Looks at the state. Writers wait meanwhile: nothing slow may be done here.
     pub fn read<T>(&self, look: impl FnOnce(&Context<'_>) -> T) -> T {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +172,9 @@ impl Region {
             let txn = draft.plan.into_txn(&self.prefix);
             let answer = self.store.txn(txn).await.map_err(|error| {
                 tracing::error!(%error, "a transaction failed");
+                if matches!(error, store::Error::Broken(_) | store::Error::Damaged(_)) {
+                    self.broken.send_replace(Some(error));
+                }
                 ApiError::unavailable("The store does not answer; try again.")
             })?;
             self.reached(answer.revision, answer.succeeded).await?;

@@ -304,8 +304,8 @@ impl Day {
                 || before.may_become(*next)
                 // A report may tell two moves at once.
                 || InstanceState::ALL.iter().any(|m| before.may_become(*m) && m.may_become(*next));
-            let flap = *before == InstanceState::Running && *next == InstanceState::Pending
-                || *before == InstanceState::Stopping && *next == InstanceState::Pending;
+            let flap = *next == InstanceState::Pending
+                && matches!(before, InstanceState::Running | InstanceState::Stopping);
             assert!(lawful && !flap, "seed {}: {id}: {before} then {next}", self.seed);
         }
         self.shown = now;
@@ -358,6 +358,61 @@ fn whatever_comes_the_state_is_sound() {
     if std::env::var("HOSTPLANE_SEED").is_err() {
         assert!(terminated > 0 && attached > 0 && stopped > 0, "{terminated} {attached} {stopped}");
     }
+}
+
+/// Writes one record behind the core's back, and expects the check to see it.
+fn caught(spoil: impl FnOnce(&mut Day) -> control::record::Instance) -> bool {
+    let mut day = Day::new(7);
+    let register = ("Action", "RegisterImage".to_owned());
+    let named = ("Name", "first".to_owned());
+    day.call(&[register, named, ("ImageLocation", "tiny".to_owned())]).unwrap();
+    let image = day.state.images.iter().next().unwrap().id.to_string();
+    let run = [
+        ("Action", "RunInstances".to_owned()),
+        ("ImageId", image),
+        ("MinCount", "2".to_owned()),
+        ("MaxCount", "2".to_owned()),
+        ("InstanceType", "t3.nano".to_owned()),
+    ];
+    day.call(&run).unwrap();
+    day.check();
+    let spoiled = spoil(&mut day);
+    day.change(|c, d| {
+        d.plan.put(c.state, &spoiled);
+        Ok(())
+    })
+    .unwrap();
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| day.check())).is_err()
+}
+
+#[test]
+fn planted_mistakes_are_caught() {
+    let both = |day: &Day| {
+        let mut all = day.state.instances.iter().cloned();
+        (all.next().unwrap(), all.next().unwrap())
+    };
+    assert!(caught(|day| {
+        let (mut one, other) = both(day);
+        one.uid = other.uid;
+        one
+    }));
+    assert!(caught(|day| {
+        let (mut one, other) = both(day);
+        one.attachments.clone_from(&other.attachments);
+        one
+    }));
+    assert!(caught(|day| {
+        let (mut one, other) = both(day);
+        let address = other.interface.unwrap().address;
+        one.interface.as_mut().unwrap().address = address;
+        one
+    }));
+    // Forgets to let go of what the instance held.
+    assert!(caught(|day| {
+        let (mut one, _) = both(day);
+        one.terminated_ms = Some(day.now_ms);
+        one
+    }));
 }
 
 #[test]

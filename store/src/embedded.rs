@@ -145,11 +145,10 @@ impl Core {
     fn failed(&self, error: impl Into<redb::Error>) -> Error {
         match error.into() {
             // A full or failing disk: nothing was answered, nothing is lost.
-            redb::Error::Io(e) => Error::Unavailable(format!("{}: {e}", self.path.display())),
-            redb::Error::PreviousIo => Error::Unavailable(format!(
-                "{}: an earlier write failed; the daemon must be started anew",
-                self.path.display()
-            )),
+            redb::Error::Io(e) => Error::Broken(format!("{}: {e}", self.path.display())),
+            redb::Error::PreviousIo => {
+                Error::Broken(format!("{}: an earlier write failed", self.path.display()))
+            }
             e => Error::Damaged(format!("{}: {e}", self.path.display())),
         }
     }

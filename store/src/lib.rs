@@ -96,6 +96,10 @@ pub enum Error {
     /// Not now; whether the transaction took effect is not known.
     #[error("store: unavailable: {0}")]
     Unavailable(String),
+    /// A write failed (a full disk, most likely). What was answered is there; the
+    /// store must be opened anew before it takes more.
+    #[error("store: must be opened anew: {0}")]
+    Broken(String),
     /// Stop: what is stored cannot be read.
     #[error("store: damaged: {0}")]
     Damaged(String),

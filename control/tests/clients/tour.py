@@ -187,6 +187,12 @@ def life(instance):
     ec2.reboot_instances(InstanceIds=[instance])
 
 
+def console(instance):
+    answer = ec2.get_console_output(InstanceId=instance, Latest=True)
+    assert answer["Output"] == "booted\n" and answer["Timestamp"].year == 2026, answer
+    refused("InvalidInstanceID.NotFound", ec2.get_console_output, InstanceId="i-00000000000000001")
+
+
 def volumes(first, second):
     made = ec2.create_volume(AvailabilityZone="local-1a", Size=1, VolumeType="gp3", TagSpecifications=[
         {"ResourceType": "volume", "Tags": [{"Key": "Name", "Value": "data"}]}])
@@ -293,6 +299,7 @@ image = images()
 ids, spare = launch(image, subnet, group)
 attributes(ids[0])
 life(ids[0])
+console(ids[0])
 volumes(ids[0], ids[1])
 addresses(ids[0], ids[1])
 tags(ids[0], group)

@@ -162,6 +162,18 @@ pub fn venv(test: &str) -> Option<PathBuf> {
 pub struct Agent {
     pub observed: Arc<Mutex<Observed>>,
     task: tokio::task::JoinHandle<()>,
+    socket: tokio::task::JoinHandle<()>,
+}
+
+/// What every guest of the scripted agent has written to its console.
+pub const CONSOLE: &str = "booted\n";
+
+async fn console() -> axum::Json<rpc::agent::Console> {
+    use base64::Engine;
+    axum::Json(rpc::agent::Console {
+        output_base64: base64::engine::general_purpose::STANDARD.encode(CONSOLE),
+        changed_at_s: 1_788_004_800,
+    })
 }
 
 impl Agent {
@@ -180,14 +192,19 @@ impl Agent {
         }));
         let first = observed.lock().unwrap().clone();
         control.host_observed(HOST, &first).await.unwrap();
+        let path = control.socket().with_file_name("agent.sock");
+        let routes =
+            axum::Router::new().route("/v1/instances/{id}/console", axum::routing::get(console));
+        let socket = tokio::spawn(async move { rpc::server::serve(&path, routes).await.unwrap() });
         let task = tokio::spawn(run(control, Arc::clone(&observed)));
-        Self { observed, task }
+        Self { observed, task, socket }
     }
 }
 
 impl Drop for Agent {
     fn drop(&mut self) {
         self.task.abort();
+        self.socket.abort();
     }
 }
 
