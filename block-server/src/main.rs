@@ -23,6 +23,7 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
+    raise_descriptor_limit();
     if let Arguments::Daemon(options) = &arguments {
         options.confine()?;
     }
@@ -41,6 +42,16 @@ fn main() -> anyhow::Result<()> {
                 }
             }
         })
+}
+
+/// Each volume takes a few descriptors, and the usual soft limit of 1024 would
+/// end at some hundred volumes. A failure only leaves it as it was.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
 }
 
 /// Resolves on SIGTERM or SIGINT.
