@@ -26,7 +26,10 @@ pub struct Daemon {
 
 impl Daemon {
     pub fn start(extra: &[&str]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap(), extra)
+    }
+
+    pub fn start_in(folder: tempfile::TempDir, extra: &[&str]) -> Self {
         // The port is free now; that another process takes it meanwhile is possible
         // and makes the start fail, loudly.
         let endpoint = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
@@ -62,6 +65,11 @@ impl Daemon {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert_eq!(line, "ready\n", "the daemon did not start: {}", self.log());
         self.child = Some(child);
+    }
+
+    /// Waits for the daemon to end by itself.
+    pub fn await_end(&mut self) -> std::process::ExitStatus {
+        self.child.take().unwrap().wait().unwrap()
     }
 
     /// kill -9.
