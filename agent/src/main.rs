@@ -96,8 +96,9 @@ fn log_to_stderr() {
 }
 
 fn confine(plan: &Path) -> ExitCode {
-    let error = match qemu::confine_from(plan) {
-        Ok(error) => error,
+    let error = match read_plan(plan) {
+        // Comes back only when it failed.
+        Ok(plan) => qemu::confine(&plan),
         Err(error) => {
             eprintln!("agent confine: {error:#}");
             return ExitCode::FAILURE;
@@ -108,6 +109,11 @@ fn confine(plan: &Path) -> ExitCode {
         qemu::ConfineError::Locked(_) => ExitCode::from(qemu::EXIT_LOCKED),
         qemu::ConfineError::Failed { .. } => ExitCode::FAILURE,
     }
+}
+
+fn read_plan(path: &Path) -> anyhow::Result<qemu::Plan> {
+    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
 }
 
 fn daemon(deployment: Deployment, host: String) -> anyhow::Result<()> {

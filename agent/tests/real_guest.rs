@@ -52,12 +52,14 @@ struct World {
 }
 
 impl World {
-    fn new(name: &str) -> Self {
+    /// Several runs of these tests side by side must not meet.
+    fn new(letter: char) -> Self {
+        let name = format!("ag{letter}{:05x}", std::process::id() & 0xf_ffff);
         let dir = tempfile::tempdir().unwrap();
         // Instances' users must reach the block sockets.
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o711)).unwrap();
         let deployment =
-            Deployment::new(name, dir.path().join("state"), dir.path().join("run")).unwrap();
+            Deployment::new(&name, dir.path().join("state"), dir.path().join("run")).unwrap();
         Self { dir, deployment, servers: Vec::new(), sockets: BTreeMap::new() }
     }
 
@@ -182,7 +184,7 @@ async fn a_guest_boots_and_powers_off_by_its_button() {
     if let Some(reason) = obstacle() {
         return agent::skipped("a_guest_boots_and_powers_off_by_its_button", &reason);
     }
-    let mut world = World::new("agta");
+    let mut world = World::new('a');
     let root = world.volume(1, Some("tiny"));
     let id = InstanceId::from_random(0xa);
     let (mut qemu, mut events) = world.qemu();
@@ -261,7 +263,7 @@ async fn a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_betwee
     if let Some(reason) = obstacle() {
         return agent::skipped(test, &reason);
     }
-    let mut world = World::new("agtb");
+    let mut world = World::new('b');
     let id = InstanceId::from_random(0xb);
     let root = world.volume(2, Some(*TALKATIVE));
     let data = world.volume(3, None);
@@ -349,7 +351,7 @@ async fn an_imported_disk_boots_by_its_own_loader() {
     if let Some(reason) = obstacle() {
         return agent::skipped("an_imported_disk_boots_by_its_own_loader", &reason);
     }
-    let mut world = World::new("agtc");
+    let mut world = World::new('c');
     let file = world.dir.path().join("disk.raw");
     let mut disk = boot_sector();
     disk.resize(1 << 20, 0);

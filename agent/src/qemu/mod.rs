@@ -24,7 +24,7 @@ mod process;
 mod qmp;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use model::{InstanceId, VolumeId};
 use rpc::Deployment;
@@ -172,13 +172,4 @@ impl Hypervisor for Qemu {
     fn accelerator(&self) -> &Choice {
         &self.accelerator
     }
-}
-
-/// Reads a plan and becomes QEMU; the end of `agent confine PLAN`.
-pub fn confine_from(path: &Path) -> anyhow::Result<ConfineError> {
-    use anyhow::Context as _;
-    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let plan: Plan =
-        serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))?;
-    Ok(confine(&plan))
 }
