@@ -25,6 +25,8 @@ const MAP_TYPE_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 /// `BPF_XDP`: a program may only hand over to one that is attached in the same way.
 const ATTACH_XDP: u32 = 37;
+/// `BPF_F_XDP_HAS_FRAGS`: it knows frames in several pieces.
+const KNOWS_FRAGMENTS: u32 = 1 << 5;
 const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
 
 /// The verifier's complaint is cut here; the program has some sixty instructions.
@@ -136,7 +138,10 @@ impl Sender {
         };
         let next_fd = next.as_ref().map(OwnedFd::as_raw_fd);
         let code = instructions(template, flows, counter.as_raw_fd(), next_fd);
-        Ok(Self { program: load(&code)?, template: template.bytes, _next: next })
+        // A program may only hand over to one that says the same of fragments, and
+        // what a loaded program said of them cannot be asked: so both are tried.
+        let program = load(&code, KNOWS_FRAGMENTS).or_else(|_| load(&code, 0))?;
+        Ok(Self { program, template: template.bytes, _next: next })
     }
 
     /// Lets `frames` frames arrive by the device `ifindex` of the namespace that
@@ -192,7 +197,7 @@ fn next_program(id: u32) -> io::Result<OwnedFd> {
     Ok(array)
 }
 
-fn load(code: &[Instruction]) -> anyhow::Result<OwnedFd> {
+fn load(code: &[Instruction], prog_flags: u32) -> anyhow::Result<OwnedFd> {
     let mut log = vec![0_u8; LOG_BYTES];
     let mut program = ProgLoad {
         prog_type: PROG_TYPE_XDP,
@@ -202,6 +207,7 @@ fn load(code: &[Instruction]) -> anyhow::Result<OwnedFd> {
         log_level: 1,
         log_size: LOG_BYTES as u32,
         log_buf: log.as_mut_ptr() as u64,
+        prog_flags,
         expected_attach_type: ATTACH_XDP,
         ..ProgLoad::default()
     };
