@@ -41,6 +41,11 @@ impl Guest {
         Ok(program::output(&mut ssh, bound)?.trim_end().to_owned())
     }
 
+    /// Starts a shell script in the guest that goes on when we have left.
+    pub fn background(&self, script: &str) -> anyhow::Result<()> {
+        self.sh(&format!("setsid sh -c '{script}' >/dev/null 2>&1 </dev/null &")).map(drop)
+    }
+
     /// Waits until the guest lets us in.
     pub fn await_ssh(&self, bound: Duration) -> anyhow::Result<()> {
         program::eventually(&format!("SSH to {}", self.address), bound, || {

@@ -2,10 +2,9 @@
 //! Nothing sent here leaves the machine.
 
 use std::fs::File;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::Ipv4Addr;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use nix::sched::{CloneFlags, setns};
@@ -45,12 +44,6 @@ impl Internet {
             setns(namespace, CloneFlags::CLONE_NEWNET).with_context(|| format!("enter {path}"))?;
             act()
         })
-    }
-
-    /// Whether a TCP connection to `address`:`port` opens within `bound`.
-    pub fn reaches(&self, address: Ipv4Addr, port: u16, bound: Duration) -> anyhow::Result<bool> {
-        let target = SocketAddr::new(IpAddr::V4(address), port);
-        join(self.inside(move || Ok(TcpStream::connect_timeout(&target, bound).is_ok())))
     }
 }
 

@@ -58,12 +58,15 @@ fn beat(
 pub fn kill_daemons(story: &mut Story) -> anyhow::Result<String> {
     let guest = story.guest(1)?;
     story.operator.authorize(&story.group, "tcp", ECHO_PORT, "0.0.0.0/0")?;
+    guest.background(&format!("nc -ll -p {ECHO_PORT} -e cat"))?;
     // The writer counts each block only when it has reached the volume.
-    guest.sh(&format!(
-        "(setsid nc -lk -p {ECHO_PORT} -e cat >/dev/null 2>&1 </dev/null &); \
-         (setsid sh -c 'i=0; while dd if=/dev/zero of=/mnt/beat bs=4k count=1 conv=fsync 2>/dev/null; \
-         do i=$((i+1)); echo $i >/tmp/beat; done; echo failed >/tmp/beat' >/dev/null 2>&1 </dev/null &); sleep 1"
-    ))?;
+    guest.background(
+        "i=0; while dd if=/dev/zero of=/mnt/beat bs=4k count=1 conv=fsync; \
+         do i=$((i+1)); echo $i >/tmp/beat.new; mv /tmp/beat.new /tmp/beat; done; echo failed >/tmp/beat",
+    )?;
+    program::eventually("the guest's writer begins", Duration::from_secs(10), || {
+        guest.sh("test -s /tmp/beat").map(drop)
+    })?;
     let written = || -> anyhow::Result<u64> {
         let beat = guest.sh("cat /tmp/beat")?;
         beat.parse().with_context(|| format!("the guest's writer says {beat:?}"))
