@@ -124,7 +124,14 @@ pub fn attach(
         }
         let device = &attachment.device;
         let link = if program == UPLINK_EARLY {
-            attach_xdp(xdp(bpf)?, ifindex)
+            match attach_xdp(xdp(bpf)?, ifindex) {
+                Ok(link) => Ok(link),
+                // It only spares work: the program after it decides without it too.
+                Err(cause) => {
+                    tracing::warn!(device, %cause, "no early drop on the uplink");
+                    continue;
+                }
+            }
         } else {
             attach_classifier(classifier(bpf, program)?, device, side(program))
         };
@@ -150,11 +157,9 @@ fn attach_classifier(
 }
 
 fn attach_xdp(program: &mut Xdp, ifindex: u32) -> Result<FdLink, ProgramError> {
-    // In the driver where it can, else in the stack: some drivers refuse XDP, or refuse
-    // it beside other features, and the programs after it decide without it too.
-    let id = program
-        .attach_to_if_index(ifindex, XdpMode::Driver)
-        .or_else(|_| program.attach_to_if_index(ifindex, XdpMode::Skb))?;
+    // In the driver or not at all: with XDP in the stack (`xdpgeneric`) on a veth the
+    // uplink's ingress program answered no ARP any more (Linux 6.18, November 2026).
+    let id = program.attach_to_if_index(ifindex, XdpMode::Driver)?;
     program.take_link(id)?.try_into().map_err(unusable)
 }
 
@@ -182,7 +187,7 @@ pub fn detach_others(pins: &Pins, wanted: &BTreeMap<u32, Attachment>) -> Result<
     Ok(())
 }
 
-/// Devices that carry both programs of their role. One that carries less is
+/// Devices that carry the programs of their role. One that was attached half is
 /// attached again; one that is gone is forgotten.
 pub fn attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
     let pinned = pins.pinned_links()?;
@@ -190,7 +195,8 @@ pub fn attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
     let mut attachments = BTreeMap::new();
     for (_, ifindex) in &pinned {
         let roles = [Role::Guest, Role::Punt, Role::Uplink];
-        let complete = |role: &Role| programs(*role).iter().all(|p| has(p, *ifindex));
+        // The ingress program is attached last, and is another one for each role.
+        let complete = |role: &Role| has(programs(*role)[1], *ifindex);
         let Some(role) = roles.into_iter().find(complete) else { continue };
         match if_indextoname(*ifindex) {
             Ok(name) => {
