@@ -2,7 +2,7 @@
 //! calls a lost frame a failure. No times are looked at.
 
 use std::io::Write;
-use std::path::Path;
+use std::net::Ipv4Addr;
 
 use benches::packet::Flows;
 use benches::packet::bpf::Sender;
@@ -10,6 +10,7 @@ use benches::packet::contender::{Contender, Stage};
 use benches::packet::frame::{Client, Ends, Template};
 use benches::packet::namespace;
 use benches::packet::nftables::{Shape, ruleset};
+use benches::packet::ours::{Ours, early_program};
 use benches::packet::scene::{CLIENT_MAC, End, Scene, UPLINK_INDEX, UPLINK_MAC, nft};
 use benches::packet::world::{PORT, SOURCES, World};
 
@@ -39,7 +40,7 @@ fn prepared(test: &str) -> bool {
             return false;
         }
     }
-    if let Err(error) = namespace::own_mounts(Path::new("/mnt")) {
+    if let Err(error) = namespace::own_mounts() {
         skipped(test, &format!("no mounts of one's own to be had: {error:#}"));
         return false;
     }
@@ -100,4 +101,36 @@ fn frames_that_no_rule_permits_are_counted_nowhere() {
     let sender = Sender::new(&template, 1 << 10, None).unwrap();
     scene.router.within(|| sender.send(UPLINK_INDEX, FRAMES)).unwrap();
     assert_eq!(scene.delivered(End::Instance).unwrap(), 0);
+}
+
+/// An elastic address that nobody holds: without the early program the router's
+/// stack gets the frame and routes it back, with it nobody sees it again. So the
+/// rows that claim to go through the early program do.
+#[test]
+fn frames_go_through_the_early_program_where_it_is_said() {
+    if !prepared("frames_go_through_the_early_program_where_it_is_said") {
+        return;
+    }
+    let world = World::with_rules(RULES);
+    let scene = Scene::build(world.measured()).unwrap();
+    let _ours = scene.router.within(|| Ours::build(&world)).unwrap();
+    let early = scene.router.within(early_program).unwrap();
+    let template = Template::new(
+        Ends {
+            source_mac: CLIENT_MAC,
+            destination_mac: UPLINK_MAC,
+            clients: SOURCES.address,
+            server: Ipv4Addr::new(203, 0, 113, 250),
+            server_port: PORT,
+        },
+        Client::Sends,
+    );
+    let returned = |next| {
+        let before = scene.delivered(End::Client).unwrap();
+        let sender = Sender::new(&template, 1 << 10, next).unwrap();
+        scene.router.within(|| sender.send(UPLINK_INDEX, FRAMES)).unwrap();
+        scene.await_delivered(End::Client, before, FRAMES.into()).unwrap()
+    };
+    assert_eq!(returned(None), u64::from(FRAMES));
+    assert_eq!(returned(Some(early)), 0);
 }

@@ -1,16 +1,11 @@
 //! Nanoseconds a packet, side by side with nftables and plain forwarding: arguments.
 
-use std::path::Path;
-
 use benches::packet::contender::Contender;
 use benches::packet::nftables::Shape;
 use benches::packet::{Flows, Plan, namespace, report, run};
 use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
-
-/// A tmpfs that only this process sees is put over this folder, for its files.
-const OWN_DIRECTORY: &str = "/mnt";
 
 /// Nanoseconds a packet on its whole way, side by side with nftables and plain
 /// forwarding. The answer goes to standard output, progress to standard error.
@@ -61,7 +56,7 @@ fn main() -> anyhow::Result<()> {
     let header = report::header(&plan);
     // Namespaces and mounts are this process's own and end with it, however it
     // ends: there is nothing to tidy up, and no signal to wait for.
-    namespace::own_mounts(Path::new(OWN_DIRECTORY))?;
+    namespace::own_mounts()?;
     let mut cpu = CpuSet::new();
     cpu.set(arguments.cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;

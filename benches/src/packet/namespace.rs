@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 
 use anyhow::Context;
 use nix::mount::{MsFlags, mount};
@@ -47,13 +46,10 @@ impl Namespace {
     }
 }
 
-/// Gives this process mounts of its own: a bpffs for pins, and memory over
-/// `directory` for files. They end with it.
-pub fn own_mounts(directory: &Path) -> anyhow::Result<()> {
+/// Gives this process mounts of its own, with a new bpffs for pins. They end with it.
+pub fn own_mounts() -> anyhow::Result<()> {
     const NO: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).context("mount namespace: create")?;
     mount(NO, "/", NO, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NO).context("mounts: keep apart")?;
-    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), NO).context("bpffs: mount")?;
-    mount(Some("tmpfs"), directory, Some("tmpfs"), MsFlags::empty(), NO)
-        .with_context(|| format!("{}: mount a tmpfs over it", directory.display()))
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), NO).context("bpffs: mount")
 }
