@@ -140,7 +140,14 @@ impl Day {
                 (Run::Terminated, _) if dice < 5 => InstanceState::ShuttingDown,
                 (Run::Terminated, _) => InstanceState::Terminated,
             };
-            let starts = seen.filter(|_| dice < 2).map_or(instance.starts, |s| s.starts);
+            let starts = match &seen {
+                Some(seen) if dice < 2 => seen.starts,
+                // An agent counts a start once it is done, and one whose memory is
+                // lost begins at none; an instance may end without any.
+                None if dice == 2 => 0,
+                _ if state == InstanceState::Terminated && dice > 7 => 0,
+                _ => instance.starts,
+            };
             let volumes = instance.volumes.iter().filter(|_| state == InstanceState::Running);
             instances.push(ObservedInstance {
                 id: instance.id,
@@ -383,6 +390,88 @@ fn caught(spoil: impl FnOnce(&mut Day) -> control::record::Instance) -> bool {
     })
     .unwrap();
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| day.check())).is_err()
+}
+
+/// One instance whose host counts `starts` starts when control asks for its end,
+/// and none when it says `terminated`.
+fn ends(seed: u64, starts: u64, delete_on_termination: bool) {
+    let action = |name: &str| ("Action", name.to_owned());
+    let mut day = Day::new(seed);
+    let named = ("Name", "first".to_owned());
+    day.call(&[action("RegisterImage"), named, ("ImageLocation", "tiny".to_owned())]).unwrap();
+    let image = day.state.images.iter().next().unwrap().id.to_string();
+    day.call(&[
+        action("RunInstances"),
+        ("ImageId", image),
+        ("MinCount", "1".to_owned()),
+        ("MaxCount", "1".to_owned()),
+        ("InstanceType", "t3.nano".to_owned()),
+        ("BlockDeviceMapping.1.DeviceName", "/dev/xvda".to_owned()),
+        ("BlockDeviceMapping.1.Ebs.DeleteOnTermination", delete_on_termination.to_string()),
+    ])
+    .unwrap();
+    let instance = day.state.instances.iter().next().unwrap().clone();
+    let volume = instance.attachments[0].volume;
+    day.call(&[action("AllocateAddress")]).unwrap();
+    let allocation = day.state.addresses.iter().next().unwrap().allocation.to_string();
+    let id = instance.id.to_string();
+    day.call(&[
+        action("AssociateAddress"),
+        ("AllocationId", allocation),
+        ("InstanceId", id.clone()),
+    ])
+    .unwrap();
+
+    let say = |day: &mut Day, state, starts, volumes| {
+        let context = Context { state: &day.state, settings: &day.settings, now_ms: day.now_ms };
+        let observed = Observed {
+            revision: desired(&context, HOST).revision,
+            instances: vec![ObservedInstance {
+                id: instance.id,
+                state,
+                starts,
+                reboots: 0,
+                reason: None,
+                attachments: Vec::new(),
+            }],
+            volumes,
+            ..day.observed.clone()
+        };
+        assert!(day.change(|c, d| Ok(observe(c, HOST, &observed, d))).unwrap());
+        day.check();
+    };
+    let there = || vec![ObservedVolume { id: volume, state: VolumeState::Available, reason: None }];
+    let first = if starts == 0 { InstanceState::Pending } else { InstanceState::Running };
+    say(&mut day, first, starts, there());
+    day.call(&[action("TerminateInstances"), ("InstanceId.1", id)]).unwrap();
+    say(&mut day, InstanceState::ShuttingDown, 0, there());
+    let now = |day: &Day| {
+        let instance = day.state.instances.get(instance.id).unwrap();
+        (instance.terminated_ms.is_some(), instance_state(&day.state, instance))
+    };
+    assert_eq!(now(&day), (false, InstanceState::ShuttingDown));
+    say(&mut day, InstanceState::Terminated, 0, there());
+
+    assert_eq!(now(&day), (true, InstanceState::Terminated));
+    assert!(day.state.addresses.iter().all(|a| a.association.is_none()));
+    let context = Context { state: &day.state, settings: &day.settings, now_ms: day.now_ms };
+    let wish = desired(&context, HOST);
+    assert!(wish.instances.is_empty() && wish.network.interfaces.is_empty());
+    assert_eq!(wish.volumes[0].deleted, delete_on_termination);
+    say(&mut day, InstanceState::Terminated, 0, Vec::new());
+    assert_eq!(day.state.volumes.get(volume).is_none(), delete_on_termination);
+}
+
+#[test]
+fn an_instance_that_ends_before_its_first_start_lets_go_of_all() {
+    ends(11, 0, true);
+    ends(12, 0, false);
+}
+
+#[test]
+fn an_end_is_believed_of_an_agent_that_lost_its_memory() {
+    ends(13, 1, true);
+    ends(14, 1, false);
 }
 
 #[test]

@@ -505,6 +505,10 @@ impl Instance {
     /// The names that EC2 has for where the instance is heading.
     fn name_state(&mut self, target: Target, wish: &host::Instance) {
         use InstanceState::{Pending, Running, ShuttingDown, Stopped, Stopping, Terminated};
+        if wish.run != Run::Running {
+            // Who asks for an end asks for it of the newest start too, begun or not.
+            self.record.starts = self.record.starts.max(wish.starts);
+        }
         match (target, self.record.state) {
             (Target::Gone, Pending | Running | Stopping | Stopped) => {
                 self.become_state(ShuttingDown)

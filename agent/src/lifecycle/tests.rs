@@ -437,3 +437,25 @@ fn a_guest_that_cannot_start_is_left_stopped_with_the_reason() {
     assert!(observed.reason.unwrap().contains("planted"));
     assert_eq!(observed.starts, 1);
 }
+
+#[test]
+fn an_instance_that_ends_before_its_first_start_answers_the_wish_whole() {
+    let mut world = World::new(4, Mistake::None);
+    // A life in which the network never came.
+    world.machine = scripted::Machine::new(4, Faults::default());
+    world.core = Instance::new(world.wish.id, None);
+    world.step(Event::NetworkReady(false));
+    world.tell_wish();
+    world.pass(Duration::from_secs(30));
+    assert_eq!(world.core.state(), InstanceState::Pending);
+    assert_eq!(world.core.observed().starts, 0);
+    assert!(!world.exports.is_empty());
+    world.wish.run = Run::Terminated;
+    world.tell_wish();
+    world.pass(Duration::from_secs(30));
+    let observed = world.core.observed();
+    assert_eq!(observed.state, InstanceState::Terminated);
+    assert_eq!(observed.starts, world.wish.starts, "control takes it for an older start's end");
+    assert_eq!(observed.attachments, []);
+    assert!(world.exports.is_empty());
+}

@@ -3,7 +3,9 @@
 //! Level-triggered: a host says the whole each time, and the same report twice
 //! changes nothing. A report is taken only along lawful moves
 //! (`model::InstanceState::may_become`): an agent that starts anew and says
-//! `pending` of a running instance is not believed until it says more.
+//! `pending` of a running instance is not believed until it says more. Nor does
+//! the end of an older start say anything of a newer one, save for `terminated`:
+//! that is final, whether or not the instance ever came as far as a start.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -76,7 +78,9 @@ fn observe_instance(
 ) {
     let state = context.state;
     let before = state.observed_instances.get(instance.id);
-    if instance.terminated_ms.is_some() || before.is_some_and(|b| b.starts > report.starts) {
+    let over = report.state == InstanceState::Terminated;
+    let older = before.is_some_and(|b| b.starts > report.starts);
+    if instance.terminated_ms.is_some() || (older && !over) {
         return;
     }
     let now = believed(before, report);
@@ -99,7 +103,7 @@ fn observe_instance(
         .attachments
         .retain(|a| !(a.detaching && looked && !seen.attachments.contains_key(&a.volume)));
     draft.plan.put(state, &seen);
-    if report.starts >= instance.starts {
+    if over || report.starts >= instance.starts {
         settle(context, &mut changed, now, report.reason.as_deref(), draft);
     }
     draft.plan.put(state, &changed);
