@@ -152,11 +152,13 @@ async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
     let owner = Host::new(deployment.clone(), images.clone(), memory, qemu, channels, observed)
         .context("take up what was remembered")?;
     let control = Client::new(deployment.socket_of("control"));
+    let (telling, known) = tokio::sync::watch::channel(Vec::new());
     let reception = Reception {
         deployment: deployment.clone(),
         images,
         packages: state.join("packages"),
         desk: desk.clone(),
+        known,
     };
     let listener = rpc::server::ControlListener::bind(&deployment.socket_of("agent"))
         .context("listen at the control socket")?;
@@ -164,7 +166,7 @@ async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
 
     let owner = tokio::spawn(owner.run());
     tokio::spawn(poll(control.clone(), host.clone(), desk));
-    tokio::spawn(report(control, host, heard));
+    tokio::spawn(report(control, host, heard, telling));
     let server = tokio::spawn(async move { axum::serve(listener, service).await });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

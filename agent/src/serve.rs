@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
@@ -10,10 +11,15 @@ use base64::Engine;
 use model::InstanceId;
 use rpc::agent::{BuildImage, Console, Image, ImportImage, Status};
 use rpc::{Deployment, Error};
+use tokio::sync::watch;
 
 use crate::host::{Desk, Message};
 use crate::image::{self, Store};
 use crate::qemu::{Places, console};
+
+/// How long a caller with a new image waits for control to hear of it. Where
+/// control is away it has its image all the same, and control hears of it later.
+const KNOWN_PATIENCE: Duration = Duration::from_secs(4);
 
 pub struct Reception {
     pub deployment: Deployment,
@@ -21,6 +27,20 @@ pub struct Reception {
     /// Where packages are kept between builds.
     pub packages: PathBuf,
     pub desk: Desk,
+    /// The images that control has heard of.
+    pub known: watch::Receiver<Vec<Image>>,
+}
+
+impl Reception {
+    /// Returns when control knows the image: who asked for it registers it next.
+    async fn made_known(&self, image: &Image) {
+        self.desk.tell(Message::ImagesChanged).await;
+        let mut known = self.known.clone();
+        let heard = known.wait_for(|images| images.contains(image));
+        if !matches!(tokio::time::timeout(KNOWN_PATIENCE, heard).await, Ok(Ok(_))) {
+            tracing::warn!(image = image.name, "control has not heard of it yet");
+        }
+    }
 }
 
 type Shared = State<Arc<Reception>>;
@@ -81,12 +101,12 @@ async fn build_image(
             build.name, build.recipe
         )));
     }
-    let desk = reception.desk.clone();
+    let at_work = Arc::clone(&reception);
     let made = blocking(move || {
-        Ok(image::build_tiny(&reception.images, &build.name, &reception.packages)?.into())
+        Ok(image::build_tiny(&at_work.images, &build.name, &at_work.packages)?.into())
     })
     .await?;
-    desk.tell(Message::ImagesChanged).await;
+    reception.made_known(&made).await;
     Ok(made)
 }
 
@@ -94,11 +114,11 @@ async fn import_image(
     State(reception): Shared,
     Json(import): Json<ImportImage>,
 ) -> Result<Json<Image>, Error> {
-    let desk = reception.desk.clone();
+    let at_work = Arc::clone(&reception);
     let made =
-        blocking(move || Ok(image::import(&reception.images, &import.file, &import.name)?.into()))
+        blocking(move || Ok(image::import(&at_work.images, &import.file, &import.name)?.into()))
             .await?;
-    desk.tell(Message::ImagesChanged).await;
+    reception.made_known(&made).await;
     Ok(made)
 }
 

@@ -5,16 +5,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use agent::host::{Channels, Desk, Host, Memory, Message};
+use agent::host::{Channels, Desk, Host, Memory, Message, report};
 use agent::image::Store;
 use agent::scripted::Scripted;
+use agent::serve::{Reception, router};
 use axum::extract::{Path, State};
 use axum::routing::{get, put};
 use axum::{Json, Router};
 use model::{InstanceId, InstanceState, VolumeId, VolumeState};
+use rpc::agent::ImportImage;
 use rpc::block::{Export, NewExport, NewVolume, Volume, VolumeHealth};
 use rpc::host::{Attachment, Desired, Instance, Observed, Run};
-use rpc::{Deployment, Error};
+use rpc::{Client, Deployment, Error};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -124,6 +126,38 @@ impl World {
         (desk, observed, tokio::spawn(host.run()))
     }
 
+    /// The agent's own control socket, and its reports to control.
+    fn serve_agent(&self, desk: Desk, observed: watch::Receiver<Observed>) -> [JoinHandle<()>; 2] {
+        let (telling, known) = watch::channel(Vec::new());
+        let reception = Reception {
+            deployment: self.deployment.clone(),
+            images: Store::open(self.deployment.state_of("agent").join("images")).unwrap(),
+            packages: self.deployment.state_of("agent").join("packages"),
+            desk,
+            known,
+        };
+        let path = self.deployment.socket_of("agent");
+        let control = Client::new(self.deployment.socket_of("control"));
+        [
+            tokio::spawn(
+                async move { rpc::server::serve(&path, router(reception)).await.unwrap() },
+            ),
+            tokio::spawn(report(control, "h".to_owned(), observed, telling)),
+        ]
+    }
+
+    /// A control that is slow to take a report.
+    fn serve_control(&self, heard: Arc<Mutex<Observed>>) -> JoinHandle<()> {
+        let take = |State(heard): State<Arc<Mutex<Observed>>>, Json(report): Json<Observed>| async move {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            *heard.lock().unwrap() = report;
+            Json(())
+        };
+        let router = Router::new().route("/host/v1/{host}/observed", put(take)).with_state(heard);
+        let path = self.deployment.socket_of("control");
+        tokio::spawn(async move { rpc::server::serve(&path, router).await.unwrap() })
+    }
+
     fn exported(&self) -> Vec<VolumeId> {
         self.block.lock().unwrap().exports.values().map(|e| e.volume).collect()
     }
@@ -225,4 +259,36 @@ async fn an_instance_lives_and_ends_though_others_come_and_go() {
     assert_eq!(left.count(), 0);
     agent.abort();
     block.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_new_image_may_register_it_at_once() {
+    if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
+        let name = "who_has_a_new_image_may_register_it_at_once";
+        agent::skipped(name, "qemu-img is not installed");
+        return;
+    }
+    let world = World::new();
+    let (desk, observed, owner) = world.agent();
+    let parts = world.serve_agent(desk, observed);
+    let file = world.deployment.run_dir().join("disk.raw");
+    std::fs::write(&file, [7; 8192]).unwrap();
+    let client = Client::new(world.deployment.socket_of("agent"));
+    while client.images().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+
+    // Control is away: the image is there all the same, if later.
+    let import = |name: &str| ImportImage { file: file.clone(), name: name.to_owned() };
+    client.import_image(&import("first")).await.unwrap();
+
+    let heard = Arc::new(Mutex::new(Observed::default()));
+    let control = world.serve_control(Arc::clone(&heard));
+    for name in ["second", "third"] {
+        let image = client.import_image(&import(name)).await.unwrap();
+        assert!(heard.lock().unwrap().images.contains(&image), "control has not heard of {name}");
+    }
+    for task in parts.into_iter().chain([owner, control]) {
+        task.abort();
+    }
 }

@@ -8,6 +8,9 @@
 //! | `POST /v1/images/build` | [`BuildImage`] → [`Image`] |
 //! | `POST /v1/images/import` | [`ImportImage`] → [`Image`] |
 //! | `DELETE /v1/images/{name}` | → `null`; a missing one is no error |
+//!
+//! A new image is answered once control has heard of it, so that it can be
+//! registered at once; where control is away, a few seconds later.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use rpc::Client;
+use rpc::agent::Image;
 use rpc::host::Observed;
 use tokio::sync::watch;
 
@@ -45,13 +46,22 @@ pub async fn poll(control: Client, host: String, desk: Desk) {
     }
 }
 
-/// Tells what is, on each change and now and then.
-pub async fn report(control: Client, host: String, mut observed: watch::Receiver<Observed>) {
+/// Tells what is, on each change and now and then; `known` are the images that
+/// control has heard of.
+pub async fn report(
+    control: Client,
+    host: String,
+    mut observed: watch::Receiver<Observed>,
+    known: watch::Sender<Vec<Image>>,
+) {
     let mut tries = 0;
     loop {
         let now = observed.borrow_and_update().clone();
         match control.host_observed(&host, &now).await {
-            Ok(()) => tries = 0,
+            Ok(()) => {
+                tries = 0;
+                known.send_replace(now.images);
+            }
             Err(error) => {
                 tries += 1;
                 if tries == 1 {
