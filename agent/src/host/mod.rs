@@ -248,7 +248,7 @@ impl<H: Hypervisor> Host<H> {
         for wish in self.desired.instances.clone() {
             let id = wish.id;
             self.instances.entry(id).or_insert_with(|| Instance::new(id, None));
-            self.step(id, Event::NetworkReady(self.network.serves(&wish)));
+            self.step(id, Event::Network(self.network.serves(&wish)));
             self.step(id, Event::Wish(Box::new(wish)));
         }
         self.forget();
@@ -276,7 +276,7 @@ impl<H: Hypervisor> Host<H> {
         let wishes = self.desired.instances.clone();
         for wish in wishes {
             if self.instances.contains_key(&wish.id) {
-                self.step(wish.id, Event::NetworkReady(self.network.serves(&wish)));
+                self.step(wish.id, Event::Network(self.network.serves(&wish)));
             }
         }
     }
@@ -312,7 +312,7 @@ impl<H: Hypervisor> Host<H> {
             return;
         };
         let before = instance.state();
-        if !matches!(event, Event::Tick | Event::NetworkReady(_) | Event::Wish(_)) {
+        if !matches!(event, Event::Tick | Event::Network(_) | Event::Wish(_)) {
             tracing::debug!(instance = %id, ?event);
         }
         let effects = instance.step(event, now);

@@ -6,6 +6,10 @@ use rpc::{dataplane, host};
 
 use crate::lifecycle::backoff;
 
+/// The longest pause between tries: a dataplane that was mended serves all guests
+/// that wait for it, and a refused try costs little.
+const RETRY_LAST: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Default)]
 pub struct Network {
     wanted: dataplane::Desired,
@@ -13,6 +17,7 @@ pub struct Network {
     busy: bool,
     tries: u32,
     retry_at: Duration,
+    trouble: Option<String>,
 }
 
 impl Network {
@@ -45,12 +50,14 @@ impl Network {
             Ok(generation) => {
                 tracing::info!(generation, "network applied");
                 self.tries = 0;
+                self.trouble = None;
                 self.applied = Some(asked);
             }
             Err(error) => {
                 self.tries += 1;
-                self.retry_at = now + backoff(self.tries);
+                self.retry_at = now + backoff(self.tries).min(RETRY_LAST);
                 tracing::warn!(%error, tries = self.tries, "network not applied; trying again");
+                self.trouble = Some(error);
             }
         }
     }
@@ -64,19 +71,67 @@ impl Network {
         }
     }
 
-    /// Whether every interface of the instance has been made.
-    pub fn serves(&self, instance: &host::Instance) -> bool {
-        instance.interfaces.iter().all(|wanted| {
+    /// Whether every interface of the instance has been made, or why not.
+    pub fn serves(&self, instance: &host::Instance) -> Result<(), String> {
+        let all = instance.interfaces.iter().all(|wanted| {
             self.applied.as_ref().is_some_and(|applied| {
                 applied
                     .interfaces
                     .iter()
                     .any(|i| i.id == wanted.id && i.device.name() == wanted.device)
             })
-        })
+        });
+        match &self.trouble {
+            _ if all => Ok(()),
+            Some(trouble) => Err(trouble.clone()),
+            None => Err("the dataplane is at it".to_owned()),
+        }
     }
 
     pub fn generation(&self) -> u64 {
         self.applied.as_ref().map_or(0, |a| a.generation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::{InstanceId, InterfaceId, Mac};
+
+    use super::*;
+
+    fn waiting() -> host::Instance {
+        host::Instance {
+            id: InstanceId::from_random(1),
+            run: host::Run::Running,
+            starts: 1,
+            reboots: 0,
+            vcpus: 1,
+            memory_mib: 128,
+            image: "none".to_owned(),
+            interfaces: vec![host::AttachedInterface {
+                id: InterfaceId::from_random(1),
+                device: "tap1".to_owned(),
+                mac: Mac([2, 0, 0, 0, 0, 1]),
+            }],
+            volumes: Vec::new(),
+            volumes_max: 1,
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_told_to_those_who_wait_and_tried_again_soon_however_old() {
+        let mut network = Network::default();
+        network.wish(dataplane::Desired { generation: 1, ..dataplane::Desired::default() });
+        let mut now = Duration::ZERO;
+        for _ in 0..30 {
+            let asked = network.next(now).expect("tried again within two seconds");
+            network.applied(asked, Err("planted".to_owned()), now);
+            assert_eq!(network.serves(&waiting()), Err("planted".to_owned()));
+            now += Duration::from_secs(2);
+        }
+        let asked = network.next(now).unwrap();
+        network.applied(asked, Ok(1), now);
+        assert!(network.serves(&waiting()).is_err_and(|cause| cause != "planted"));
+        assert_eq!(network.next(now), None);
     }
 }

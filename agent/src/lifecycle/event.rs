@@ -11,8 +11,8 @@ use super::Record;
 pub enum Event {
     /// What control wants, whole.
     Wish(Box<host::Instance>),
-    /// Whether the dataplane has made this instance's interfaces.
-    NetworkReady(bool),
+    /// Whether the dataplane has made this instance's interfaces, or why not.
+    Network(Result<(), String>),
     Exported(VolumeId, Result<(), String>),
     Unexported(VolumeId, Result<(), String>),
     /// The block server has lost an export that we had.

@@ -124,7 +124,7 @@ pub struct Instance {
     record: Record,
     remembered: Record,
     wish: Option<Box<host::Instance>>,
-    network_ready: bool,
+    network: Result<(), String>,
     machine: Machine,
     epoch: u64,
     disks: BTreeMap<VolumeId, Disk>,
@@ -147,7 +147,7 @@ impl Instance {
             remembered: record.clone(),
             record,
             wish: None,
-            network_ready: false,
+            network: Err("they were not asked for yet".into()),
             machine: Machine::Unknown { asked: false, again_at: Duration::ZERO },
             epoch: 0,
         }
@@ -195,7 +195,7 @@ impl Instance {
     fn absorb(&mut self, event: Event, now: Duration) {
         match event {
             Event::Wish(wish) => self.wish = Some(wish),
-            Event::NetworkReady(ready) => self.network_ready = ready,
+            Event::Network(network) => self.network = network,
             Event::Exported(volume, result) => self.disk_ended(volume, DiskOp::Export, result, now),
             Event::Unexported(volume, result) => {
                 self.disk_ended(volume, DiskOp::Unexport, result, now);
@@ -534,9 +534,9 @@ impl Instance {
     }
 
     fn start(&mut self, wish: &host::Instance, now: Duration, effects: &mut Vec<Effect>) {
-        if !self.network_ready {
+        if let Err(cause) = &self.network {
             self.record.reason =
-                Some("Server.Pending: its network interfaces are not made yet".into());
+                Some(format!("Server.Pending: its network interfaces are not made yet: {cause}"));
             return;
         }
         if !wish.volumes.iter().any(|a| a.boot) {

@@ -91,7 +91,7 @@ impl World {
             machines_seen: BTreeSet::new(),
             generation: 1,
         };
-        world.step(Event::NetworkReady(true));
+        world.step(Event::Network(Ok(())));
         world.tell_wish();
         world
     }
@@ -205,7 +205,7 @@ impl World {
         self.core = Instance::new(self.wish.id, kept);
         self.answers.clear();
         self.machine.agent_died();
-        self.step(Event::NetworkReady(true));
+        self.step(Event::Network(Ok(())));
         self.tell_wish();
     }
 
@@ -229,7 +229,8 @@ impl World {
             11 if self.chance.percent(5) => self.wish.run = Run::Terminated,
             12 => {
                 let ready = self.chance.percent(50);
-                return self.step(Event::NetworkReady(ready));
+                let network = if ready { Ok(()) } else { Err("planted".into()) };
+                return self.step(Event::Network(network));
             }
             13 => {
                 // The block server forgets what nobody is connected to.
@@ -263,7 +264,7 @@ impl World {
     fn comes_true(&mut self) {
         self.machine.faults = Faults::default();
         self.block_is_up = true;
-        self.step(Event::NetworkReady(true));
+        self.step(Event::Network(Ok(())));
         // What the guest has begun by itself comes to its end first.
         self.pass(Duration::from_secs(10));
         if self.wish.run == Run::Running {
@@ -444,10 +445,11 @@ fn an_instance_that_ends_before_its_first_start_answers_the_wish_whole() {
     // A life in which the network never came.
     world.machine = scripted::Machine::new(4, Faults::default());
     world.core = Instance::new(world.wish.id, None);
-    world.step(Event::NetworkReady(false));
+    world.step(Event::Network(Err("planted".into())));
     world.tell_wish();
     world.pass(Duration::from_secs(30));
     assert_eq!(world.core.state(), InstanceState::Pending);
+    assert!(world.core.observed().reason.unwrap().contains("interfaces are not made yet: planted"));
     assert_eq!(world.core.observed().starts, 0);
     assert!(!world.exports.is_empty());
     world.wish.run = Run::Terminated;
