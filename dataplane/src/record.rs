@@ -1,8 +1,9 @@
 //! Small JSON records on disk, whole or not at all: the desired state as last
 //! accepted, and the devices that were made.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -38,7 +39,14 @@ pub fn write<T: Serialize>(path: &Path, value: &T) -> Result<(), Error> {
     let bytes =
         serde_json::to_vec_pretty(value).map_err(io::Error::from).map_err(failed("write"))?;
     let pending = path.with_extension("json.new");
-    let mut file = File::create(&pending).map_err(failed("write"))?;
+    // User data is in it, which is its instance's own affair.
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&pending)
+        .map_err(failed("write"))?;
     file.write_all(&bytes).map_err(failed("write"))?;
     file.sync_all().map_err(failed("sync"))?;
     fs::rename(&pending, path).map_err(failed("replace"))?;
@@ -60,6 +68,15 @@ mod tests {
         assert_eq!(read::<Vec<u32>>(&path).unwrap(), Some(vec![1, 2]));
         write(&path, &vec![4]).unwrap();
         assert_eq!(read::<Vec<u32>>(&path).unwrap(), Some(vec![4]));
+    }
+
+    #[test]
+    fn a_record_is_for_its_owner_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("r.json");
+        write(&path, &1).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

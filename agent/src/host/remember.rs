@@ -10,8 +10,9 @@
 //! its start, before it could act on half a memory.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -121,7 +122,9 @@ fn read<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
 
 fn write<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     let pending = path.with_extension("new");
-    let mut file = File::create(&pending)?;
+    // User data is in it, which is its instance's own affair.
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&pending)?;
     file.write_all(&serde_json::to_vec(value)?)?;
     file.sync_all()?;
     fs::rename(&pending, path)?;
