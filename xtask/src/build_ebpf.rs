@@ -147,8 +147,14 @@ impl Toolchain {
         fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
         let bitcode = self.compile(folder)?;
         let object = folder.join("hostplane.o");
-        self.link(folder, &bitcode, &object)?;
-        fs::write(object.with_extension("origin"), self.origin("built", &fs::read(&object)?))?;
+        let linked = folder.join("linked.o");
+        self.link(folder, &bitcode, &linked)?;
+        // The same bytes keep their file and its time: what embeds them is not built again.
+        let bytes = fs::read(&linked).with_context(|| format!("read {}", linked.display()))?;
+        if fs::read(&object).ok().as_ref() != Some(&bytes) {
+            fs::rename(&linked, &object).with_context(|| format!("write {}", object.display()))?;
+        }
+        fs::write(object.with_extension("origin"), self.origin("built", &bytes))?;
         Ok(object)
     }
 
