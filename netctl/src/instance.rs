@@ -14,7 +14,7 @@ use crate::deployment::config::Config;
 use crate::failure::{Failure, Outcome};
 use crate::listing::{Column, Listing, Shape};
 use crate::output::{self, Format};
-use crate::{group, image, waiting};
+use crate::{group, image, naming, waiting};
 
 #[derive(Debug, Subcommand)]
 pub enum Instance {
@@ -432,17 +432,7 @@ pub fn resolve(session: &Session, instance: &str) -> Outcome<String> {
     };
     let found = describe(session, &[], &[Filter::new("tag:Name", instance), living])?;
     let ids: Vec<&str> = found.iter().map(|i| i.text_at("instanceId")).collect();
-    match ids.as_slice() {
-        [id] => Ok((*id).to_owned()),
-        [] => Err(Failure::failed(format!("instance {instance}: none has that id or name"))
-            .hint("netctl instance list")),
-        many => Err(Failure::failed(format!(
-            "instance {instance}: {} have that name: {}",
-            many.len(),
-            many.join(", ")
-        ))
-        .hint("say which by its id")),
-    }
+    naming::the_only("instance", instance, &ids)
 }
 
 fn resolve_all(session: &Session, instances: &[String]) -> Outcome<Vec<String>> {

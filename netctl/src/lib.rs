@@ -23,6 +23,7 @@ pub mod instance_type;
 pub mod interface;
 pub mod key;
 pub mod listing;
+pub mod naming;
 pub mod output;
 pub mod reference;
 pub mod subnet;

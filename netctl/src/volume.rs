@@ -8,7 +8,7 @@ use crate::api::session::{Filter, Tag};
 use crate::api::{Element, Parameters, Session};
 use crate::failure::{Failure, Outcome};
 use crate::listing::{Column, Listing, Shape};
-use crate::{instance, output, waiting, zone};
+use crate::{instance, naming, output, waiting, zone};
 
 #[derive(Debug, Subcommand)]
 pub enum Volume {
@@ -276,17 +276,7 @@ fn resolve(session: &Session, volume: &str) -> Outcome<String> {
     }
     let found = describe(session, &[], &[Filter::new("tag:Name", volume)])?;
     let ids: Vec<&str> = found.iter().map(|v| v.text_at("volumeId")).collect();
-    match ids.as_slice() {
-        [id] => Ok((*id).to_owned()),
-        [] => Err(Failure::failed(format!("volume {volume}: none has that id or name"))
-            .hint("netctl volume list")),
-        many => Err(Failure::failed(format!(
-            "volume {volume}: {} have that name: {}",
-            many.len(),
-            many.join(", ")
-        ))
-        .hint("say which by its id")),
-    }
+    naming::the_only("volume", volume, &ids)
 }
 
 fn resolve_all(session: &Session, volumes: &[String]) -> Outcome<Vec<String>> {
