@@ -29,6 +29,17 @@ pub enum Error {
     Size { path: PathBuf, found: u64, wanted: u64 },
 }
 
+/// Whether file operations go through the kernel's page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Cache {
+    /// Past it (`O_DIRECT`), where the file system lets us.
+    #[default]
+    None,
+    /// Through it: reads come from memory where they can, and a write is in
+    /// memory only until a flush or FUA.
+    Writeback,
+}
+
 /// An open file and what its volume may be.
 #[derive(Debug)]
 pub struct Backing {
@@ -37,16 +48,21 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// Opens past the page cache where the file system lets us: cached random
-    /// writes cost ten times the CPU (docs/adr/0031), and what a guest flushed
-    /// must not hang on our memory.
+    /// Past the page cache, as volumes are served: cached random writes cost ten
+    /// times the CPU (docs/adr/0031), and what a guest flushed must not hang on
+    /// our memory.
     pub fn open(path: &Path, read_only: bool) -> Result<Self, Error> {
+        Self::open_cached(path, read_only, Cache::None)
+    }
+
+    pub fn open_cached(path: &Path, read_only: bool, cache: Cache) -> Result<Self, Error> {
         let open =
             |flags| OpenOptions::new().read(true).write(!read_only).custom_flags(flags).open(path);
         let failed = |cause| Error::Open { path: path.to_owned(), cause };
-        let (mut file, direct) = match open(libc::O_DIRECT) {
-            Ok(file) => (file, true),
-            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {
+        let past_cache = if cache == Cache::None { libc::O_DIRECT } else { 0 };
+        let (mut file, direct) = match open(past_cache) {
+            Ok(file) => (file, cache == Cache::None),
+            Err(cause) if cache == Cache::None && cause.raw_os_error() == Some(libc::EINVAL) => {
                 tracing::warn!(
                     "{}: the file system has no direct I/O; going through the page cache",
                     path.display()

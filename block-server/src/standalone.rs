@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU32;
 use anyhow::{Context, ensure};
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::backing::Backing;
+use crate::backing::{Backing, Cache};
 use crate::socket;
 use crate::worker::{Access, EngineChoice, Handle, NewVolume, Served};
 
@@ -30,6 +30,9 @@ pub struct Options {
     /// Refuse every change.
     #[arg(long)]
     read_only: bool,
+    /// Whether file operations go through the kernel's page cache.
+    #[arg(long, value_enum, default_value = "none")]
+    cache: Cache,
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
 }
@@ -52,7 +55,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     let mut exports = Vec::new();
     let all = options.file.map(|path| (String::new(), path)).into_iter().chain(options.export);
     for (name, path) in all {
-        exports.push(add(&worker, name, &path, options.read_only).await?);
+        exports.push(add(&worker, name, &path, options.read_only, options.cache).await?);
     }
     if let Some(path) = &options.socket {
         listeners.push(socket::listen(path, None)?);
@@ -83,8 +86,9 @@ async fn add(
     name: String,
     path: &Path,
     read_only: bool,
+    cache: Cache,
 ) -> anyhow::Result<Served> {
-    let backing = Backing::open(path, read_only)?;
+    let backing = Backing::open_cached(path, read_only, cache)?;
     let size = backing.geometry.size;
     let volume = NewVolume {
         name: path.display().to_string(),

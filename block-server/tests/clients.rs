@@ -40,7 +40,7 @@ fn nbdinfo_sees_what_is_served() {
 #[test]
 fn nbdcopy_brings_an_image_in_and_out_unchanged() {
     const TEST: &str = "nbdcopy_brings_an_image_in_and_out_unchanged";
-    for engine in engines() {
+    for (engine, cache) in engines().into_iter().flat_map(|e| [(e, "none"), (e, "writeback")]) {
         let bench = Bench::new(48);
         let source = bench.path("source");
         let mut random = sim::Random::new(1);
@@ -50,14 +50,17 @@ fn nbdcopy_brings_an_image_in_and_out_unchanged() {
         }
         bytes[(20 << 20)..(28 << 20)].fill(0);
         std::fs::write(&source, &bytes).unwrap();
-        let _server = bench.serve(&["--engine", engine]);
+        let _server = bench.serve(&["--engine", engine, "--cache", cache]);
         let (uri, back) = (bench.uri(), bench.path("back"));
         let many = ["--connections=4", "--flush"];
         if succeed(TEST, "nbdcopy", &[many[0], many[1], text(&source), &uri]).is_none() {
             return;
         }
         succeed(TEST, "nbdcopy", &[many[0], &uri, text(&back)]);
-        assert!(std::fs::read(&back).unwrap() == bytes, "{engine}: what came back differs");
+        assert!(
+            std::fs::read(&back).unwrap() == bytes,
+            "{engine}, cache {cache}: what came back differs"
+        );
         assert!(std::fs::read(bench.image()).unwrap() == bytes);
     }
 }

@@ -1,60 +1,94 @@
-//! 4 KiB over NBD, side by side with nbdkit and qemu-nbd on the same file:
+//! Blocks over NBD, side by side with nbdkit and qemu-nbd on the same file:
 //! arguments and signals.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use benches::block::contender::Transport;
-use benches::block::{Plan, fio, report, run};
+use anyhow::Context;
+use benches::block::row::{ROWS, Row};
+use benches::block::{Plan, plot, report, run};
 use benches::machine;
 use clap::Parser;
 
-/// 4 KiB random reads and writes over NBD, side by side with nbdkit and qemu-nbd
-/// on the same file. The answer goes to standard output, progress to standard error.
+/// Random reads and writes over NBD, side by side with nbdkit and qemu-nbd on the
+/// same file. The answer goes to standard output, progress to standard error.
 #[derive(Debug, Parser)]
 #[command(name = "block", version)]
 struct Arguments {
+    /// Only these rows, by name or by the beginning of their names; `help` lists them.
+    #[arg(long, value_delimiter = ',')]
+    rows: Vec<String>,
     /// How often each measurement is repeated.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// How long each measurement takes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=3600))]
-    seconds: u64,
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    seconds: f64,
     /// Size of the file, in MiB.
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     size_mib: u64,
     /// Folder for the file, on the disk in question. Without it: beside this program.
     #[arg(long)]
     directory: Option<PathBuf>,
+    /// Rows whose rounds disagree are measured anew until so many seconds have gone.
+    #[arg(long, default_value_t = 470)]
+    seconds_max: u64,
+    /// Another build of block-server, to be measured beside this one.
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Also draw the answer, as SVG, into this file.
+    #[arg(long)]
+    plot: Option<PathBuf>,
     /// One short round on a small file, to see that all works.
     #[arg(long)]
     quick: bool,
 }
 
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.1..=3600.0).contains(&seconds) { Ok(seconds) } else { Err("0.1 to 3600".into()) }
+}
+
 impl Arguments {
-    fn plan(self) -> anyhow::Result<Plan> {
-        let directory = match self.directory {
-            Some(directory) => directory,
+    fn rows(&self) -> anyhow::Result<Vec<Row>> {
+        let is_wanted =
+            |row: &Row| self.rows.is_empty() || self.rows.iter().any(|w| row.id.starts_with(&**w));
+        let rows: Vec<Row> = ROWS.into_iter().filter(is_wanted).collect();
+        let all: Vec<&str> = ROWS.iter().map(|row| row.id).collect();
+        anyhow::ensure!(!rows.is_empty(), "the rows are: {}", all.join(", "));
+        Ok(rows)
+    }
+
+    fn plan(&self) -> anyhow::Result<Plan> {
+        let directory = match &self.directory {
+            Some(directory) => directory.clone(),
             None => machine::own_folder()?,
         };
         let (rounds, seconds, size_mib) =
-            if self.quick { (1, 1, 64) } else { (self.rounds, self.seconds, self.size_mib) };
+            if self.quick { (1, 0.3, 64) } else { (self.rounds, self.seconds, self.size_mib) };
         Ok(Plan {
-            workloads: fio::RANDOM_4K.to_vec(),
-            transports: vec![Transport::Unix, Transport::Tcp],
+            rows: self.rows()?,
             rounds: rounds as usize,
-            seconds,
+            duration: Duration::from_secs_f64(seconds),
             size_mib,
             directory,
+            time_max: Duration::from_secs(if self.quick { 0 } else { self.seconds_max }),
+            against: self.against.clone(),
         })
     }
 }
 
 fn main() -> anyhow::Result<()> {
-    let plan = Arguments::parse().plan()?;
+    let arguments = Arguments::parse();
+    let plan = arguments.plan()?;
     anyhow::ensure!(machine::version("fio", "--version").is_some(), "fio is not installed");
     benches::process::watch_signals()?;
     let header = report::header(&plan);
     let results = run(&plan, |line| eprintln!("{line}"))?;
     print!("{header}{}", report::text(&plan, &results));
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::svg(&plan, &results))
+            .with_context(|| format!("{}: write", path.display()))?;
+    }
     Ok(())
 }

@@ -1,14 +1,13 @@
 //! Who serves the file: ours, the peers, and nobody at all (fio on the file).
 
 use std::fmt;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
 
+use super::address::{Address, Transport};
 use crate::machine;
 use crate::process::Background;
 
@@ -16,10 +15,13 @@ use crate::process::Background;
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 const ASK_EVERY: Duration = Duration::from_millis(10);
 
+/// Where a server finds the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Transport {
-    Unix,
-    Tcp,
+pub enum Medium {
+    /// O_DIRECT, and nothing of the file in memory.
+    Disk,
+    /// All of the file in memory, served from there.
+    PageCache,
 }
 
 /// In the order of the report.
@@ -29,21 +31,20 @@ pub enum Contender {
     QemuUring,
     QemuNative,
     Nbdkit,
+    /// Another build of ours.
+    Other,
     Ours,
 }
 
 impl Contender {
-    pub const ALL: [Self; 5] =
-        [Self::RawFile, Self::QemuUring, Self::QemuNative, Self::Nbdkit, Self::Ours];
-
-    /// Whether it is compared with ours: a server that goes to the disk as ours
-    /// does. nbdkit's file plugin knows no O_DIRECT and serves from memory.
-    pub fn is_peer(self) -> bool {
-        matches!(self, Self::QemuUring | Self::QemuNative)
-    }
-
-    pub fn uses_page_cache(self) -> bool {
-        self == Self::Nbdkit
+    /// Whether ours is compared with it.
+    pub fn is_peer(self, medium: Medium) -> bool {
+        match self {
+            Self::QemuUring | Self::QemuNative => true,
+            // Its file plugin knows no O_DIRECT.
+            Self::Nbdkit => medium == Medium::PageCache,
+            Self::RawFile | Self::Other | Self::Ours => false,
+        }
     }
 
     /// Why it cannot take part, where it cannot.
@@ -54,7 +55,7 @@ impl Contender {
                 .then(|| format!("{program} is not installed"))
         };
         match self {
-            Self::RawFile => None,
+            Self::RawFile | Self::Other => None,
             Self::QemuUring | Self::QemuNative => absent("qemu-nbd"),
             Self::Nbdkit => absent("nbdkit"),
             Self::Ours => match machine::own_program("block-server") {
@@ -67,22 +68,40 @@ impl Contender {
     }
 
     /// Starts it on `file`; `None` where there is no server.
-    pub fn serve(self, transport: Transport, file: &Path) -> anyhow::Result<Option<Server>> {
+    pub fn serve(
+        self,
+        medium: Medium,
+        transport: Transport,
+        file: &Path,
+        other: Option<&Path>,
+    ) -> anyhow::Result<Option<Server>> {
         let address = Address::choose(transport, file)?;
         let command = match self {
             Self::RawFile => return Ok(None),
-            Self::QemuUring => qemu_nbd("io_uring", &address, file),
-            Self::QemuNative => qemu_nbd("native", &address, file),
+            Self::QemuUring => qemu_nbd("io_uring", medium, &address, file),
+            Self::QemuNative => qemu_nbd("native", medium, &address, file),
             Self::Nbdkit => nbdkit(&address, file),
-            Self::Ours => ours(&address, file)?,
+            Self::Ours => {
+                let program = machine::own_program("block-server").context("not built")?;
+                ours(&program, medium, &address, file)
+            }
+            Self::Other => ours(other.context("no other build")?, medium, &address, file),
         };
         Server::start(command, address).map(Some)
     }
 }
 
-fn qemu_nbd(aio: &str, address: &Address, file: &Path) -> Command {
+fn qemu_nbd(aio: &str, medium: Medium, address: &Address, file: &Path) -> Command {
     let mut command = Command::new("qemu-nbd");
-    command.args(["--format=raw", "--persistent", "--cache=none"]).arg(format!("--aio={aio}"));
+    let cache = match medium {
+        Medium::Disk => "none",
+        Medium::PageCache => "writeback",
+    };
+    // As many clients as connections, and the socket's test.
+    command
+        .args(["--format=raw", "--persistent", "--shared=8"])
+        .arg(format!("--cache={cache}"))
+        .arg(format!("--aio={aio}"));
     match address {
         Address::Unix(socket) => command.arg("--socket").arg(socket),
         Address::Tcp(port) => command.arg("--bind=127.0.0.1").arg(format!("--port={port}")),
@@ -102,60 +121,24 @@ fn nbdkit(address: &Address, file: &Path) -> Command {
     command
 }
 
-fn ours(address: &Address, file: &Path) -> anyhow::Result<Command> {
-    let mut command = Command::new(machine::own_program("block-server").context("not built")?);
+fn ours(program: &Path, medium: Medium, address: &Address, file: &Path) -> Command {
+    let mut command = Command::new(program);
     command.arg("serve").arg("--file").arg(file);
+    if medium == Medium::PageCache {
+        command.args(["--cache", "writeback"]);
+    }
     match address {
         Address::Unix(socket) => command.arg("--socket").arg(socket),
         Address::Tcp(port) => command.arg("--tcp").arg(format!("127.0.0.1:{port}")),
     };
-    Ok(command)
-}
-
-#[derive(Debug)]
-enum Address {
-    Unix(PathBuf),
-    Tcp(u16),
-}
-
-impl Address {
-    /// A socket beside the file, or a port that is free now.
-    fn choose(transport: Transport, file: &Path) -> anyhow::Result<Self> {
-        Ok(match transport {
-            Transport::Unix => {
-                let socket = file.with_extension("sock");
-                if socket.exists() {
-                    std::fs::remove_file(&socket)?;
-                }
-                Self::Unix(socket)
-            }
-            Transport::Tcp => {
-                let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-                Self::Tcp(listener.local_addr()?.port())
-            }
-        })
-    }
-
-    fn uri(&self) -> String {
-        match self {
-            Self::Unix(socket) => format!("nbd+unix:///?socket={}", socket.display()),
-            Self::Tcp(port) => format!("nbd://127.0.0.1:{port}/"),
-        }
-    }
-
-    fn listens(&self) -> bool {
-        match self {
-            Self::Unix(socket) => UnixStream::connect(socket).is_ok(),
-            Self::Tcp(port) => TcpStream::connect((Ipv4Addr::LOCALHOST, *port)).is_ok(),
-        }
-    }
+    command
 }
 
 /// A server that listens. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
     process: Background,
-    uri: String,
+    address: Address,
 }
 
 impl Server {
@@ -170,35 +153,27 @@ impl Server {
             std::thread::sleep(ASK_EVERY);
             waited += ASK_EVERY;
         }
-        Ok(Self { process, uri: address.uri() })
+        Ok(Self { process, address })
     }
 
     pub fn id(&self) -> u32 {
         self.process.id()
     }
 
-    pub fn uri(&self) -> &str {
-        &self.uri
-    }
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unix => "unix socket",
-            Self::Tcp => "TCP on loopback",
-        })
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 }
 
 impl fmt::Display for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::RawFile => "no server: fio, io_uring, O_DIRECT",
-            Self::QemuUring => "qemu-nbd cache=none aio=io_uring",
-            Self::QemuNative => "qemu-nbd cache=none aio=native",
-            Self::Nbdkit => "nbdkit file (page cache) *",
+            Self::RawFile => "no server: fio on the file",
+            Self::QemuUring => "qemu-nbd aio=io_uring",
+            Self::QemuNative => "qemu-nbd aio=native",
+            Self::Nbdkit => "nbdkit file",
             Self::Ours => "hostplane block-server",
+            Self::Other => "another build of ours",
         })
     }
 }

@@ -79,7 +79,7 @@ impl DataFile {
 }
 
 /// Marsaglia's xorshift64, shifts 13, 7, 17.
-fn xorshift(mut state: u64) -> u64 {
+pub fn xorshift(mut state: u64) -> u64 {
     state ^= state << 13;
     state ^= state >> 7;
     state ^ (state << 17)

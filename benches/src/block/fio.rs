@@ -1,76 +1,49 @@
-//! The load: fio, by its engines `nbd` (libnbd) and, on the bare file, `io_uring`.
+//! fio as the client, by its engines `nbd` (libnbd) and, on the bare file, `io_uring`.
 
-use std::fmt;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::Context;
 use serde_json::Value;
 
+use crate::block::address::Address;
 use crate::block::file::DataFile;
+use crate::block::load::{Deed, Done, Load};
 use crate::process;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Deed {
-    Read,
-    Write,
-}
-
-/// A pattern of requests, random over the whole file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Workload {
-    pub deed: Deed,
-    pub block_bytes: u32,
-    /// Requests in flight.
-    pub depth: u32,
-}
-
-pub const RANDOM_4K: [Workload; 2] = [
-    Workload { deed: Deed::Read, block_bytes: 4096, depth: 64 },
-    Workload { deed: Deed::Write, block_bytes: 4096, depth: 64 },
-];
-
-/// What fio says that it did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Done {
-    pub operations: u64,
-    pub iops: f64,
-    /// Completion latency.
-    pub p99_us: f64,
-}
-
 pub fn over_nbd(
-    uri: &str,
+    address: &Address,
     data: &DataFile,
-    workload: Workload,
-    seconds: u64,
+    load: Load,
+    duration: Duration,
 ) -> anyhow::Result<Done> {
-    let mut fio = command(data, workload, seconds);
-    fio.arg("--ioengine=nbd").arg(format!("--uri={uri}"));
-    outcome(fio, workload)
+    let mut fio = command(data, load, duration);
+    fio.arg("--ioengine=nbd").arg(format!("--uri={}", address.uri()));
+    outcome(fio, load)
 }
 
-pub fn on_file(data: &DataFile, workload: Workload, seconds: u64) -> anyhow::Result<Done> {
-    let mut fio = command(data, workload, seconds);
+pub fn on_file(data: &DataFile, load: Load, duration: Duration) -> anyhow::Result<Done> {
+    let mut fio = command(data, load, duration);
     fio.args(["--ioengine=io_uring", "--direct=1"])
         .arg(format!("--filename={}", data.path().display()));
-    outcome(fio, workload)
+    outcome(fio, load)
 }
 
-fn command(data: &DataFile, workload: Workload, seconds: u64) -> Command {
+fn command(data: &DataFile, load: Load, duration: Duration) -> Command {
     let mut fio = Command::new("fio");
     fio.current_dir(data.directory())
         .args(["--name=load", "--output-format=json", "--time_based", "--norandommap"])
-        .args(["--randrepeat=0", "--numjobs=1", "--allow_file_create=0"])
-        .arg(format!("--rw={}", workload.rw()))
-        .arg(format!("--bs={}", workload.block_bytes))
-        .arg(format!("--iodepth={}", workload.depth))
-        .arg(format!("--runtime={seconds}"));
+        .args(["--randrepeat=0", "--allow_file_create=0"])
+        .arg(format!("--rw={}", rw(load.deed)))
+        .arg(format!("--bs={}", load.block_bytes))
+        .arg(format!("--iodepth={}", load.depth))
+        .arg(format!("--runtime={}ms", duration.as_millis()));
     fio
 }
 
-fn outcome(mut fio: Command, workload: Workload) -> anyhow::Result<Done> {
+fn outcome(mut fio: Command, load: Load) -> anyhow::Result<Done> {
     let text = process::output(&mut fio)?;
-    parse(&text, workload.deed).with_context(|| format!("fio: its answer: `{}`", text.trim()))
+    parse(&text, load.deed).with_context(|| format!("fio: its answer: `{}`", text.trim()))
 }
 
 fn parse(text: &str, deed: Deed) -> anyhow::Result<Done> {
@@ -86,27 +59,18 @@ fn parse(text: &str, deed: Deed) -> anyhow::Result<Done> {
     }];
     let operations = side["total_ios"].as_u64().context("no `total_ios`")?;
     anyhow::ensure!(operations > 0, "not one operation");
-    let p99_ns = side["clat_ns"]["percentile"]["99.000000"].as_f64().context("no p99")?;
+    let quantile = |name: &str| {
+        let ns = side["clat_ns"]["percentile"][name].as_f64();
+        ns.map(|ns| ns / 1000.0).with_context(|| format!("no percentile {name}"))
+    };
     let iops = side["iops"].as_f64().context("no `iops`")?;
-    Ok(Done { operations, iops, p99_us: p99_ns / 1000.0 })
+    Ok(Done { operations, iops, p50_us: quantile("50.000000")?, p99_us: quantile("99.000000")? })
 }
 
-impl Workload {
-    fn rw(self) -> &'static str {
-        match self.deed {
-            Deed::Read => "randread",
-            Deed::Write => "randwrite",
-        }
-    }
-}
-
-impl fmt::Display for Workload {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let deed = match self.deed {
-            Deed::Read => "read",
-            Deed::Write => "write",
-        };
-        write!(f, "{} KiB random {deed}, QD{}", self.block_bytes / 1024, self.depth)
+fn rw(deed: Deed) -> &'static str {
+    match deed {
+        Deed::Read => "randread",
+        Deed::Write => "randwrite",
     }
 }
 
@@ -124,7 +88,10 @@ mod tests {
     #[test]
     fn the_answer_is_read_behind_a_warning() {
         let done = parse(ANSWER, Deed::Read).unwrap();
-        assert_eq!(done, Done { operations: 150_000, iops: 50_000.25, p99_us: 2342.912 });
+        assert_eq!(
+            done,
+            Done { operations: 150_000, iops: 50_000.25, p50_us: 1.0, p99_us: 2342.912 }
+        );
     }
 
     #[test]
