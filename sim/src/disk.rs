@@ -13,7 +13,8 @@
 //!   be there or not, in any of the versions that it had since.
 //! - A sync that fails loses what it should have made durable, although reads
 //!   show it until the crash, and the next sync succeeds (as Linux does since
-//!   4.13; "fsyncgate").
+//!   4.13; "fsyncgate"). So does a durable write that fails with EIO: it syncs too,
+//!   and its error uses up the report.
 
 use crate::Random;
 
@@ -22,6 +23,8 @@ use crate::Random;
 pub const SECTOR: usize = 16;
 
 type Sector = [u8; SECTOR];
+
+const EIO: i32 = 5;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Op {
@@ -41,11 +44,23 @@ pub enum Done {
     Failed(i32),
 }
 
+/// How one operation goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// With this errno. A write may have been done in part.
+    Fails(i32),
+    /// One grain is moved, where there are several.
+    Short,
+    /// Nothing is moved, and no error told: as at the end of a file that was cut.
+    Nothing,
+}
+
 /// What goes wrong, and how often.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Faults {
-    /// The operation of this number fails, counted from one.
-    pub fail_nth: Option<u64>,
+    /// What befalls the operation of this number, counted from one.
+    pub nth: Option<(u64, Fault)>,
+    /// Of the failures that the percentages draw.
     pub errno: i32,
     /// Reads and writes that do less than asked for.
     pub short_percent: u64,
@@ -127,21 +142,30 @@ impl Disk {
     }
 
     fn perform(&mut self, op: Op, number: u64, covers: u64, random: &mut Random) -> Done {
-        let Faults { fail_nth, errno, fail_percent, fail_sync_percent, .. } = self.faults;
-        let fails = fail_nth == Some(number)
-            || random.chance(if op == Op::Sync { fail_sync_percent } else { fail_percent });
+        let Faults { nth, errno, fail_percent, fail_sync_percent, .. } = self.faults;
+        let fault = nth.and_then(|(n, fault)| (n == number).then_some(fault));
+        let (fails, errno) = match fault {
+            Some(Fault::Fails(errno)) => (true, errno),
+            _ => {
+                let percent = if op == Op::Sync { fail_sync_percent } else { fail_percent };
+                (random.chance(percent), errno)
+            }
+        };
         match op {
             Op::Read { .. } if fails => Done::Failed(errno),
             Op::Read { offset, length } => {
-                let length = self.cut(length, random);
+                let length = self.cut(length, fault, random);
                 let first = offset as usize / SECTOR;
                 Done::Read(self.visible[first..first + length / SECTOR].concat())
             }
             Op::Write { offset, mut data, durable } => {
                 // A write that fails may have been done in part.
-                let length = self.cut(data.len(), random);
+                let length = self.cut(data.len(), fault, random);
                 data.truncate(if fails && random.chance(50) { 0 } else { length });
                 self.put(offset as usize / SECTOR, &data, durable && !fails);
+                if fails && durable && errno == EIO {
+                    self.lose(covers);
+                }
                 if fails { Done::Failed(errno) } else { Done::Written(data.len()) }
             }
             Op::Zero { .. } if fails => Done::Failed(errno),
@@ -152,7 +176,7 @@ impl Disk {
             Op::Sync => {
                 let covered = self.cached.iter().filter(|c| c.sequence <= covers);
                 if fails {
-                    self.cached.retain(|c| c.sequence > covers);
+                    self.lose(covers);
                     return Done::Failed(errno);
                 }
                 for cached in covered {
@@ -164,8 +188,18 @@ impl Disk {
         }
     }
 
-    /// A length that is possibly shorter, but at least one grain.
-    fn cut(&self, length: usize, random: &mut Random) -> usize {
+    /// What was cached up to here will never be durable, and nobody is told again.
+    fn lose(&mut self, covers: u64) {
+        self.cached.retain(|c| c.sequence > covers);
+    }
+
+    /// A length that is possibly shorter, but at least one grain unless the fault says so.
+    fn cut(&self, length: usize, fault: Option<Fault>, random: &mut Random) -> usize {
+        match fault {
+            Some(Fault::Short) => return length.min(self.grain),
+            Some(Fault::Nothing) => return 0,
+            Some(Fault::Fails(_)) | None => {}
+        }
         let grains = length / self.grain;
         if grains < 2 || !random.chance(self.faults.short_percent) {
             return length;
@@ -261,7 +295,7 @@ mod tests {
         let mut random = Random::new(3);
         let mut disk = Disk::new(&[0; 2 * SECTOR], SECTOR);
         write(&mut disk, &mut random, 0, 1, false);
-        disk.faults = Faults { fail_nth: Some(2), errno: 5, ..Faults::default() };
+        disk.faults = Faults { nth: Some((2, Fault::Fails(5))), ..Faults::default() };
         disk.start(2, Op::Sync);
         assert_eq!(disk.step(&mut random), Some((2, Done::Failed(5))));
         disk.start(3, Op::Sync);

@@ -15,7 +15,7 @@ mod marks;
 mod random;
 mod swarm;
 
-pub use disk::{Disk, Done, Faults, Op, SECTOR};
+pub use disk::{Disk, Done, Fault, Faults, Op, SECTOR};
 pub use marks::Marks;
-pub use random::{Random, seed_from_environment};
+pub use random::{Random, is_full, seed_from_environment};
 pub use swarm::Swarm;

@@ -19,6 +19,10 @@ impl Marks {
         }
     }
 
+    pub fn has(&self, mark: &'static str) -> bool {
+        self.visits.contains_key(mark)
+    }
+
     /// Fails unless every one of `marks` was visited.
     pub fn demand(&self, marks: &[&'static str]) {
         let missed: Vec<_> = marks.iter().filter(|m| !self.visits.contains_key(*m)).collect();

@@ -42,6 +42,11 @@ pub fn seed_from_environment() -> u64 {
     given.unwrap_or_else(|| RandomState::new().build_hasher().finish())
 }
 
+/// Whether the long campaigns are wanted (`./x test --full`).
+pub fn is_full() -> bool {
+    std::env::var_os("HOSTPLANE_FULL").is_some_and(|value| value == "1")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,6 +18,9 @@ pub struct Args {
     /// Only unit, model and property tests; no daemons, guests or namespaces of the end-to-end crate.
     #[arg(long)]
     quick: bool,
+    /// The long campaigns as well (`HOSTPLANE_FULL=1` to the tests): hours.
+    #[arg(long, conflicts_with = "quick")]
+    full: bool,
     /// Passed on to the test harness, such as a name to select by.
     #[arg(last = true)]
     harness: Vec<String>,
@@ -86,6 +89,7 @@ fn run_cargo(
         .args(&args.harness)
         .current_dir(root)
         .env("HOSTPLANE_SKIPPED", skipped_file)
+        .env("HOSTPLANE_FULL", if args.full { "1" } else { "0" })
         .stdout(Stdio::piped())
         .spawn()
         .context("run cargo test")?;

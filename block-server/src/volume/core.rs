@@ -69,11 +69,48 @@ pub enum Mistake {
     FlushWithoutSync,
     FlushJoinsRunningSync,
     FuaIgnored,
+    FuaZeroesNotSynced,
     OverlapsUnordered,
+    WaitersPassEachOther,
     SyncFailureForgotten,
+    FailedSyncAcknowledged,
+    DurableFailureForgotten,
     ShortWriteAcknowledged,
     FenceIgnored,
+    FencedWaiterRuns,
+    HeadNotMerged,
     TailNotMerged,
+}
+
+#[cfg(test)]
+impl Mistake {
+    pub const ALL: [Self; 14] = [
+        Self::FlushWithoutSync,
+        Self::FlushJoinsRunningSync,
+        Self::FuaIgnored,
+        Self::FuaZeroesNotSynced,
+        Self::OverlapsUnordered,
+        Self::WaitersPassEachOther,
+        Self::SyncFailureForgotten,
+        Self::FailedSyncAcknowledged,
+        Self::DurableFailureForgotten,
+        Self::ShortWriteAcknowledged,
+        Self::FenceIgnored,
+        Self::FencedWaiterRuns,
+        Self::HeadNotMerged,
+        Self::TailNotMerged,
+    ];
+}
+
+/// Whether a mistake was planted here. Outside of tests: never, at no cost.
+macro_rules! planted {
+    ($core:expr, $mistake:ident) => {{
+        #[cfg(test)]
+        let found = $core.mistake == Some(Mistake::$mistake);
+        #[cfg(not(test))]
+        let found = false;
+        found
+    }};
 }
 
 const SYNC_TOKEN: u32 = u32::MAX;
@@ -150,6 +187,9 @@ impl Core {
     /// those that run are waited for with [`Self::has_older`].
     pub fn raise(&mut self, generation: u64) {
         self.generation = self.generation.max(generation);
+        if planted!(self, FencedWaiterRuns) {
+            return;
+        }
         for range in std::mem::take(&mut self.waiting) {
             let request = self.job(range.job).request;
             if self.is_fenced(&request) {
@@ -168,7 +208,7 @@ impl Core {
     }
 
     fn is_fenced(&self, request: &Request) -> bool {
-        request.generation.is_some_and(|g| g < self.generation) && !self.is_mistaken_fence()
+        request.generation.is_some_and(|g| g < self.generation) && !planted!(self, FenceIgnored)
     }
 
     pub fn layout(&self, kind: Kind, offset: u64, length: u64) -> Layout {
@@ -222,7 +262,7 @@ impl Core {
     }
 
     fn must_wait(&self, range: Range) -> bool {
-        if self.is_mistaken_overlap() {
+        if planted!(self, OverlapsUnordered) {
             return false;
         }
         self.changing.iter().any(|r| r.overlaps(range))
@@ -283,7 +323,9 @@ impl Core {
         match job.step {
             Step::Head => {
                 // A block that is read for its head may hold the tail as well.
-                self.ops.push_back(copy(window, 0, before));
+                if !planted!(self, HeadNotMerged) {
+                    self.ops.push_back(copy(window, 0, before));
+                }
                 if behind > 0 && window == alignment {
                     let at = alignment - behind;
                     self.ops.push_back(copy(window + at, at, behind));
@@ -296,7 +338,7 @@ impl Core {
             }
             Step::Tail => {
                 let at = alignment - behind;
-                if !self.is_mistaken_tail() {
+                if !planted!(self, TailNotMerged) {
                     self.ops.push_back(copy(window + at, window - behind, behind));
                 }
                 self.run(id, Step::Body { done: 0 });
@@ -308,7 +350,9 @@ impl Core {
                 if count & !mask == 0 && done < window as u64 {
                     return self.fail(id, EIO);
                 }
-                if done >= window as u64 || self.is_mistaken_short(request.kind) {
+                let is_short_enough =
+                    request.kind == Kind::Write && planted!(self, ShortWriteAcknowledged);
+                if done >= window as u64 || is_short_enough {
                     let durable = request.fua && request.kind == Kind::Write;
                     self.finish(id, durable);
                 } else {
@@ -380,7 +424,7 @@ impl Core {
                 at: done as usize,
                 offset: start + done,
                 length: window - done as usize,
-                durable: request.fua && !self.is_mistaken_fua(),
+                durable: request.fua && !planted!(self, FuaIgnored),
             },
             (Step::Body { .. }, Kind::Prefetch) => Op::Prefetch { offset, length },
             (Step::Body { .. }, Kind::Extents) => Op::Extents { offset, length },
@@ -397,6 +441,12 @@ impl Core {
     /// The operations of a job succeeded. `durable`: so is the change.
     fn finish(&mut self, id: u32, durable: bool) {
         let request = self.job(id).request;
+        if request.fua && request.kind.changes() && self.failed.is_some() {
+            // A sync that failed meanwhile may have been told of this change's failure.
+            self.remove(id);
+            return self.reply(request.ticket, Err(EIO));
+        }
+        let durable = durable || request.kind != Kind::Write && planted!(self, FuaZeroesNotSynced);
         if request.fua && request.kind.changes() && !durable {
             let Some(job) = &mut self.jobs[id as usize] else { unreachable!("job {id} is gone") };
             job.step = Step::Durable;
@@ -423,7 +473,7 @@ impl Core {
         self.reply(ticket, Err(errno));
         // A durable write syncs: its failure may have used up the report of an
         // earlier write's failure, which no later sync would see again.
-        if kind == Kind::Write && fua && errno == EIO {
+        if kind == Kind::Write && fua && errno == EIO && !planted!(self, DurableFailureForgotten) {
             self.fail_volume("a durable write failed with EIO");
         }
     }
@@ -452,11 +502,13 @@ impl Core {
         let Some(covered) = self.syncing.take() else { unreachable!("no sync was running") };
         let result = match outcome {
             Outcome::Failed(errno) => {
-                if !self.is_mistaken_sync_failure() {
+                if !planted!(self, SyncFailureForgotten) {
                     self.fail_volume(&format!("a sync failed with errno {errno}"));
                 }
-                Err(EIO)
+                if planted!(self, FailedSyncAcknowledged) { Ok(Vec::new()) } else { Err(EIO) }
             }
+            // A durable write that failed meanwhile used up the error that was this sync's too.
+            _ if self.failed.is_some() && !planted!(self, SyncFailureForgotten) => Err(EIO),
             _ => Ok(Vec::new()),
         };
         for id in covered {
@@ -521,8 +573,9 @@ impl Core {
         let mut index = 0;
         while index < self.waiting.len() {
             let range = self.waiting[index];
+            let looked_at = if planted!(self, WaitersPassEachOther) { 0 } else { index };
             let free = !self.changing.iter().any(|r| r.overlaps(range))
-                && !self.waiting.iter().take(index).any(|r| r.overlaps(range));
+                && !self.waiting.iter().take(looked_at).any(|r| r.overlaps(range));
             if free {
                 self.waiting.remove(index);
                 self.changing.push(range);
@@ -538,33 +591,9 @@ impl Core {
     }
 }
 
-/// Where the planted mistakes bite.
+/// What the flush that was planted wrong does; `false` where none was.
 #[cfg(test)]
 impl Core {
-    fn is_mistaken_overlap(&self) -> bool {
-        self.mistake == Some(Mistake::OverlapsUnordered)
-    }
-
-    fn is_mistaken_short(&self, kind: Kind) -> bool {
-        self.mistake == Some(Mistake::ShortWriteAcknowledged) && kind == Kind::Write
-    }
-
-    fn is_mistaken_fua(&self) -> bool {
-        self.mistake == Some(Mistake::FuaIgnored)
-    }
-
-    fn is_mistaken_sync_failure(&self) -> bool {
-        self.mistake == Some(Mistake::SyncFailureForgotten)
-    }
-
-    fn is_mistaken_fence(&self) -> bool {
-        self.mistake == Some(Mistake::FenceIgnored)
-    }
-
-    fn is_mistaken_tail(&self) -> bool {
-        self.mistake == Some(Mistake::TailNotMerged)
-    }
-
     fn is_mistaken_flush(&mut self, id: u32) -> bool {
         match (self.mistake, &mut self.syncing) {
             (Some(Mistake::FlushWithoutSync), _) => {
@@ -584,30 +613,6 @@ impl Core {
 
 #[cfg(not(test))]
 impl Core {
-    const fn is_mistaken_overlap(&self) -> bool {
-        false
-    }
-
-    const fn is_mistaken_short(&self, _: Kind) -> bool {
-        false
-    }
-
-    const fn is_mistaken_fua(&self) -> bool {
-        false
-    }
-
-    const fn is_mistaken_sync_failure(&self) -> bool {
-        false
-    }
-
-    const fn is_mistaken_fence(&self) -> bool {
-        false
-    }
-
-    const fn is_mistaken_tail(&self) -> bool {
-        false
-    }
-
     const fn is_mistaken_flush(&self, _: u32) -> bool {
         false
     }

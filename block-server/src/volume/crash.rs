@@ -8,7 +8,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sim::{Disk, Done, Faults, Marks, Random, SECTOR, Swarm, seed_from_environment};
+use sim::{
+    Disk, Done, Fault, Faults, Marks, Random, SECTOR, Swarm, is_full, seed_from_environment,
+};
 
 use super::{
     Core, EIO, EOPNOTSUPP, EPERM, Geometry, Kind, Mistake, Op, Outcome, Request, Ticket, Token,
@@ -90,8 +92,7 @@ impl World {
             next_ticket: 0,
             next_value: 0,
             no_fallocate: random.chance(30),
-            may_fail: faults.fail_nth.is_some()
-                || faults.fail_percent + faults.fail_sync_percent > 0,
+            may_fail: faults.nth.is_some() || faults.fail_percent + faults.fail_sync_percent > 0,
             raised: false,
             stale: BTreeSet::new(),
             crash_points: 0,
@@ -176,8 +177,28 @@ impl World {
         }
     }
 
+    /// Which kind of operation the fault of a campaign fell upon.
+    fn mark_fault(&self, op: &Op, marks: &mut Marks) {
+        marks.hit_if("a sync is started", *op == Op::Sync);
+        marks.hit_if("a hole is started", matches!(op, Op::Punch { .. }));
+        marks.hit_if("a durable write is started", matches!(op, Op::Write { durable: true, .. }));
+        if self.disk.faults.nth.is_some_and(|(nth, _)| nth == self.disk.started()) {
+            marks.hit(match op {
+                Op::Read { .. } => "the fault falls on a read",
+                Op::Write { durable: true, .. } => "the fault falls on a durable write",
+                Op::Write { .. } => "the fault falls on a write",
+                Op::Punch { .. } => "the fault falls on a hole",
+                Op::Zero { .. } => "the fault falls on zeroes",
+                Op::WriteZeros { .. } => "the fault falls on written zeros",
+                Op::Sync => "the fault falls on a sync",
+                Op::Copy { .. } | Op::Prefetch { .. } | Op::Extents { .. } => return,
+            });
+        }
+    }
+
     fn start(&mut self, token: Token, op: Op, marks: &mut Marks) {
         let id = u64::from(token.0);
+        let kind = op;
         match op {
             Op::Read { offset, length, .. } => {
                 self.disk.start(id, sim::Op::Read { offset, length });
@@ -205,6 +226,7 @@ impl World {
                 unreachable!("no history asks for {op:?}")
             }
         }
+        self.mark_fault(&kind, marks);
     }
 
     fn hear(&mut self, ticket: Ticket, result: Result<(), i32>, marks: &mut Marks) -> Verdict {
@@ -304,6 +326,14 @@ impl World {
         }
     }
 
+    /// Another writer takes over: the old one's requests that wait must not run.
+    fn raise(&mut self) {
+        let core = &self.core;
+        self.stale.extend(core.waiting.iter().map(|range| core.job(range.job).request.ticket));
+        self.core.raise(2);
+        self.raised = true;
+    }
+
     fn crash(&mut self) -> Verdict {
         self.crash_points += 1;
         let image = self.disk.crash_image(&mut self.random);
@@ -332,15 +362,32 @@ impl World {
     }
 }
 
-/// One life of a volume. Gives the number of crashes that were looked at.
+/// How long a life is, and how often it is looked at after a crash.
+#[derive(Debug, Clone, Copy)]
+enum Length {
+    /// In turns of the loop, with a crash point at every fourth.
+    Steps(u64),
+    /// Until this many operations were started, with a few crash points.
+    Operations(u64),
+}
+
+/// How long a failed volume is asked further: it only refuses.
+const FAILED_STEPS: u64 = 150;
+
+/// One life of a volume. Gives the number of crashes that were looked at, and of
+/// operations.
 fn history(
     seed: u64,
-    steps: u64,
+    length: Length,
     mistake: Option<Mistake>,
     faults: Faults,
     marks: &mut Marks,
 ) -> Result<(u64, u64), String> {
     let mut world = World::new(seed, mistake, faults);
+    let (steps, operations, crash_percent) = match length {
+        Length::Steps(steps) => (steps, u64::MAX, 25),
+        Length::Operations(operations) => (40 * operations, operations, 1),
+    };
     let kinds = [
         Kind::Write,
         Kind::Read,
@@ -353,10 +400,14 @@ fn history(
     let eager_percent = 20 + world.random.below(60);
     let raises_at = if world.random.chance(30) { world.random.below(steps) } else { steps };
     let fails = |e: String| format!("seed {seed}: {e}");
+    let mut failed_for = 0;
     for step in 0..steps {
+        if world.disk.started() >= operations || failed_for > FAILED_STEPS {
+            break;
+        }
+        failed_for += u64::from(world.core.failed().is_some());
         if step == raises_at {
-            world.core.raise(2);
-            world.raised = true;
+            world.raise();
         }
         let has_room = world.asked.len() < IN_FLIGHT_MAX;
         if has_room && world.random.chance(eager_percent) {
@@ -366,7 +417,7 @@ fn history(
             world.step_disk();
         }
         world.serve(marks).map_err(fails)?;
-        if world.random.chance(25) {
+        if world.random.chance(crash_percent) {
             world.crash().map_err(fails)?;
         }
     }
@@ -379,7 +430,7 @@ fn history(
 fn draw_faults(random: &mut Random) -> Faults {
     let sometimes = |random: &mut Random, percent| if random.chance(40) { percent } else { 0 };
     Faults {
-        fail_nth: None,
+        nth: None,
         errno: if random.chance(50) { EIO } else { 28 },
         short_percent: sometimes(random, 40),
         fail_percent: sometimes(random, 2),
@@ -387,17 +438,18 @@ fn draw_faults(random: &mut Random) -> Faults {
     }
 }
 
+/// Ten million in the long run.
 #[test]
 fn what_was_made_durable_survives_three_hundred_thousand_crashes() {
-    const CRASH_POINTS: u64 = 300_000;
+    let wanted = if is_full() { 10_000_000 } else { 300_000 };
     let first = seed_from_environment();
     eprintln!("SEED={first}");
     let (mut marks, mut seeds, mut points, mut lives) =
         (Marks::default(), Random::new(first), 0, 0);
-    while points < CRASH_POINTS {
+    while points < wanted {
         let seed = seeds.next();
         let faults = draw_faults(&mut seeds);
-        let (crashes, _) = history(seed, 120, None, faults, &mut marks).unwrap();
+        let (crashes, _) = history(seed, Length::Steps(120), None, faults, &mut marks).unwrap();
         points += crashes;
         lives += 1;
     }
@@ -413,19 +465,53 @@ fn what_was_made_durable_survives_three_hundred_thousand_crashes() {
     ]);
 }
 
-#[test]
-fn every_operation_may_fail_in_turn() {
-    let seed = seed_from_environment();
-    eprintln!("SEED={seed}");
-    let mut marks = Marks::default();
-    let (_, operations) = history(seed, 700, None, Faults::default(), &mut marks).unwrap();
-    for nth in 1..=operations {
-        for errno in [EIO, 28] {
-            let faults = Faults { fail_nth: Some(nth), errno, ..Faults::default() };
-            history(seed, 700, None, faults, &mut marks)
-                .unwrap_or_else(|e| panic!("operation {nth} fails with {errno}: {e}"));
+/// A workload that has every kind of operation, none of them rare.
+fn mixed_workload(seeds: &mut Random, length: Length) -> (u64, u64) {
+    loop {
+        let (seed, mut marks) = (seeds.next(), Marks::default());
+        let (_, operations) = history(seed, length, None, Faults::default(), &mut marks).unwrap();
+        let kinds = ["a sync is started", "a durable write is started", "a hole is started"];
+        if kinds.into_iter().all(|kind| marks.has(kind)) {
+            return (seed, operations);
         }
     }
+}
+
+/// Each operation of a workload in turn, of whatever kind it is: it fails, is
+/// cut short, or moves nothing. The life then goes on to its end.
+#[test]
+fn each_of_two_thousand_operations_may_fail_in_turn() {
+    const LENGTH: Length = Length::Operations(2000);
+    let first = seed_from_environment();
+    eprintln!("SEED={first}");
+    let mut seeds = Random::new(first);
+    let (seed, operations) = mixed_workload(&mut seeds, LENGTH);
+    assert!(operations >= 2000, "{operations}");
+    let faults = [Fault::Fails(EIO), Fault::Fails(28), Fault::Short, Fault::Nothing];
+    let marks = std::thread::scope(|scope| {
+        let runs = faults.map(|fault| {
+            scope.spawn(move || {
+                let mut marks = Marks::default();
+                for nth in 1..=operations {
+                    let faults = Faults { nth: Some((nth, fault)), ..Faults::default() };
+                    history(seed, LENGTH, None, faults, &mut marks)
+                        .unwrap_or_else(|e| panic!("operation {nth}, {fault:?}: {e}"));
+                }
+                marks
+            })
+        });
+        runs.map(|run| run.join().unwrap())
+    });
+    for marks in marks {
+        marks.demand(&[
+            "the fault falls on a read",
+            "the fault falls on a write",
+            "the fault falls on a durable write",
+            "the fault falls on a hole",
+            "the fault falls on a sync",
+        ]);
+    }
+    eprintln!("{operations} operations, {} times each", faults.len());
 }
 
 #[test]
@@ -433,21 +519,13 @@ fn each_planted_mistake_is_found() {
     const HISTORIES_MAX: u64 = 20_000;
     let first = seed_from_environment();
     eprintln!("SEED={first}");
-    for mistake in [
-        Mistake::FlushWithoutSync,
-        Mistake::FlushJoinsRunningSync,
-        Mistake::FuaIgnored,
-        Mistake::OverlapsUnordered,
-        Mistake::SyncFailureForgotten,
-        Mistake::ShortWriteAcknowledged,
-        Mistake::FenceIgnored,
-        Mistake::TailNotMerged,
-    ] {
+    for mistake in Mistake::ALL {
         let mut seeds = Random::new(first);
         let found = (1..=HISTORIES_MAX).find_map(|count| {
             let seed = seeds.next();
             let faults = draw_faults(&mut seeds);
-            let told = history(seed, 120, Some(mistake), faults, &mut Marks::default()).err()?;
+            let life = Length::Steps(120);
+            let told = history(seed, life, Some(mistake), faults, &mut Marks::default()).err()?;
             Some((count, told))
         });
         let Some((count, told)) = found else {
