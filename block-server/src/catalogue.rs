@@ -12,9 +12,14 @@ use std::path::{Path, PathBuf};
 
 use model::VolumeId;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
 
 /// Of the format. A daemon refuses a newer one rather than lose what it says.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// The one before, without a digest; it is read, and written as the present one.
+const VERSION_PLAIN: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,9 +58,24 @@ pub struct Export {
     pub owner_uid: Option<u32>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Content {
+/// The file: what it says, and the digest of those very bytes. A flipped bit in a
+/// generation would let a fenced writer in; it must be seen.
+#[derive(Serialize, Deserialize)]
+struct Sealed<'a> {
     version: u32,
+    sha256: String,
+    #[serde(borrow)]
+    catalogue: &'a RawValue,
+}
+
+/// What every version begins with.
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Content {
     volumes: BTreeMap<VolumeId, Volume>,
     exports: BTreeMap<String, Export>,
 }
@@ -71,17 +91,8 @@ impl Catalogue {
     pub fn open(path: PathBuf) -> Result<Self, Error> {
         let damaged = |cause: String| Error::Damaged { path: path.clone(), cause };
         let content = match std::fs::read(&path) {
-            Ok(bytes) => {
-                let content: Content =
-                    serde_json::from_slice(&bytes).map_err(|e| damaged(e.to_string()))?;
-                if content.version != VERSION {
-                    return Err(damaged(format!("its version is {}", content.version)));
-                }
-                content
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Content { version: VERSION, volumes: BTreeMap::new(), exports: BTreeMap::new() }
-            }
+            Ok(bytes) => unseal(&bytes).map_err(damaged)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Content::default(),
             Err(cause) => return Err(Error::Unavailable { path, deed: "read", cause }),
         };
         Ok(Self { path, content })
@@ -139,14 +150,41 @@ impl Catalogue {
     fn write(&self, content: &Content) -> Result<(), Error> {
         let failed =
             |deed| move |cause| Error::Unavailable { path: self.path.clone(), deed, cause };
-        let bytes =
-            serde_json::to_vec_pretty(content).map_err(|e| failed("write")(io::Error::other(e)))?;
+        let bytes = seal(content).map_err(|e| failed("write")(io::Error::other(e)))?;
         let pending = self.path.with_extension("new");
         let mut file = File::create(&pending).map_err(failed("create"))?;
         file.write_all(&bytes).map_err(failed("write"))?;
         file.sync_all().map_err(failed("sync"))?;
         std::fs::rename(&pending, &self.path).map_err(failed("replace"))?;
         sync_parent(&self.path).map_err(failed("sync its folder"))
+    }
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn seal(content: &Content) -> serde_json::Result<Vec<u8>> {
+    let text = serde_json::to_string_pretty(content)?;
+    let sha256 = digest(text.as_bytes());
+    let catalogue = &*RawValue::from_string(text)?;
+    serde_json::to_vec_pretty(&Sealed { version: VERSION, sha256, catalogue })
+}
+
+fn unseal(bytes: &[u8]) -> Result<Content, String> {
+    let told = |e: serde_json::Error| e.to_string();
+    let Versioned { version } = serde_json::from_slice(bytes).map_err(told)?;
+    match version {
+        VERSION => {
+            let sealed: Sealed<'_> = serde_json::from_slice(bytes).map_err(told)?;
+            let found = digest(sealed.catalogue.get().as_bytes());
+            if found != sealed.sha256 {
+                return Err(format!("its digest is {found}, and it says {}", sealed.sha256));
+            }
+            serde_json::from_str(sealed.catalogue.get()).map_err(told)
+        }
+        VERSION_PLAIN => serde_json::from_slice(bytes).map_err(told),
+        _ => Err(format!("its version is {version}")),
     }
 }
 
@@ -181,11 +219,63 @@ mod tests {
     fn a_damaged_or_newer_catalogue_is_refused_and_kept() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("catalogue.json");
-        for bytes in [&b"{"[..], br#"{"version":2,"volumes":{},"exports":{}}"#] {
+        for bytes in [&b"{"[..], br#"{"version":3,"volumes":{},"exports":{}}"#] {
             std::fs::write(&path, bytes).unwrap();
             assert!(matches!(Catalogue::open(path.clone()), Err(Error::Damaged { .. })));
             assert_eq!(std::fs::read(&path).unwrap(), bytes);
         }
+    }
+
+    #[test]
+    fn one_of_the_former_version_is_read_and_becomes_one_of_this() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalogue.json");
+        let export = r#"{"volume":"vol-00000000000000007","read_only":true,"generation":2,"owner_uid":null}"#;
+        std::fs::write(
+            &path,
+            format!(r#"{{"version":1,"volumes":{{}},"exports":{{"a":{export}}}}}"#),
+        )
+        .unwrap();
+        let mut catalogue = Catalogue::open(path.clone()).unwrap();
+        assert_eq!(catalogue.exports()["a"].generation, 2);
+        catalogue.remove_export("a").unwrap();
+        assert!(std::fs::read_to_string(&path).unwrap().contains("\"version\": 2"));
+        assert!(Catalogue::open(path).unwrap().exports().is_empty());
+    }
+
+    /// Every flip is seen, but where it changes nothing that is said (one blank for another).
+    #[test]
+    fn no_flipped_bit_in_a_catalogue_is_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalogue.json");
+        let mut catalogue = Catalogue::open(path.clone()).unwrap();
+        for number in 1..6 {
+            let id = VolumeId::from_random(number);
+            let source = (number % 2 == 0).then(|| PathBuf::from("/images/tiny.raw"));
+            catalogue.put_volume(id, Volume { source, ..volume() }).unwrap();
+            let export = Export {
+                volume: id,
+                read_only: number == 3,
+                generation: number as u64 * 77,
+                owner_uid: Some(964),
+            };
+            catalogue.put_export(&format!("att-{number}"), export).unwrap();
+        }
+        let whole = std::fs::read(&path).unwrap();
+        let (mut refused, mut flips) = (0, 0);
+        for at in 0..whole.len() {
+            for bit in 0..8 {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << bit;
+                flips += 1;
+                match unseal(&bytes) {
+                    Ok(content) => assert_eq!(content, catalogue.content, "bit {bit} of byte {at}"),
+                    Err(_) => refused += 1,
+                }
+            }
+        }
+        eprintln!("{flips} flips, {refused} refused");
+        assert!(flips >= 10_000 && refused > flips * 99 / 100, "{flips} flips, {refused} refused");
     }
 
     #[test]
