@@ -1,118 +1,18 @@
 //! The session against bytes: any split of a conversation is the same
 //! conversation, and no bytes whatever break it.
 
+mod talk;
+
+use block_server::nbd;
+use block_server::nbd::Session;
 use block_server::nbd::session::{Answer, HANDSHAKE_SPACE, IN_FLIGHT_MAX, TRANSMISSION_SPACE};
-use block_server::nbd::{Command, Export, Exports, Request, Session};
 use proptest::prelude::*;
+use sim::{Random, seed_from_environment};
+use talk::{Mode, One, SIZE, converse, extended_request, go, holds, option, request, talk};
 
-const SIZE: u64 = 1 << 20;
-
-struct One;
-
-impl Exports for One {
-    fn find(&self, name: &str) -> Option<Export> {
-        (name.is_empty() || name == "disk").then(|| Export {
-            size: SIZE,
-            read_only: false,
-            description: "a disk".to_owned(),
-            block_min: 512,
-            key: 0,
-        })
-    }
-
-    fn names(&self) -> Vec<String> {
-        vec!["disk".to_owned()]
-    }
-}
-
-/// What a peer does that sends `input` in these pieces and reads all: the
-/// requests that came through, and the bytes that went back.
-fn converse(input: &[u8], piece: impl Fn(usize) -> usize) -> (Vec<Request>, Vec<u8>) {
-    let mut session: Session<Vec<u8>> = Session::new();
-    let (mut requests, mut output, mut at, mut turn) = (Vec::new(), Vec::new(), 0_usize, 0);
-    loop {
-        let end = at.saturating_add(piece(turn).max(1)).min(input.len());
-        turn += 1;
-        let taken = session.receive(&input[at..end]);
-        at += taken;
-        serve(&mut session, &mut requests);
-        let before = output.len();
-        let mut chunks = Vec::new();
-        let held = session.transmit(&mut chunks);
-        for chunk in &chunks {
-            output.extend_from_slice(chunk.bytes());
-        }
-        session.sent(held);
-        let stuck = taken == 0 && output.len() == before;
-        if stuck && (at == input.len() || session.is_closed()) {
-            return (requests, output);
-        }
-    }
-}
-
-fn serve(session: &mut Session<Vec<u8>>, requests: &mut Vec<Request>) {
-    loop {
-        let mut sink = [0; 4096];
-        while session.take_payload(&mut sink) > 0 {}
-        if session.payload_left() > 0 {
-            return;
-        }
-        if let Some(request) = requests.last().filter(|_| session.in_flight() > 0).copied() {
-            let answer = match request.command {
-                Command::Read => Answer::Data(vec![request.offset as u8; request.length as usize]),
-                Command::BlockStatus { .. } => Answer::Extents(vec![(request.length, 0)]),
-                _ => Answer::Done,
-            };
-            session.answer(&request, answer);
-        }
-        match session.next_request(&One) {
-            Some(request) => requests.push(request),
-            None => return,
-        }
-    }
-}
-
-fn option(number: u32, data: &[u8]) -> Vec<u8> {
-    [b"IHAVEOPT", &number.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
-}
-
-fn go(name: &str, infos: &[u16]) -> Vec<u8> {
-    let mut data = (name.len() as u32).to_be_bytes().to_vec();
-    data.extend_from_slice(name.as_bytes());
-    data.extend_from_slice(&(infos.len() as u16).to_be_bytes());
-    for info in infos {
-        data.extend_from_slice(&info.to_be_bytes());
-    }
-    option(7, &data)
-}
-
-fn request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
-    [
-        &0x2560_9513_u32.to_be_bytes()[..],
-        &flags.to_be_bytes(),
-        &kind.to_be_bytes(),
-        &cookie.to_be_bytes(),
-        &offset.to_be_bytes(),
-        &length.to_be_bytes(),
-    ]
-    .concat()
-}
-
-fn extended_request(flags: u16, kind: u16, cookie: u64, offset: u64, length: u64) -> Vec<u8> {
-    [
-        &0x21e4_1c71_u32.to_be_bytes()[..],
-        &flags.to_be_bytes(),
-        &kind.to_be_bytes(),
-        &cookie.to_be_bytes(),
-        &offset.to_be_bytes(),
-        &length.to_be_bytes(),
-    ]
-    .concat()
-}
-
-/// Everything that a client may say, lawful and not, in one conversation.
-fn conversation(structured: bool) -> Vec<u8> {
-    let mut bytes = talk(structured);
+/// All of a client's talk, then a payload that is too long, and more behind it.
+fn conversation(mode: Mode) -> Vec<u8> {
+    let mut bytes = talk(mode, HANDSHAKE_SPACE + 100);
     bytes.extend(request(0, 1, 14, 0, 33 << 20));
     bytes.extend(vec![0; 33 << 20]);
     bytes.extend(request(0, 0, 15, 512, 512));
@@ -121,44 +21,13 @@ fn conversation(structured: bool) -> Vec<u8> {
     bytes
 }
 
-/// The part before the long payload.
-fn talk(structured: bool) -> Vec<u8> {
-    let mut bytes = 3_u32.to_be_bytes().to_vec();
-    bytes.extend(option(99, b"whatever"));
-    bytes.extend(option(5, b""));
-    bytes.extend(option(3, b""));
-    bytes.extend(option(3, b"no data belongs here"));
-    bytes.extend(option(77, &vec![1; HANDSHAKE_SPACE + 100]));
-    if structured {
-        bytes.extend(option(8, b""));
-        bytes.extend(option(8, b""));
-        bytes.extend(option(9, b"\0\0\0\0\0\0\0\0"));
-        bytes.extend(option(10, b"\0\0\0\x04disk\0\0\0\x01\0\0\0\x0fbase:allocation"));
-    }
-    bytes.extend(go("nowhere", &[]));
-    bytes.extend(option(7, b"\0\0\0\x09short"));
-    bytes.extend(go("disk", &[3, 1, 2]));
-    bytes.extend(request(0, 0, 1, 0, 4096));
-    bytes.extend(request(1, 1, 2, 4096, 8192));
-    bytes.extend(vec![0x25; 8192]);
-    bytes.extend(request(0, 3, 3, 0, 0));
-    bytes.extend(request(0, 1, 4, SIZE - 512, 1024));
-    bytes.extend(vec![0x25; 1024]);
-    bytes.extend(request(0, 0, 5, 100, 512));
-    bytes.extend(request(0, 0, 6, u64::MAX - 100, 512));
-    bytes.extend(request(0, 0, 7, 0, u32::MAX));
-    bytes.extend(request(0x8000, 0, 8, 0, 512));
-    bytes.extend(request(0, 4, 9, 0, 4096));
-    bytes.extend(request(2, 6, 10, 0, 4096));
-    bytes.extend(request(0, 7, 11, 0, 4096));
-    bytes.extend(request(0, 5, 12, 0, 4096));
-    bytes.extend(request(0, 4242, 13, 0, 0));
-    bytes
+fn mode_of(structured: bool) -> Mode {
+    if structured { Mode::Structured } else { Mode::Simple }
 }
 
 #[test]
 fn every_request_is_answered_once_and_in_its_own_terms() {
-    let (requests, output) = converse(&conversation(false), |_| usize::MAX);
+    let (requests, output) = converse(&conversation(Mode::Simple), 0, |_| usize::MAX);
     let cookies: Vec<u64> = requests.iter().map(|r| r.cookie).collect();
     assert_eq!(cookies, [1, 2, 3, 9, 10, 12, 15]);
     // After the handshake, simple replies only: error and cookie of each.
@@ -204,7 +73,7 @@ fn extended_headers_carry_lengths_of_64_bits() {
     bytes.extend(vec![7; 512]);
     bytes.extend(extended_request(0, 7, 3, 0, SIZE));
     bytes.extend(extended_request(0, 0, 4, 0, 5 << 32));
-    let (requests, output) = converse(&bytes, |_| 7);
+    let (requests, output) = converse(&bytes, 0, |_| 7);
     assert_eq!(requests.iter().map(|r| r.cookie).collect::<Vec<_>>(), [1, 2, 3]);
     let marker = 0x6e8a_278c_u32.to_be_bytes();
     let chunks: Vec<(u16, u64, u64)> = output
@@ -227,7 +96,7 @@ fn the_old_way_in_gets_its_124_zeros_unless_it_waives_them() {
         let mut bytes = flags.to_be_bytes().to_vec();
         bytes.extend(option(1, b"disk"));
         bytes.extend(request(0, 0, 1, 1, 3));
-        let (requests, output) = converse(&bytes, |_| 3);
+        let (requests, output) = converse(&bytes, 0, |_| 3);
         assert_eq!(output.len(), 18 + 10 + zeros + 16 + 3);
         // Who was told no block size may ask for any byte.
         assert_eq!((requests[0].offset, requests[0].length), (1, 3));
@@ -289,10 +158,12 @@ proptest! {
         pieces in prop::collection::vec(1_usize..60_000, 1..20),
         tiny in 1_usize..40,
     ) {
-        let bytes = conversation(structured);
-        let whole = converse(&bytes, |_| usize::MAX);
+        let bytes = conversation(mode_of(structured));
+        let whole = converse(&bytes, 0, |_| usize::MAX);
         // Small pieces where the talk is, large ones for the long payload.
-        let split = converse(&bytes, |turn| {
+        let mut turn = 0;
+        let split = converse(&bytes, 0, |_| {
+            turn += 1;
             if turn < 900 { tiny } else { pieces[turn % pieces.len()] }
         });
         prop_assert_eq!(whole.0, split.0);
@@ -310,13 +181,67 @@ proptest! {
         structured in any::<bool>(),
         cut in any::<prop::sample::Index>(),
     ) {
-        let mut bytes = talk(structured);
+        let mut bytes = talk(mode_of(structured), HANDSHAKE_SPACE + 100);
         for (index, byte) in changes {
             let at = index.index(bytes.len());
             bytes[at] = byte;
         }
         let at = cut.index(bytes.len());
         bytes.splice(at..at, noise);
-        converse(&bytes, |_| usize::MAX);
+        let (requests, output) = converse(&bytes, 3, |_| usize::MAX);
+        holds(&requests, &output).unwrap();
     }
+}
+
+const MODES: [Mode; 3] = [Mode::Simple, Mode::Structured, Mode::Extended];
+
+/// Cut in two at each of its places, and sent byte by byte, a conversation is
+/// the same conversation.
+#[test]
+fn a_cut_at_any_place_changes_nothing() {
+    for mode in MODES {
+        let bytes = talk(mode, 300);
+        let whole = converse(&bytes, 0, |_| usize::MAX);
+        holds(&whole.0, &whole.1).unwrap();
+        assert!(whole.0.len() >= 6, "{mode:?}: {:?}", whole.0);
+        for cut in 1..bytes.len() {
+            let split = converse(&bytes, 0, |at| if at < cut { cut - at } else { usize::MAX });
+            assert!(whole == split, "{mode:?}: cut at {cut}");
+        }
+        assert!(whole == converse(&bytes, 0, |_| 1), "{mode:?}: byte by byte");
+    }
+}
+
+/// What a flipped bit on the wire may do. The protocol has no checksum, so a
+/// flip in an offset, a length within bounds, a flag, a cookie or the payload is
+/// a different lawful request: only TLS, or the guest's own file system, can
+/// tell. What can be told must be told: a flip in a magic number closes the
+/// connection, one that makes a request unlawful is answered with an error, and
+/// none reaches another connection, a byte beyond the volume, or a panic.
+#[test]
+fn ten_thousand_flipped_bits_harm_their_own_connection_at_most() {
+    let seed = seed_from_environment();
+    eprintln!("SEED={seed}");
+    let mut random = Random::new(seed);
+    let (mut same, mut other, mut magic) = (0, 0, 0);
+    for round in 0..10_000 {
+        let mode = MODES[round % 3];
+        let mut bytes = talk(mode, 40);
+        let whole = converse(&bytes, 0, |_| usize::MAX);
+        let at = random.below(bytes.len() as u64) as usize;
+        let header = [&b"IHAVEOPT"[..], &[0x25, 0x60, 0x95, 0x13], &[0x21, 0xe4, 0x1c, 0x71]]
+            .into_iter()
+            .any(|magic| (0..magic.len()).any(|i| at >= i && bytes[at - i..].starts_with(magic)));
+        bytes[at] ^= 1 << random.below(8);
+        let flipped = converse(&bytes, random.below(4) as usize, |_| usize::MAX);
+        holds(&flipped.0, &flipped.1).unwrap_or_else(|e| panic!("{mode:?}: bit at {at}: {e}"));
+        if header {
+            magic += 1;
+            let before = whole.0.len();
+            assert!(flipped.0.len() < before || flipped.1.len() < whole.1.len(), "{mode:?}: {at}");
+        }
+        if flipped.0 == whole.0 { same += 1 } else { other += 1 }
+    }
+    eprintln!("{magic} in magic numbers; requests unchanged {same} times, changed {other} times");
+    assert!(magic > 100 && same > 0 && other > 0);
 }

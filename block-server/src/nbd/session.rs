@@ -173,8 +173,9 @@ pub(super) enum Mode {
 enum State {
     Handshake(Handshake),
     Transmission(Transmission),
-    /// Nothing more is read. What is queued is still sent, what is in flight still answered.
-    Closed,
+    /// Nothing more is read. What is queued is still sent, what is in flight still
+    /// answered, in the terms of the transmission, where there was one.
+    Closed(Option<Transmission>),
 }
 
 #[derive(Debug)]
@@ -306,7 +307,7 @@ impl<P: Payload> Session<P> {
                 return None;
             }
             match &mut self.state {
-                State::Closed => return None,
+                State::Closed(_) => return None,
                 State::Handshake(handshake) => {
                     if self.output.len() > IN_FLIGHT_MAX {
                         return None;
@@ -319,7 +320,7 @@ impl<P: Payload> Session<P> {
                     match step {
                         super::handshake::Step::Wait => return None,
                         super::handshake::Step::Again => {}
-                        super::handshake::Step::Close => self.state = State::Closed,
+                        super::handshake::Step::Close => self.close(),
                         super::handshake::Step::Begin(transmission) => {
                             self.input.capacity = TRANSMISSION_SPACE;
                             self.state = State::Transmission(transmission);
@@ -336,7 +337,7 @@ impl<P: Payload> Session<P> {
                     let header = match transmission::parse(transmission.mode, self.input.bytes()) {
                         transmission::Parsed::Short => return None,
                         transmission::Parsed::Damaged => {
-                            self.state = State::Closed;
+                            self.close();
                             return None;
                         }
                         transmission::Parsed::Header(header) => header,
@@ -351,7 +352,7 @@ impl<P: Payload> Session<P> {
                     }
                     self.input.consume(transmission.header_length());
                     if header.kind == wire::command::DISC {
-                        self.state = State::Closed;
+                        self.close();
                         return None;
                     }
                     let checked = if self.refusing {
@@ -375,6 +376,13 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    fn close(&mut self) {
+        let state = std::mem::replace(&mut self.state, State::Closed(None));
+        if let State::Transmission(transmission) | State::Closed(Some(transmission)) = state {
+            self.state = State::Closed(Some(transmission));
+        }
+    }
+
     fn refuse(&mut self, header: &Header, error: Error) {
         let State::Transmission(transmission) = &self.state else { return };
         self.held.replies += 1;
@@ -387,7 +395,7 @@ impl<P: Payload> Session<P> {
             &mut self.output,
         );
         if header.payload > transmission::SKIP_MAX {
-            self.state = State::Closed;
+            self.close();
         } else if header.payload > 0 {
             self.incoming = Incoming::Unwanted(header.payload);
         }
@@ -440,7 +448,7 @@ impl<P: Payload> Session<P> {
         self.in_flight -= 1;
         self.in_flight_bytes -= transmission::occupied(request);
         match &self.state {
-            State::Transmission(transmission) => {
+            State::Transmission(transmission) | State::Closed(Some(transmission)) => {
                 let bytes = match &answer {
                     Answer::Data(data) => data.bytes().len() as u64,
                     _ => 0,
@@ -451,8 +459,9 @@ impl<P: Payload> Session<P> {
                 }
                 transmission.reply(request, answer, &mut self.output);
             }
-            // After DISC or damage nobody listens any more.
-            State::Closed | State::Handshake(_) => {}
+            State::Closed(None) | State::Handshake(_) => {
+                unreachable!("a request comes in transmission only")
+            }
         }
     }
 
@@ -489,14 +498,14 @@ impl<P: Payload> Session<P> {
     }
 
     pub fn is_closed(&self) -> bool {
-        matches!(self.state, State::Closed)
+        matches!(self.state, State::Closed(_))
     }
 
     /// The export's key, once the client has chosen one.
     pub fn export_key(&self) -> Option<u64> {
         match &self.state {
             State::Transmission(transmission) => Some(transmission.export.key),
-            State::Handshake(_) | State::Closed => None,
+            State::Handshake(_) | State::Closed(_) => None,
         }
     }
 }

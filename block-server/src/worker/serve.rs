@@ -195,7 +195,10 @@ impl<E: Engine> Worker<E> {
         while self.take_request(id) {}
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.chosen.is_some() && connection.closing == Closing::No {
-            connection.deadline = None;
+            // One that has said goodbye gets its last replies, if it fetches them.
+            let leaves = connection.session.is_closed();
+            let deadline = connection.deadline.filter(|_| leaves);
+            connection.deadline = leaves.then(|| deadline.unwrap_or(self.now + DRAIN_MAX));
         }
         if connection.has_output() && !connection.sending {
             let io =
