@@ -30,7 +30,8 @@ pub enum Error {
 }
 
 /// Whether file operations go through the kernel's page cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// Past it (`O_DIRECT`), where the file system lets us.
     #[default]

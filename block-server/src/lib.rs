@@ -14,9 +14,11 @@ pub mod engine;
 pub mod fill;
 pub mod metrics;
 pub mod nbd;
+pub mod plan;
 pub mod serve;
 pub mod socket;
 pub mod standalone;
+pub mod tls;
 pub mod volume;
 pub mod worker;
 

@@ -393,6 +393,7 @@ impl Depot {
             read_only: export.read_only,
             generation: export.generation,
             description: format!("volume {id}"),
+            clients: None,
             connections: Arc::new(AtomicU32::new(0)),
         };
         let path = self.socket_of(name);

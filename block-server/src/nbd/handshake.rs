@@ -29,6 +29,16 @@ pub(super) struct Handshake {
     /// The export that contexts were set for.
     contexts_of: Option<String>,
     skip: u32,
+    tls: Tls,
+}
+
+/// Whether this connection is to be, or is, inside TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Tls {
+    NotOffered,
+    /// The document's FORCEDTLS: nothing else before it.
+    Required,
+    Established,
 }
 
 pub(super) enum Step {
@@ -36,6 +46,8 @@ pub(super) enum Step {
     Wait,
     Again,
     Close,
+    /// The client may now begin TLS, and what it says next is sealed.
+    Secure,
     Begin(Transmission),
 }
 
@@ -91,8 +103,27 @@ impl Replies<'_> {
     }
 }
 
+/// Until TLS is there, a client may begin it or leave; all else, known or
+/// unknown, is told that TLS is required.
+fn before_tls(option: u32, data: &[u8], replies: &mut Replies<'_>) -> Step {
+    match option {
+        option::STARTTLS if data.is_empty() => {
+            replies.ack();
+            return Step::Secure;
+        }
+        option::STARTTLS => replies.error(rep::ERR_INVALID, "this option takes no data"),
+        option::ABORT => {
+            replies.ack();
+            return Step::Close;
+        }
+        option::EXPORT_NAME => return Step::Close,
+        _ => replies.error(rep::ERR_TLS_REQD, "begin TLS first (NBD_OPT_STARTTLS)"),
+    }
+    Step::Again
+}
+
 impl Handshake {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(tls: Tls) -> Self {
         Self {
             greeted: false,
             fixed: false,
@@ -100,6 +131,18 @@ impl Handshake {
             mode: Mode::Simple,
             contexts_of: None,
             skip: 0,
+            tls,
+        }
+    }
+
+    /// Inside TLS negotiation begins anew, but for the client's flags: what was
+    /// said outside might have been put in by a third party.
+    pub(super) fn inside_tls(&self) -> Self {
+        Self {
+            greeted: self.greeted,
+            fixed: self.fixed,
+            no_zeroes: self.no_zeroes,
+            ..Self::new(Tls::Established)
         }
     }
 
@@ -175,6 +218,9 @@ impl Handshake {
             return Step::Close;
         }
         let mut replies = Replies { option, out };
+        if self.tls == Tls::Required {
+            return before_tls(option, data, &mut replies);
+        }
         match option {
             option::EXPORT_NAME => return self.export_name(data, exports, out),
             option::ABORT => {
@@ -220,6 +266,9 @@ impl Handshake {
             }
             option::STARTTLS if !data.is_empty() => {
                 replies.error(rep::ERR_INVALID, "this option takes no data");
+            }
+            option::STARTTLS if self.tls == Tls::Established => {
+                replies.error(rep::ERR_INVALID, "TLS is established already");
             }
             option::STARTTLS => replies.error(rep::ERR_POLICY, "TLS is not offered here"),
             _ => replies.error(rep::ERR_UNSUP, "this option is unknown"),

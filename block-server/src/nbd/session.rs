@@ -20,7 +20,7 @@
 
 use std::collections::VecDeque;
 
-use super::handshake::Handshake;
+use super::handshake::{Handshake, Tls};
 use super::transmission::{self, Header};
 use super::wire::{self, Error, can};
 
@@ -172,6 +172,8 @@ pub(super) enum Mode {
 #[derive(Debug)]
 enum State {
     Handshake(Handshake),
+    /// TLS was agreed on, and the shell has not put it in place yet.
+    Securing(Handshake),
     Transmission(Transmission),
     /// Nothing more is read. What is queued is still sent, what is in flight still
     /// answered, in the terms of the transmission, where there was one.
@@ -254,8 +256,17 @@ pub struct Session<P> {
 
 impl<P: Payload> Session<P> {
     pub fn new() -> Self {
+        Self::with(Tls::NotOffered)
+    }
+
+    /// Refuses all until the client has begun TLS.
+    pub fn behind_tls() -> Self {
+        Self::with(Tls::Required)
+    }
+
+    fn with(tls: Tls) -> Self {
         let mut session = Self {
-            state: State::Handshake(Handshake::new()),
+            state: State::Handshake(Handshake::new(tls)),
             input: Input::new(HANDSHAKE_SPACE),
             incoming: Incoming::Nothing,
             output: VecDeque::new(),
@@ -307,7 +318,7 @@ impl<P: Payload> Session<P> {
                 return None;
             }
             match &mut self.state {
-                State::Closed(_) => return None,
+                State::Closed(_) | State::Securing(_) => return None,
                 State::Handshake(handshake) => {
                     if self.output.len() > IN_FLIGHT_MAX {
                         return None;
@@ -321,6 +332,9 @@ impl<P: Payload> Session<P> {
                         super::handshake::Step::Wait => return None,
                         super::handshake::Step::Again => {}
                         super::handshake::Step::Close => self.close(),
+                        super::handshake::Step::Secure => {
+                            self.state = State::Securing(handshake.inside_tls());
+                        }
                         super::handshake::Step::Begin(transmission) => {
                             self.input.capacity = TRANSMISSION_SPACE;
                             self.state = State::Transmission(transmission);
@@ -459,7 +473,7 @@ impl<P: Payload> Session<P> {
                 }
                 transmission.reply(request, answer, &mut self.output);
             }
-            State::Closed(None) | State::Handshake(_) => {
+            State::Closed(None) | State::Handshake(_) | State::Securing(_) => {
                 unreachable!("a request comes in transmission only")
             }
         }
@@ -480,6 +494,22 @@ impl<P: Payload> Session<P> {
 
     pub fn has_output(&self) -> bool {
         !self.output.is_empty()
+    }
+
+    /// Whether the peer's next bytes are TLS's: it was told so by the output.
+    pub fn wants_tls(&self) -> bool {
+        matches!(self.state, State::Securing(_))
+    }
+
+    /// TLS is in place, and all further bytes come from inside it. What came
+    /// unsealed behind the request for it was put there by a third party or by a
+    /// client that breaks the protocol: the connection ends.
+    pub fn tls_begins(&mut self) {
+        let damaged = self.has_input();
+        self.state = match std::mem::replace(&mut self.state, State::Closed(None)) {
+            State::Securing(handshake) if !damaged => State::Handshake(handshake),
+            _ => State::Closed(None),
+        };
     }
 
     /// Answers each further request with ESHUTDOWN.
@@ -505,7 +535,7 @@ impl<P: Payload> Session<P> {
     pub fn export_key(&self) -> Option<u64> {
         match &self.state {
             State::Transmission(transmission) => Some(transmission.export.key),
-            State::Handshake(_) | State::Closed(_) => None,
+            State::Handshake(_) | State::Securing(_) | State::Closed(_) => None,
         }
     }
 }

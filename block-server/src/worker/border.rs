@@ -5,16 +5,27 @@ use std::os::fd::OwnedFd;
 
 use super::{Access, Served, Slots, Volume};
 use crate::nbd;
+use crate::tls::Names;
 use crate::volume::{Kind, Trouble};
 
 /// The exports of one socket, without those whose writer is fenced.
 pub(super) struct View<'a> {
     pub exports: &'a [Served],
     pub volumes: &'a Slots<Volume>,
+    /// Who the peer is, where TLS told.
+    pub names: Option<&'a Names>,
 }
 
 impl View<'_> {
     fn is_open(&self, served: &Served) -> bool {
+        let is_allowed = served
+            .clients
+            .as_ref()
+            .is_none_or(|allowed| self.names.is_some_and(|names| names.any_of(allowed)));
+        is_allowed && self.is_current(served)
+    }
+
+    fn is_current(&self, served: &Served) -> bool {
         self.volumes
             .get(served.volume)
             .is_some_and(|v| served.read_only || served.generation >= v.core.generation())
@@ -28,7 +39,13 @@ impl nbd::Exports for View<'_> {
         } else {
             self.exports.iter().position(|served| served.name == name)?
         };
-        let served = self.exports.get(at).filter(|served| self.is_open(served))?;
+        let served = self.exports.get(at)?;
+        if !self.is_open(served) {
+            if let Some(names) = self.names {
+                tracing::warn!("export {name:?}: refused to the certificate of {names}");
+            }
+            return None;
+        }
         Some(nbd::Export {
             size: served.size,
             read_only: served.read_only,
@@ -77,8 +94,8 @@ pub(super) fn report(volume: &str, trouble: &Trouble) {
     }
 }
 
-pub(super) fn admits(access: Access, socket: &OwnedFd) -> bool {
-    let Access::Owner(owner) = access else { return true };
+pub(super) fn admits(access: &Access, socket: &OwnedFd) -> bool {
+    let Access::Owner(owner) = *access else { return true };
     match rustix::net::sockopt::socket_peercred(socket) {
         Ok(peer) => {
             let uid = peer.uid.as_raw();

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use super::Served;
+use super::{Access, Served};
 use crate::engine::Window;
 use crate::nbd::session::Held;
 use crate::nbd::{Chunk, Session};
+use crate::tls;
 
 /// Pieces of output in one system call (`UIO_MAXIOV`, sendmsg(2)); a session
 /// holds some 128 replies of one or two pieces.
@@ -21,6 +22,8 @@ pub(super) enum Receiving {
     Nothing,
     Space,
     Payload,
+    /// TLS's input.
+    Sealed,
 }
 
 /// How far a connection is on its way out.
@@ -64,6 +67,10 @@ pub(super) struct Connection {
     pub listener: u32,
     pub exports: Rc<[Served]>,
     pub session: Session<Window>,
+    /// What to put in place when the peer asks for it.
+    tls_server: Option<Arc<tls::Server>>,
+    pub tls: Option<Box<tls::Layer>>,
+    pub names: Option<tls::Names>,
     pub chosen: Option<Chosen>,
     /// The write whose payload is arriving: its ticket and how much is there.
     pub incoming: Option<(u32, usize)>,
@@ -82,14 +89,27 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub fn new(socket: OwnedFd, listener: u32, exports: Rc<[Served]>, deadline: Instant) -> Self {
+    pub fn new(
+        socket: OwnedFd,
+        listener: u32,
+        exports: Rc<[Served]>,
+        access: Access,
+        deadline: Instant,
+    ) -> Self {
+        let (session, tls_server) = match access {
+            Access::Certificate(server) => (Session::behind_tls(), Some(server)),
+            Access::Anyone | Access::Owner(_) => (Session::new(), None),
+        };
         // SAFETY: a message header of zeros is an empty message.
         let message = unsafe { std::mem::zeroed() };
         Self {
             socket,
             listener,
             exports,
-            session: Session::new(),
+            session,
+            tls_server,
+            tls: None,
+            names: None,
             chosen: None,
             incoming: None,
             receiving: Receiving::Nothing,
@@ -107,7 +127,61 @@ impl Connection {
     }
 
     pub fn has_output(&self) -> bool {
-        !self.batch.is_empty() || self.session.has_output()
+        let has_plain = !self.batch.is_empty() || self.session.has_output();
+        match &self.tls {
+            None => has_plain,
+            Some(tls) => tls.has_output() || (has_plain && tls.failure().is_none()),
+        }
+    }
+
+    /// Sealed bytes came; what TLS has against them ends the connection after
+    /// the peer was told.
+    pub fn unseal(&mut self, count: usize) {
+        let Some(tls) = &mut self.tls else { unreachable!("sealed bytes come through TLS") };
+        tls.received(count);
+        if let Some(failure) = tls.failure() {
+            tracing::warn!("refused a peer: TLS: {failure}");
+            self.session.stop_reading();
+            self.closing = self.closing.max(Closing::Drain);
+        } else if self.names.is_none() && !tls.is_handshaking() {
+            self.names = Some(tls.names());
+        }
+    }
+
+    pub fn open_sealed(&mut self) -> bool {
+        if self.session.wants_tls() {
+            // Only once the peer has been told, unsealed, that it may begin.
+            let is_still = self.receiving == Receiving::Nothing && !self.sending;
+            if is_still && !self.has_output() {
+                self.begin_tls();
+            }
+            return false;
+        }
+        let Some(tls) = &mut self.tls else { return false };
+        // While it waits for its payload a session still takes input; the
+        // places are asked for only where something is there to fill them.
+        let count = tls.take(self.session.space());
+        self.session.received(count);
+        count > 0
+    }
+
+    fn begin_tls(&mut self) {
+        self.session.tls_begins();
+        match self.tls_server.as_ref().map(|server| tls::Layer::new(server)) {
+            Some(Ok(layer)) => self.tls = Some(Box::new(layer)),
+            failed => {
+                tracing::error!("cannot begin TLS: {:?}", failed.and_then(Result::err));
+                self.closing = Closing::Dead;
+            }
+        }
+    }
+
+    /// Queues what ends a TLS connection, once; `true` when something was queued.
+    pub fn say_goodbye(&mut self) -> bool {
+        let is_last = self.session.in_flight() == 0 && !self.sending && !self.has_output();
+        let Some(tls) = self.tls.as_mut().filter(|_| is_last) else { return false };
+        tls.close();
+        tls.has_output()
     }
 
     /// Gathers what is to be sent. The message and all that it points to stay
@@ -116,6 +190,9 @@ impl Connection {
     pub fn message(&mut self) -> *const libc::msghdr {
         if self.batch.is_empty() {
             self.batch_held = self.session.transmit(&mut self.batch);
+        }
+        if self.tls.is_some() {
+            return self.sealed_message();
         }
         let (pieces, bytes) = self.batch_sent;
         self.vectors.clear();
@@ -132,9 +209,42 @@ impl Connection {
         &raw const self.message
     }
 
+    /// As `message`: seals as much of the batch as there is room for.
+    fn sealed_message(&mut self) -> *const libc::msghdr {
+        if self.tls.as_ref().is_some_and(|tls| tls.failure().is_some()) {
+            self.drop_output();
+        }
+        let Some(tls) = &mut self.tls else { unreachable!("asked only with TLS in place") };
+        let (mut pieces, mut bytes) = self.batch_sent;
+        while pieces < self.batch.len() && tls.has_room() {
+            let rest = &self.batch[pieces].bytes()[bytes..];
+            let count = rest.len().min(tls::SEALED_MAX);
+            tls.seal(&rest[..count]);
+            (pieces, bytes) =
+                if count == rest.len() { (pieces + 1, 0) } else { (pieces, bytes + count) };
+        }
+        self.batch_sent = (pieces, bytes);
+        let sealed = tls.output();
+        self.vectors.clear();
+        self.vectors.push(libc::iovec {
+            iov_base: sealed.as_ptr().cast_mut().cast(),
+            iov_len: sealed.len(),
+        });
+        if pieces == self.batch.len() {
+            self.clear_batch();
+        }
+        self.message.msg_iov = self.vectors.as_mut_ptr();
+        self.message.msg_iovlen = self.vectors.len() as _;
+        self.sending = true;
+        &raw const self.message
+    }
+
     /// The kernel took `count` bytes of the message.
     pub fn was_sent(&mut self, mut count: usize) {
         self.sending = false;
+        if let Some(tls) = &mut self.tls {
+            return tls.sent(count);
+        }
         let (mut pieces, mut bytes) = self.batch_sent;
         while pieces < self.batch.len() {
             let left = self.batch[pieces].bytes().len() - bytes;

@@ -14,6 +14,7 @@ use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, Pool};
 use crate::metrics::Counters;
+use crate::tls;
 use crate::volume::Geometry;
 
 /// A volume for a worker to serve.
@@ -28,11 +29,13 @@ pub struct NewVolume {
 }
 
 /// Who may connect to a socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Access {
     Anyone,
     /// Root, the user that we run as, and this one.
     Owner(Option<u32>),
+    /// Whoever shows a certificate that this accepts, by TLS.
+    Certificate(Arc<tls::Server>),
 }
 
 /// One export on a socket.
@@ -44,6 +47,9 @@ pub struct Served {
     pub read_only: bool,
     pub generation: u64,
     pub description: String,
+    /// Names of certificates that may use it, where not all may that the
+    /// listener lets in; without TLS then nobody sees it.
+    pub clients: Option<Arc<[String]>>,
     /// Connections that use it now.
     pub connections: Arc<AtomicU32>,
 }

@@ -128,7 +128,7 @@ impl<E: Engine> Worker<E> {
         if result >= 0 {
             // SAFETY: the kernel just gave this descriptor to us.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
-            let (access, exports) = (listener.access, Rc::clone(&listener.exports));
+            let (access, exports) = (listener.access.clone(), Rc::clone(&listener.exports));
             let count = self.connections.iter().filter(|(_, c)| c.listener == index).count();
             let is_full = count >= CONNECTIONS_MAX;
             let was_full = std::mem::replace(&mut listener.told_full, is_full);
@@ -137,9 +137,10 @@ impl<E: Engine> Worker<E> {
                     limit = CONNECTIONS_MAX,
                     "refused a connection: the limit is reached"
                 );
-            } else if !is_full && admits(access, &socket) {
+            } else if !is_full && admits(&access, &socket) {
                 set_no_delay(&socket);
-                let connection = Connection::new(socket, index, exports, now + HANDSHAKE_MAX);
+                let deadline = now + HANDSHAKE_MAX;
+                let connection = Connection::new(socket, index, exports, access, deadline);
                 let id = self.connections.insert(Box::new(connection));
                 self.touch_connection(id);
             }
@@ -164,6 +165,12 @@ impl<E: Engine> Worker<E> {
                 (Receiving::Payload, Some((_, filled))) => {
                     *filled += count;
                     connection.session.payload_received(count as u64);
+                }
+                (Receiving::Sealed, _) => {
+                    connection.unseal(count);
+                    if connection.closing == Closing::Drain {
+                        connection.deadline.get_or_insert(self.now + DRAIN_MAX);
+                    }
                 }
                 _ => connection.session.received(count),
             }
@@ -192,7 +199,7 @@ impl<E: Engine> Worker<E> {
         if connection.closing == Closing::Dead {
             return self.bury(id);
         }
-        while self.take_request(id) {}
+        while self.take_request(id) || self.open_sealed(id) {}
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.chosen.is_some() && connection.closing == Closing::No {
             // One that has said goodbye gets its last replies, if it fetches them.
@@ -208,6 +215,9 @@ impl<E: Engine> Worker<E> {
             unsafe { self.engine.start(Purpose::Send(id).token(), io) }
         }
         let leaving = connection.session.is_closed() || connection.closing == Closing::Drain;
+        if leaving && connection.say_goodbye() {
+            return self.touch_connection(id);
+        }
         let finished =
             connection.session.in_flight() == 0 && !connection.has_output() && !connection.sending;
         if leaving && finished {
@@ -242,7 +252,11 @@ impl<E: Engine> Worker<E> {
             self.submit(ticket);
             return true;
         }
-        let view = View { exports: &connection.exports, volumes: &self.volumes };
+        let view = View {
+            exports: &connection.exports,
+            volumes: &self.volumes,
+            names: connection.names.as_ref(),
+        };
         let request = connection.session.next_request(&view);
         if connection.chosen.is_none()
             && let Some(served) =
@@ -278,6 +292,12 @@ impl<E: Engine> Worker<E> {
         true
     }
 
+    /// Moves opened bytes on to the session; `false` when there are none, or no
+    /// room for them. Also puts TLS in place once the peer was told to begin it.
+    fn open_sealed(&mut self, id: u32) -> bool {
+        self.connections.get_mut(id).is_some_and(|connection| connection.open_sealed())
+    }
+
     fn submit(&mut self, ticket: u32) {
         let Some(in_flight) = self.requests.get(ticket) else {
             unreachable!("request {ticket} is not in flight")
@@ -307,12 +327,24 @@ impl<E: Engine> Worker<E> {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.receiving != Receiving::Nothing
             || connection.session.is_closed()
+            || connection.session.wants_tls()
             || (connection.closing == Closing::Drain && connection.session.in_flight() == 0)
         {
             return;
         }
         let socket = connection.socket.as_raw_fd();
         let straight = connection.session.payload_left() as usize >= STRAIGHT_MIN;
+        if let Some(tls) = &mut connection.tls {
+            let space = tls.space();
+            if space.is_empty() {
+                return;
+            }
+            let (into, length) = (space.as_mut_ptr(), space.len());
+            connection.receiving = Receiving::Sealed;
+            let io = Io::Receive { socket, into, length };
+            // SAFETY: the layer's input is boxed with it and stays until `received`.
+            return unsafe { self.engine.start(Purpose::Receive(id).token(), io) };
+        }
         let (into, length) = match connection.incoming {
             Some((ticket, filled)) if straight => {
                 let Some(in_flight) = self.requests.get_mut(ticket) else {

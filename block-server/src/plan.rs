@@ -1,0 +1,313 @@
+//! What `serve` is to serve, from its command line or from a TOML file: two ways
+//! to write down one [`Plan`].
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::backing::Cache;
+use crate::tls;
+use crate::worker::EngineChoice;
+
+/// One thread serves some hundred thousand requests a second.
+pub const THREADS_MAX: usize = 64;
+
+/// The document's bound on any string; and a name is told in one reply.
+const NAME_MAX: usize = 4096;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub engine: EngineChoice,
+    /// `None`: one a core, at most four.
+    pub threads: Option<usize>,
+    pub listeners: Vec<Listen>,
+    pub exports: Vec<Export>,
+    pub tls: Option<tls::Files>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listen {
+    pub place: Place,
+    /// Nobody is served outside TLS.
+    pub tls: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// For root, our own user and this one.
+    Unix(PathBuf, Option<u32>),
+    Tcp(SocketAddr),
+    /// Sockets that whoever started us passes on, as systemd does.
+    Activated,
+}
+
+impl Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unix(path, _) => write!(f, "unix {}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp {address}"),
+            Self::Activated => f.write_str("activated"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Export {
+    pub name: String,
+    pub path: PathBuf,
+    pub read_only: bool,
+    pub cache: Cache,
+    pub description: String,
+    /// Names of certificates; `None` lets in whoever the listener lets in.
+    pub clients: Option<Vec<String>>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: read: {cause}", path.display())]
+    Read { path: PathBuf, cause: std::io::Error },
+    /// What the parser found, with the place and the keys that it knows.
+    #[error("{}: {cause}", path.display())]
+    Syntax { path: PathBuf, cause: toml::de::Error },
+    #[error("{}: line {line}: {text}", path.display())]
+    Sense { path: PathBuf, line: usize, text: String },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Document {
+    #[serde(default)]
+    engine: Option<Engine>,
+    threads: Option<Spanned<usize>>,
+    tls: Option<tls::Files>,
+    #[serde(default)]
+    listen: Vec<Spanned<ListenTable>>,
+    #[serde(default)]
+    export: Vec<Spanned<ExportTable>>,
+}
+
+#[derive(Deserialize)]
+enum Engine {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "io_uring")]
+    Uring,
+    #[serde(rename = "threads")]
+    Threads,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ListenTable {
+    unix: Option<PathBuf>,
+    user: Option<u32>,
+    tcp: Option<SocketAddr>,
+    #[serde(default)]
+    activated: bool,
+    #[serde(default)]
+    tls: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ExportTable {
+    name: String,
+    path: PathBuf,
+    #[serde(default)]
+    read_only: bool,
+    #[serde(default)]
+    cache: Cache,
+    description: Option<String>,
+    clients: Option<Vec<String>>,
+}
+
+/// A sentence that says what is wrong and what to write, and where.
+struct Fault(usize, String);
+
+fn fault<T>(at: &Spanned<T>, text: impl Into<String>) -> Fault {
+    Fault(at.span().start, text.into())
+}
+
+impl Plan {
+    pub fn read(path: &Path) -> Result<Self, Error> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| Error::Read { path: path.to_owned(), cause })?;
+        Self::parse(path, &text)
+    }
+
+    /// `path` is for the errors.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, Error> {
+        let document: Document =
+            toml::from_str(text).map_err(|cause| Error::Syntax { path: path.to_owned(), cause })?;
+        plan(document).map_err(|Fault(at, text_of)| Error::Sense {
+            path: path.to_owned(),
+            line: 1 + text[..at.min(text.len())].matches('\n').count(),
+            text: text_of,
+        })
+    }
+}
+
+fn plan(document: Document) -> Result<Plan, Fault> {
+    if let Some(threads) = &document.threads
+        && !(1..=THREADS_MAX).contains(threads.get_ref())
+    {
+        return Err(fault(threads, format!("threads: write a number from 1 to {THREADS_MAX}")));
+    }
+    let has_tls = document.tls.is_some();
+    let listeners =
+        document.listen.iter().map(|l| listen(l, has_tls)).collect::<Result<Vec<_>, _>>()?;
+    if listeners.is_empty() {
+        return Err(Fault(
+            0,
+            "there is no [[listen]]: write one with unix = \"/run/x.sock\"".into(),
+        ));
+    }
+    if document.export.is_empty() {
+        return Err(Fault(
+            0,
+            "there is no [[export]]: write one with name = \"\" and path = \"disk.img\"".into(),
+        ));
+    }
+    let mut exports: Vec<Export> = Vec::new();
+    for table in &document.export {
+        let export = export(table)?;
+        if exports.iter().any(|other| other.name == export.name) {
+            let name = &export.name;
+            return Err(fault(table, format!("name: {name:?} is taken; write another")));
+        }
+        if export.clients.is_some() && !listeners.iter().any(|listen| listen.tls) {
+            return Err(fault(
+                table,
+                "clients: only TLS knows who a client is; write tls = true in a [[listen]]",
+            ));
+        }
+        exports.push(export);
+    }
+    let engine = match document.engine {
+        None | Some(Engine::Auto) => EngineChoice::Auto,
+        Some(Engine::Uring) => EngineChoice::Uring,
+        Some(Engine::Threads) => EngineChoice::Threads,
+    };
+    let threads = document.threads.map(Spanned::into_inner);
+    Ok(Plan { engine, threads, listeners, exports, tls: document.tls })
+}
+
+fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> {
+    let ListenTable { unix, user, tcp, activated, tls } = table.get_ref();
+    let place = match (unix, tcp, activated) {
+        (Some(path), None, false) => Place::Unix(path.clone(), *user),
+        (None, Some(address), false) => Place::Tcp(*address),
+        (None, None, true) => Place::Activated,
+        _ => {
+            return Err(fault(
+                table,
+                "[[listen]]: write one of unix = \"PATH\", tcp = \"ADDRESS:PORT\" and \
+                 activated = true; a second socket gets a [[listen]] of its own",
+            ));
+        }
+    };
+    if user.is_some() && unix.is_none() {
+        return Err(fault(table, "user: only a unix socket has one; write unix = \"PATH\" too"));
+    }
+    if *tls && !has_tls {
+        return Err(fault(
+            table,
+            "tls: there is no [tls]; write one with certificate, key and client-ca",
+        ));
+    }
+    Ok(Listen { place, tls: *tls })
+}
+
+fn export(table: &Spanned<ExportTable>) -> Result<Export, Fault> {
+    let ExportTable { name, path, read_only, cache, description, clients } = table.get_ref();
+    if name.len() > NAME_MAX {
+        return Err(fault(table, format!("name: write at most {NAME_MAX} bytes")));
+    }
+    if clients.as_ref().is_some_and(Vec::is_empty) {
+        return Err(fault(
+            table,
+            "clients: nobody could use it; name certificates, or leave the key out",
+        ));
+    }
+    Ok(Export {
+        name: name.clone(),
+        path: path.clone(),
+        read_only: *read_only,
+        cache: *cache,
+        description: description.clone().unwrap_or_else(|| path.display().to_string()),
+        clients: clients.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(text: &str) -> String {
+        Plan::parse(Path::new("f.toml"), text).unwrap_err().to_string()
+    }
+
+    const LISTEN: &str = "[[listen]]\nunix = \"/run/x.sock\"\n";
+    const EXPORT: &str = "[[export]]\nname = \"\"\npath = \"disk.img\"\n";
+
+    #[test]
+    fn a_file_says_all_that_the_guide_names() {
+        let text = r#"
+            engine = "threads"
+            threads = 3
+            [tls]
+            certificate = "/c"
+            key = "/k"
+            client-ca = "/a"
+            [[listen]]
+            unix = "/run/x.sock"
+            user = 107
+            [[listen]]
+            tcp = "[::1]:10809"
+            tls = true
+            [[listen]]
+            activated = true
+            [[export]]
+            name = "root"
+            path = "/dev/vg/root"
+            read-only = true
+            description = "the root"
+            clients = ["host-a"]
+        "#;
+        let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
+        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
+        assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), Some(107)));
+        assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
+        let export = &plan.exports[0];
+        assert!(export.read_only && export.description == "the root");
+        assert_eq!(export.clients.as_deref(), Some(&["host-a".to_owned()][..]));
+    }
+
+    #[test]
+    fn an_error_names_its_line_its_key_and_what_to_write() {
+        for (text, parts) in [
+            (
+                format!("{LISTEN}{EXPORT}readonly = true\n"),
+                &["line 6", "readonly", "read-only"][..],
+            ),
+            (format!("{LISTEN}[[export]]\nname = \"a\"\n"), &["line 3", "path"]),
+            (format!("threads = 0\n{LISTEN}{EXPORT}"), &["line 1", "threads", "from 1 to 64"]),
+            (format!("engine = \"fast\"\n{LISTEN}{EXPORT}"), &["line 1", "fast", "io_uring"]),
+            (format!("{LISTEN}tcp = \"127.0.0.1:1\"\n{EXPORT}"), &["line 1", "one of unix"]),
+            (format!("{LISTEN}tls = true\n{EXPORT}"), &["line 1", "tls", "certificate, key"]),
+            (format!("[[listen]]\ntcp = \"here\"\n{EXPORT}"), &["line 2", "tcp", "address"]),
+            (format!("{LISTEN}{EXPORT}{EXPORT}"), &["line 6", "name", "taken"]),
+            (format!("{LISTEN}{EXPORT}clients = [\"a\"]\n"), &["line 3", "clients", "tls = true"]),
+            (LISTEN.to_owned(), &["[[export]]"]),
+            (EXPORT.to_owned(), &["[[listen]]"]),
+        ] {
+            let told = told(&text);
+            for part in parts {
+                assert!(told.contains(part), "{part:?} in {told}");
+            }
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A listener's certificate, key and the authority of its clients.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, crypto};
+
+/// Where PEM files lie.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Files {
+    /// The server's certificate, and those between it and the root.
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    /// Clients must show a certificate of one of these.
+    pub client_ca: PathBuf,
+}
+
+impl Files {
+    /// The names that QEMU, libnbd and nbdkit use in a folder.
+    pub fn of_folder(folder: &Path) -> Self {
+        Self {
+            certificate: folder.join("server-cert.pem"),
+            key: folder.join("server-key.pem"),
+            client_ca: folder.join("ca-cert.pem"),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("{}: read the {what}: {cause}", path.display())]
+    Read { path: PathBuf, what: &'static str, cause: pem::Error },
+    #[error("{}: it holds no certificate; give one in PEM", path.display())]
+    Empty { path: PathBuf },
+    #[error("{}: take it as an authority of clients: {cause}", path.display())]
+    Authority { path: PathBuf, cause: String },
+    #[error("{} and {}: use them as certificate and key: {cause}", certificate.display(), key.display())]
+    Pair { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
+}
+
+/// What every connection of a listener shares.
+#[derive(Debug)]
+pub struct Server {
+    config: Arc<ServerConfig>,
+}
+
+impl Server {
+    pub fn load(files: &Files) -> Result<Arc<Self>, Error> {
+        let mut roots = RootCertStore::empty();
+        for authority in certificates(&files.client_ca, "clients' authority")? {
+            roots.add(authority).map_err(|cause| Error::Authority {
+                path: files.client_ca.clone(),
+                cause: cause.to_string(),
+            })?;
+        }
+        let provider = Arc::new(crypto::ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
+                .build()
+                .map_err(|cause| Error::Authority {
+                    path: files.client_ca.clone(),
+                    cause: cause.to_string(),
+                })?;
+        let chain = certificates(&files.certificate, "certificate")?;
+        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|cause| Error::Read {
+            path: files.key.clone(),
+            what: "key",
+            cause,
+        })?;
+        let pair = |cause| Error::Pair {
+            certificate: files.certificate.clone(),
+            key: files.key.clone(),
+            cause,
+        };
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(pair)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(chain, key)
+            .map_err(pair)?;
+        // A connection lasts for days: there is nothing to gain from resuming one,
+        // and a certificate is looked at anew each time.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Arc::new(Self { config: Arc::new(config) }))
+    }
+
+    pub(super) fn config(&self) -> &Arc<ServerConfig> {
+        &self.config
+    }
+}
+
+fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let failed = |cause| Error::Read { path: path.to_owned(), what, cause };
+    let found: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(failed)?
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    if found.is_empty() {
+        return Err(Error::Empty { path: path.to_owned() });
+    }
+    Ok(found)
+}

@@ -1,0 +1,321 @@
+//! TLS 1.3 with certificates on both sides: other people's clients come in, and
+//! whoever should not does not.
+
+mod fixture;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use fixture::{Bench, Server, engines, run, skip, succeed, text};
+
+/// Folders of PEM files as QEMU and libnbd read them, made by openssl(1).
+struct Certificates<'a> {
+    bench: &'a Bench,
+}
+
+impl<'a> Certificates<'a> {
+    /// `None`, and a word about it, without openssl.
+    fn new(test: &str, bench: &'a Bench) -> Option<Self> {
+        run(test, "openssl", &["version"])?;
+        let certificates = Self { bench };
+        certificates.authority("ca");
+        certificates.sign("ca", "server", "/O=Test/CN=localhost", "DNS:localhost", "serverAuth");
+        Some(certificates)
+    }
+
+    fn openssl(&self, arguments: &str) {
+        let done = Command::new("openssl")
+            .args(arguments.split_whitespace())
+            .current_dir(self.bench.path("."))
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    fn authority(&self, name: &str) {
+        std::fs::create_dir(self.bench.path(name)).unwrap();
+        self.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
+             -subj /CN={name} -keyout {name}/ca-key.pem -out {name}/ca-cert.pem \
+             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign"
+        ));
+    }
+
+    /// A folder `name` with a certificate of authority `by`.
+    fn sign(&self, by: &str, name: &str, subject: &str, san: &str, usage: &str) -> PathBuf {
+        let folder = self.bench.path(name);
+        std::fs::create_dir(&folder).unwrap();
+        let kind = if usage == "serverAuth" { "server" } else { "client" };
+        let mut extensions = format!("extendedKeyUsage={usage}\nbasicConstraints=CA:FALSE\n");
+        if !san.is_empty() {
+            extensions += &format!("subjectAltName={san}\n");
+        }
+        std::fs::write(folder.join("ext"), extensions).unwrap();
+        self.openssl(&format!(
+            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj {subject} \
+             -keyout {name}/{kind}-key.pem -out {name}/csr"
+        ));
+        self.openssl(&format!(
+            "x509 -req -in {name}/csr -CA {by}/ca-cert.pem -CAkey {by}/ca-key.pem -days 2 \
+             -set_serial 7 -extfile {name}/ext -out {name}/{kind}-cert.pem"
+        ));
+        std::fs::copy(self.bench.path("ca/ca-cert.pem"), folder.join("ca-cert.pem")).unwrap();
+        folder
+    }
+
+    fn client(&self, by: &str, name: &str, san: &str) -> PathBuf {
+        self.sign(by, name, &format!("/O=Test/CN={name}"), san, "clientAuth")
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// A server with an export for all who have a certificate and one for `host-a`.
+fn serve(bench: &Bench, engine: &str, port: u16) -> Server {
+    let other = bench.path("other.img");
+    std::fs::write(&other, vec![7; 1 << 20]).unwrap();
+    let config = bench.path("serve.toml");
+    let document = format!(
+        "engine = \"{engine}\"\n\
+         [tls]\ncertificate = \"{root}/server/server-cert.pem\"\n\
+         key = \"{root}/server/server-key.pem\"\nclient-ca = \"{root}/ca/ca-cert.pem\"\n\
+         [[listen]]\ntcp = \"127.0.0.1:{port}\"\ntls = true\n\
+         [[listen]]\nunix = \"{root}/x.sock\"\n\
+         [[export]]\nname = \"all\"\npath = \"{root}/disk.img\"\n\
+         [[export]]\nname = \"bound\"\npath = \"{root}/other.img\"\nclients = [\"host-a\"]\n",
+        root = bench.path("").display().to_string().trim_end_matches('/'),
+    );
+    std::fs::write(&config, document).unwrap();
+    Server::start(&["serve", "--config", text(&config)])
+}
+
+fn uri(port: u16, export: &str, folder: &Path) -> String {
+    format!("nbds://localhost:{port}/{export}?tls-certificates={}", folder.display())
+}
+
+#[test]
+fn libnbd_and_qemu_copy_through_tls() {
+    const TEST: &str = "libnbd_and_qemu_copy_through_tls";
+    for engine in engines() {
+        let bench = Bench::new(24);
+        let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+        let folder = certificates.client("ca", "host-a", "DNS:host-a");
+        let port = free_port();
+        let _server = serve(&bench, engine, port);
+        let place = uri(port, "all", &folder);
+        let Some(told) = succeed(TEST, "nbdinfo", &[&place]) else { return };
+        assert!(told.contains("protocol: newstyle-fixed with TLS"), "{told}");
+        let (source, back) = (bench.path("source"), bench.path("back"));
+        let mut random = sim::Random::new(3);
+        let bytes: Vec<u8> =
+            (0..(24 << 20) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+        std::fs::write(&source, &bytes).unwrap();
+        succeed(TEST, "nbdcopy", &["--connections=4", "--flush", text(&source), &place]);
+        assert!(std::fs::read(bench.image()).unwrap() == bytes, "{engine}: what came differs");
+        succeed(TEST, "nbdcopy", &["--connections=4", &place, text(&back)]);
+        assert!(std::fs::read(&back).unwrap() == bytes, "{engine}: what went differs");
+        let credentials = format!("tls-creds-x509,id=t,endpoint=client,dir={}", folder.display());
+        let image = format!("driver=nbd,host=localhost,port={port},export=all,tls-creds=t");
+        let compared = succeed(
+            TEST,
+            "qemu-io",
+            &[
+                "--object",
+                &credentials,
+                "--image-opts",
+                &image,
+                "-c",
+                "write -P 9 1M 8M",
+                "-c",
+                "flush",
+                "-c",
+                "read -P 9 1M 8M",
+                "-c",
+                "write -z 2M 64k",
+                "-c",
+                "read -P 0 2M 64k",
+            ],
+        );
+        let Some(told) = compared else { return };
+        assert!(!told.contains("failed") && !told.contains("rror"), "{engine}: {told}");
+    }
+}
+
+#[test]
+fn who_has_no_lawful_certificate_stays_out() {
+    const TEST: &str = "who_has_no_lawful_certificate_stays_out";
+    let bench = Bench::new(1);
+    let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+    certificates.authority("forger");
+    let port = free_port();
+    let _server = serve(&bench, "auto", port);
+    let lawful = certificates.client("ca", "host-a", "DNS:host-a");
+    let by_common_name = certificates.sign("ca", "cn", "/O=Test/CN=host-a", "", "clientAuth");
+    let other = certificates.client("ca", "host-b", "DNS:host-b");
+    // A subject's common name counts for nothing beside an alternative name.
+    let disguised =
+        certificates.sign("ca", "disguised", "/O=Test/CN=host-a", "DNS:host-c", "clientAuth");
+    let forged = certificates.client("forger", "forged", "DNS:host-a");
+    let for_servers = certificates.sign("ca", "wrong", "/CN=host-a", "DNS:host-a", "serverAuth");
+    for kind in ["cert", "key"] {
+        let place = |who: &str| for_servers.join(format!("{who}-{kind}.pem"));
+        std::fs::rename(place("server"), place("client")).unwrap();
+    }
+    let bare = bench.path("bare");
+    std::fs::create_dir(&bare).unwrap();
+    std::fs::copy(bench.path("ca/ca-cert.pem"), bare.join("ca-cert.pem")).unwrap();
+    for (folder, export, enters) in [
+        (&lawful, "bound", true),
+        (&by_common_name, "bound", true),
+        (&other, "all", true),
+        (&other, "bound", false),
+        (&disguised, "bound", false),
+        (&forged, "all", false),
+        (&for_servers, "all", false),
+        (&bare, "all", false),
+    ] {
+        let Some(told) = run(TEST, "nbdinfo", &[&uri(port, export, folder)]) else { return };
+        let told_of = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert_eq!(told.status.success(), enters, "{} {export}: {told_of}", folder.display());
+    }
+    let Some(list) = run(TEST, "nbdinfo", &["--list", &uri(port, "", &other)]) else { return };
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.contains("\"all\"") && !list.contains("\"bound\""), "{list}");
+    // Without TLS: refused over TCP, and on the other socket what is bound is not there.
+    let Some(plain) = run(TEST, "nbdinfo", &[&format!("nbd://localhost:{port}/all")]) else {
+        return;
+    };
+    assert!(!plain.status.success());
+    let unix = |export| format!("nbd+unix:///{export}?socket={}", bench.socket().display());
+    assert!(run(TEST, "nbdinfo", &[&unix("all")]).unwrap().status.success());
+    assert!(!run(TEST, "nbdinfo", &[&unix("bound")]).unwrap().status.success());
+}
+
+fn connect(port: u16) -> TcpStream {
+    let stream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+}
+
+fn option(kind: u32, data: &[u8]) -> Vec<u8> {
+    [b"IHAVEOPT", &kind.to_be_bytes()[..], &(data.len() as u32).to_be_bytes(), data].concat()
+}
+
+fn reply(stream: &mut TcpStream) -> (u32, u32) {
+    let mut header = [0; 20];
+    stream.read_exact(&mut header).unwrap();
+    let field = |at: usize| u32::from_be_bytes(header[at..at + 4].try_into().unwrap());
+    std::io::copy(&mut stream.take(u64::from(field(16))), &mut std::io::sink()).unwrap();
+    (field(8), field(12))
+}
+
+/// As the document's FORCEDTLS says it, byte by byte.
+#[test]
+fn before_tls_there_is_nothing_but_tls() {
+    const TEST: &str = "before_tls_there_is_nothing_but_tls";
+    const TLS_REQUIRED: u32 = (1 << 31) | 5;
+    let bench = Bench::new(1);
+    let Some(_certificates) = Certificates::new(TEST, &bench) else { return };
+    let port = free_port();
+    let _server = serve(&bench, "auto", port);
+    let mut stream = connect(port);
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).unwrap();
+    stream.write_all(&3_u32.to_be_bytes()).unwrap();
+    for kind in [3, 6, 7, 8, 9, 10, 11, 4711] {
+        stream.write_all(&option(kind, &[0; 6])).unwrap();
+        assert_eq!(reply(&mut stream), (kind, TLS_REQUIRED));
+    }
+    stream.write_all(&option(5, b"data")).unwrap();
+    assert_eq!(reply(&mut stream), (5, (1 << 31) | 3));
+    // Abort is heard; an export's name can only be answered by hanging up.
+    stream.write_all(&option(2, b"")).unwrap();
+    assert_eq!(reply(&mut stream), (2, 1));
+    assert_eq!(stream.read(&mut [0; 1]).unwrap(), 0);
+    let mut stream = connect(port);
+    stream.read_exact(&mut greeting).unwrap();
+    stream.write_all(&[&3_u32.to_be_bytes()[..], &option(1, b"all")].concat()).unwrap();
+    assert_eq!(stream.read(&mut [0; 1]).unwrap_or(0), 0);
+}
+
+/// What stands behind STARTTLS in the clear was put there by somebody between.
+#[test]
+fn plain_bytes_behind_starttls_end_the_connection() {
+    const TEST: &str = "plain_bytes_behind_starttls_end_the_connection";
+    let bench = Bench::new(1);
+    let Some(_certificates) = Certificates::new(TEST, &bench) else { return };
+    let port = free_port();
+    let _server = serve(&bench, "auto", port);
+    for injected in [option(3, b""), vec![0x16, 3, 1], option(7, b"\0\0\0\x03all\0\0")] {
+        let mut stream = connect(port);
+        stream.read_exact(&mut [0; 18]).unwrap();
+        let bytes = [&3_u32.to_be_bytes()[..], &option(5, b""), &injected].concat();
+        stream.write_all(&bytes).unwrap();
+        assert_eq!(reply(&mut stream), (5, 1));
+        assert_eq!(stream.read(&mut [0; 64]).unwrap_or(0), 0, "{injected:?} was answered");
+    }
+}
+
+/// Peers that stop in the middle of the handshake, or babble, cost others nothing.
+#[test]
+fn a_slow_or_babbling_tls_peer_stops_nobody() {
+    const TEST: &str = "a_slow_or_babbling_tls_peer_stops_nobody";
+    let bench = Bench::new(4);
+    let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+    let folder = certificates.client("ca", "host-a", "DNS:host-a");
+    let port = free_port();
+    let _server = serve(&bench, "auto", port);
+    let mut random = sim::Random::new(9);
+    let mut held = Vec::new();
+    for index in 0..40 {
+        let mut stream = connect(port);
+        stream.read_exact(&mut [0; 18]).unwrap();
+        stream.write_all(&[&3_u32.to_be_bytes()[..], &option(5, b"")].concat()).unwrap();
+        assert_eq!(reply(&mut stream), (5, 1));
+        let length = 5 + (random.next() % 2000) as usize;
+        let mut bytes: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+        if index % 2 == 0 {
+            // A record's header, and less than it promises.
+            bytes[..5].copy_from_slice(&[0x16, 3, 1, 0x3f, 0xff]);
+        }
+        let _ = stream.write_all(&bytes);
+        held.push(stream);
+    }
+    let place = uri(port, "all", &folder);
+    let source = bench.path("source");
+    std::fs::write(&source, vec![5; 4 << 20]).unwrap();
+    if succeed(TEST, "nbdcopy", &["--connections=4", text(&source), &place]).is_none() {
+        return;
+    }
+    assert!(std::fs::read(bench.image()).unwrap().iter().all(|byte| *byte == 5));
+}
+
+/// A client that ends without a word, again and again.
+#[test]
+fn cut_tls_connections_leave_nothing_behind() {
+    const TEST: &str = "cut_tls_connections_leave_nothing_behind";
+    let bench = Bench::new(8);
+    let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+    let folder = certificates.client("ca", "host-a", "DNS:host-a");
+    let port = free_port();
+    let server = serve(&bench, "auto", port);
+    let place = uri(port, "all", &folder);
+    for _ in 0..5 {
+        let copying = Command::new("nbdcopy")
+            .args(["--", &place, "null:"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut copying) = copying else { return skip(TEST, "nbdcopy is not installed") };
+        std::thread::sleep(Duration::from_millis(30));
+        copying.kill().unwrap();
+        copying.wait().unwrap();
+    }
+    assert!(run(TEST, "nbdinfo", &[&place]).unwrap().status.success());
+    server.terminate();
+}
