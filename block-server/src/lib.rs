@@ -18,6 +18,7 @@ pub mod plan;
 pub mod serve;
 pub mod socket;
 pub mod standalone;
+pub mod throttle;
 pub mod tls;
 pub mod volume;
 pub mod worker;

@@ -208,6 +208,7 @@ async fn add(worker: &Handle, export: Export, backing: Backing) -> anyhow::Resul
         generation: 0,
         failed: None,
         counters: Arc::default(),
+        limits: model::Limits::none(),
     };
     Ok(Served {
         name: export.name,

@@ -12,6 +12,7 @@ pub mod instance_type;
 pub mod mac;
 pub mod security_group;
 pub mod volume;
+pub mod volume_kind;
 
 pub use id::{
     AllocationId, AssociationId, GroupId, ImageId, InstanceId, InterfaceId, KeyPairId, MalformedId,
@@ -22,3 +23,4 @@ pub use instance_type::InstanceType;
 pub use mac::Mac;
 pub use security_group::{Direction, Peer, PortRange, Protocol, Rule, SecurityGroup};
 pub use volume::{AttachmentState, VolumeState};
+pub use volume_kind::{Limits, Rate, VolumeKind};

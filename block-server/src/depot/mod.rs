@@ -185,6 +185,8 @@ impl Depot {
             size_bytes: volume.size_bytes,
             allocated_bytes: seen.map_or(0, |m| m.blocks() * 512),
             state: health,
+            quality: rpc::block::Quality::default(),
+            limits: model::Limits::none(),
         }
     }
 
@@ -435,6 +437,7 @@ impl Depot {
             generation: volume.generation,
             failed,
             counters: Arc::clone(&counters),
+            limits: model::Limits::none(),
         };
         let index = self.workers[worker].add_volume(new).await.map_err(of_worker)?;
         Ok(OpenVolume { worker, index, counters })

@@ -183,6 +183,22 @@ impl Core {
         self.jobs.len() - self.free.len()
     }
 
+    /// Whether a change is not answered yet.
+    pub fn has_changes(&self) -> bool {
+        self.jobs.iter().flatten().any(|job| job.request.kind.changes())
+    }
+
+    /// The file became larger. Requests are checked by their sessions against the
+    /// size that these told their clients.
+    pub fn grow(&mut self, size: u64) {
+        assert!(size >= self.geometry.size, "a volume does not shrink");
+        assert!(
+            size.is_multiple_of(u64::from(self.geometry.alignment)),
+            "the size is a multiple of the alignment"
+        );
+        self.geometry.size = size;
+    }
+
     /// Fences every writer below `generation`. Its requests fail from now on;
     /// those that run are waited for with [`Self::has_older`].
     pub fn raise(&mut self, generation: u64) {

@@ -3,7 +3,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
 use super::{Access, Served};
@@ -80,6 +80,11 @@ pub(super) struct Connection {
     pub was_shut_down: bool,
     pub deadline: Option<Instant>,
     pub is_busy: bool,
+    /// A request of it that waits at the gate: nothing more is read meanwhile.
+    pub held: Option<u32>,
+    /// Its number for control, used once in the life of the process.
+    pub serial: u64,
+    pub since: Instant,
     batch: Vec<Chunk<Window>>,
     /// Pieces of the batch that are sent, and bytes of the next one.
     batch_sent: (usize, usize),
@@ -94,8 +99,10 @@ impl Connection {
         listener: u32,
         exports: Rc<[Served]>,
         access: Access,
+        now: Instant,
         deadline: Instant,
     ) -> Self {
+        static SERIAL: AtomicU64 = AtomicU64::new(1);
         let (session, tls_server) = match access {
             Access::Certificate(server) => (Session::behind_tls(), Some(server)),
             Access::Anyone | Access::Owner(_) => (Session::new(), None),
@@ -118,6 +125,9 @@ impl Connection {
             was_shut_down: false,
             deadline: Some(deadline),
             is_busy: false,
+            held: None,
+            serial: SERIAL.fetch_add(1, Ordering::Relaxed),
+            since: now,
             batch: Vec::new(),
             batch_sent: (0, 0),
             batch_held: Held::default(),

@@ -4,8 +4,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use crossbeam_channel::{Sender, unbounded};
+use model::Limits;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
@@ -26,6 +28,7 @@ pub struct NewVolume {
     pub generation: u64,
     pub failed: Option<String>,
     pub counters: Arc<Counters>,
+    pub limits: Limits,
 }
 
 /// Who may connect to a socket.
@@ -91,7 +94,49 @@ pub(crate) enum Command {
         generation: u64,
         done: oneshot::Sender<()>,
     },
+    SetLimits {
+        volume: u32,
+        limits: Limits,
+    },
+    /// The file has that size already.
+    Grow {
+        volume: u32,
+        size: u64,
+        done: oneshot::Sender<()>,
+    },
+    /// Makes changes wait; done when all that was acknowledged is durable.
+    Hold {
+        volume: u32,
+        deadline: Duration,
+        done: Barrier,
+    },
+    Release(u32),
+    /// Ends the connections of a volume once they are answered.
+    Reconnect(u32),
+    /// Ends a listener's connections, and hangs up on new ones.
+    Drain {
+        listener: u32,
+        draining: bool,
+        done: oneshot::Sender<()>,
+    },
+    List(oneshot::Sender<Vec<ConnectionInfo>>),
+    Disconnect(u64),
     Stop,
+}
+
+/// Told whether a held volume is durable, or why not.
+pub(super) type Barrier = oneshot::Sender<Result<(), String>>;
+
+/// What control may know of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ConnectionInfo {
+    pub id: u64,
+    pub export: Option<String>,
+    pub peer: String,
+    pub read_only: bool,
+    pub in_flight: u64,
+    pub waits: bool,
+    pub age: Duration,
 }
 
 /// Who is told when something has come to pass.
@@ -100,6 +145,8 @@ pub(super) enum Waiter {
     Fenced { volume: u32, done: oneshot::Sender<()> },
     ListenerGone { listener: u32, done: oneshot::Sender<()> },
     VolumeIdle { volume: u32, done: oneshot::Sender<()> },
+    ListenerEmpty { listener: u32, done: oneshot::Sender<()> },
+    Quiesced { volume: u32, asked: bool, done: Barrier },
 }
 
 /// Which engine to use.
@@ -211,6 +258,38 @@ impl Handle {
 
     pub async fn raise(&self, volume: u32, generation: u64) -> Result<(), Gone> {
         self.ask(|done| Command::Raise { volume, generation, done }).await
+    }
+
+    pub fn set_limits(&self, volume: u32, limits: Limits) -> Result<(), Gone> {
+        self.tell(Command::SetLimits { volume, limits })
+    }
+
+    pub async fn grow(&self, volume: u32, size: u64) -> Result<(), Gone> {
+        self.ask(|done| Command::Grow { volume, size, done }).await
+    }
+
+    pub async fn hold(&self, volume: u32, deadline: Duration) -> Result<Result<(), String>, Gone> {
+        self.ask(|done| Command::Hold { volume, deadline, done }).await
+    }
+
+    pub fn release(&self, volume: u32) -> Result<(), Gone> {
+        self.tell(Command::Release(volume))
+    }
+
+    pub fn reconnect(&self, volume: u32) -> Result<(), Gone> {
+        self.tell(Command::Reconnect(volume))
+    }
+
+    pub async fn drain(&self, listener: u32, draining: bool) -> Result<(), Gone> {
+        self.ask(|done| Command::Drain { listener, draining, done }).await
+    }
+
+    pub async fn connections(&self) -> Result<Vec<ConnectionInfo>, Gone> {
+        self.ask(Command::List).await
+    }
+
+    pub fn disconnect(&self, id: u64) -> Result<(), Gone> {
+        self.tell(Command::Disconnect(id))
     }
 
     /// Begins to finish what is in flight and to close every connection.

@@ -15,6 +15,7 @@
 mod border;
 mod connection;
 mod control;
+mod quality;
 mod serve;
 
 use std::collections::VecDeque;
@@ -30,11 +31,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Token, Wait};
 use crate::metrics::Counters;
 use crate::nbd;
+use crate::throttle::Admission;
 use crate::volume::{Core, ZEROS_MAX};
 
 use connection::Connection;
-pub use control::{Access, EngineChoice, Event, Gone, Handle, NewVolume, Served};
+pub use control::{Access, ConnectionInfo, EngineChoice, Event, Gone, Handle, NewVolume, Served};
 use control::{Command, Waiter};
+pub use quality::set_slow_log;
 
 /// How long a peer may take from connecting to transmission.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
@@ -138,6 +141,10 @@ struct Volume {
     counters: Arc<Counters>,
     /// Operations of the engine that run.
     ops: u32,
+    /// Changes wait until then, or until control lets them go on.
+    held_until: Option<Instant>,
+    /// How the last [`quality::BARRIER`] ended.
+    barrier: Option<Result<(), i32>>,
 }
 
 struct Listener {
@@ -145,6 +152,8 @@ struct Listener {
     access: Access,
     exports: Rc<[Served]>,
     closing: bool,
+    /// New connections are hung up on.
+    draining: bool,
     accepting: bool,
     /// Connections are being refused, and the log says so.
     told_full: bool,
@@ -158,6 +167,9 @@ struct InFlight {
     buffer: Option<Buffer>,
     payload_at: usize,
     arrived: Instant,
+    /// When it was let on to its volume, and when its first operation began.
+    admitted: Instant,
+    begun: Instant,
 }
 
 pub(crate) struct Worker<E> {
@@ -178,10 +190,15 @@ pub(crate) struct Worker<E> {
     /// File operations that run: then the next event is probably the disk's.
     file_ops: u64,
     zeros: Buffer,
+    admission: Admission,
+    slow_log: quality::SlowLog,
     waiters: Vec<Waiter>,
     stopping: bool,
     /// When the engine last came back; nearer than that no time is asked for.
     now: Instant,
+    /// The same, in nanoseconds since `epoch`.
+    clock_ns: u64,
+    epoch: Instant,
     next_tick: Instant,
     recent_gap: Duration,
 }
@@ -211,9 +228,13 @@ impl<E: Engine> Worker<E> {
             busy_volumes: VecDeque::new(),
             file_ops: 0,
             zeros,
+            admission: Admission::default(),
+            slow_log: quality::SlowLog::default(),
             waiters: Vec::new(),
             stopping: false,
             now: Instant::now(),
+            clock_ns: 0,
+            epoch: Instant::now(),
             next_tick: Instant::now() + TICK,
             recent_gap: Duration::MAX,
         }
@@ -226,14 +247,18 @@ impl<E: Engine> Worker<E> {
         let mut completions: Vec<Completion> = Vec::new();
         loop {
             let before = Instant::now();
+            let sleep = self.admission.wake_at().map_or(TICK, |at| {
+                TICK.min(Duration::from_nanos(at.saturating_sub(self.clock_ns)))
+            });
             let wait = if self.file_ops == 0 && self.recent_gap < SPIN {
-                Wait::SpinThen { spin: SPIN, sleep: TICK }
+                Wait::SpinThen { spin: SPIN.min(sleep), sleep }
             } else {
-                Wait::UpTo(TICK)
+                Wait::UpTo(sleep)
             };
             self.engine.reap(wait, &mut completions)?;
             let now = Instant::now();
             self.now = now;
+            self.clock_ns = now.saturating_duration_since(self.epoch).as_nanos() as u64;
             if self.file_ops == 0 {
                 self.recent_gap = now - before;
             }
@@ -244,6 +269,7 @@ impl<E: Engine> Worker<E> {
             if now >= self.next_tick {
                 self.next_tick = now + TICK;
                 self.enforce_deadlines(now);
+                self.release_overdue(now);
                 self.work();
             }
             self.tell_waiters();
@@ -275,7 +301,7 @@ impl<E: Engine> Worker<E> {
                 self.serve_volume(volume);
             } else if let Some(connection) = self.busy_connections.pop_front() {
                 self.serve_connection(connection);
-            } else {
+            } else if !self.admit_waiting() {
                 return;
             }
         }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use super::border::{View, admits, error_of, kind_of, report, set_no_delay};
 use super::connection::{Chosen, Closing, Connection, Receiving};
+use super::quality::BARRIER;
 use super::{
     Command, DRAIN_MAX, Event, HANDSHAKE_MAX, InFlight, Listener, Purpose, Slots, Volume, Waiter,
     Worker,
@@ -30,9 +31,19 @@ impl<E: Engine> Worker<E> {
             Command::AddVolume(new, done) => {
                 let file = self.engine.add_file(new.fd.as_fd());
                 let core = Core::new(new.geometry, new.generation, new.failed);
-                let counters = new.counters;
-                let volume = Volume { name: new.name, core, file, _fd: new.fd, counters, ops: 0 };
-                let _ = done.send(self.volumes.insert(volume));
+                let volume = Volume {
+                    name: new.name,
+                    core,
+                    file,
+                    _fd: new.fd,
+                    counters: new.counters,
+                    ops: 0,
+                    held_until: None,
+                    barrier: None,
+                };
+                let index = self.volumes.insert(volume);
+                self.admission.add(index, new.limits);
+                let _ = done.send(index);
             }
             Command::RemoveVolume(volume, done) => {
                 self.waiters.push(Waiter::VolumeIdle { volume, done });
@@ -43,6 +54,7 @@ impl<E: Engine> Worker<E> {
                     access,
                     exports: exports.into(),
                     closing: false,
+                    draining: false,
                     accepting: false,
                     told_full: false,
                 };
@@ -62,11 +74,42 @@ impl<E: Engine> Worker<E> {
             }
             Command::Raise { volume, generation, done } => {
                 if let Some(volume) = self.volumes.get_mut(volume) {
+                    if volume.core.generation() < generation {
+                        volume.counters.fenced();
+                    }
                     volume.core.raise(generation);
                 }
                 self.touch_volume(volume);
                 self.waiters.push(Waiter::Fenced { volume, done });
             }
+            Command::SetLimits { volume, limits } => {
+                self.admission.set_limits(self.clock_ns, volume, limits);
+            }
+            Command::Grow { volume, size, done } => {
+                if let Some(volume) = self.volumes.get_mut(volume) {
+                    volume.core.grow(size);
+                }
+                let _ = done.send(());
+            }
+            Command::Hold { volume, deadline, done } => self.hold(volume, now + deadline, done),
+            Command::Release(volume) => self.release(volume),
+            Command::Reconnect(volume) => {
+                self.drain_connections(now, |c| {
+                    c.chosen.as_ref().is_some_and(|chosen| chosen.volume == volume)
+                });
+            }
+            Command::Drain { listener, draining, done } => {
+                self.drain_listener(listener, draining, now);
+                if draining {
+                    self.waiters.push(Waiter::ListenerEmpty { listener, done });
+                } else {
+                    let _ = done.send(());
+                }
+            }
+            Command::List(done) => {
+                let _ = done.send(self.list_connections(now));
+            }
+            Command::Disconnect(serial) => self.drain_connections(now, |c| c.serial == serial),
             Command::Stop => {
                 self.stopping = true;
                 let all: Vec<u32> = self.listeners.iter().map(|(index, _)| index).collect();
@@ -132,7 +175,9 @@ impl<E: Engine> Worker<E> {
             let count = self.connections.iter().filter(|(_, c)| c.listener == index).count();
             let is_full = count >= CONNECTIONS_MAX;
             let was_full = std::mem::replace(&mut listener.told_full, is_full);
-            if is_full && !was_full {
+            if listener.draining {
+                drop(socket);
+            } else if is_full && !was_full {
                 tracing::warn!(
                     limit = CONNECTIONS_MAX,
                     "refused a connection: the limit is reached"
@@ -140,7 +185,7 @@ impl<E: Engine> Worker<E> {
             } else if !is_full && admits(&access, &socket) {
                 set_no_delay(&socket);
                 let deadline = now + HANDSHAKE_MAX;
-                let connection = Connection::new(socket, index, exports, access, deadline);
+                let connection = Connection::new(socket, index, exports, access, now, deadline);
                 let id = self.connections.insert(Box::new(connection));
                 self.touch_connection(id);
             }
@@ -231,6 +276,9 @@ impl<E: Engine> Worker<E> {
     /// is none that could.
     fn take_request(&mut self, id: u32) -> bool {
         let Some(connection) = self.connections.get_mut(id) else { return false };
+        if connection.held.is_some() {
+            return false;
+        }
         if let Some((ticket, filled)) = connection.incoming {
             // The kernel is writing to that buffer.
             if connection.receiving == Receiving::Payload {
@@ -249,7 +297,7 @@ impl<E: Engine> Worker<E> {
                 return false;
             }
             connection.incoming = None;
-            self.submit(ticket);
+            self.arrive(ticket);
             return true;
         }
         let view = View {
@@ -282,12 +330,14 @@ impl<E: Engine> Worker<E> {
             buffer: carries.then(|| self.pool.take(layout.capacity)),
             payload_at: layout.payload_at,
             arrived: self.now,
+            admitted: self.now,
+            begun: self.now,
         };
         let ticket = self.requests.insert(in_flight);
         if request.command == nbd::Command::Write && request.length > 0 {
             connection.incoming = Some((ticket, 0));
         } else {
-            self.submit(ticket);
+            self.arrive(ticket);
         }
         true
     }
@@ -298,7 +348,7 @@ impl<E: Engine> Worker<E> {
         self.connections.get_mut(id).is_some_and(|connection| connection.open_sealed())
     }
 
-    fn submit(&mut self, ticket: u32) {
+    pub(super) fn submit(&mut self, ticket: u32) {
         let Some(in_flight) = self.requests.get(ticket) else {
             unreachable!("request {ticket} is not in flight")
         };
@@ -326,6 +376,7 @@ impl<E: Engine> Worker<E> {
     fn receive(&mut self, id: u32) {
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.receiving != Receiving::Nothing
+            || connection.held.is_some()
             || connection.session.is_closed()
             || connection.session.wants_tls()
             || (connection.closing == Closing::Drain && connection.session.in_flight() == 0)
@@ -381,6 +432,7 @@ impl<E: Engine> Worker<E> {
 
     /// Ends a connection whose peer is gone or done, once nothing of it runs.
     fn bury(&mut self, id: u32) {
+        self.forget_held(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.shut_down();
         if connection.receiving == Receiving::Nothing
@@ -442,7 +494,11 @@ impl<E: Engine> Worker<E> {
             if let Some((token, op)) = volume.core.next_op() {
                 self.start_op(index, token, op);
             } else if let Some(reply) = volume.core.next_reply() {
-                self.answer(reply);
+                if reply.ticket == BARRIER {
+                    self.barrier_ended(index, &reply);
+                } else {
+                    self.answer(reply);
+                }
             } else if let Some(trouble) = volume.core.next_trouble() {
                 report(&volume.name, &trouble);
                 if let Trouble::Failed { reason } = trouble {
@@ -458,9 +514,16 @@ impl<E: Engine> Worker<E> {
     fn start_op(&mut self, index: u32, token: Token, op: Op) {
         let Some(volume) = self.volumes.get_mut(index) else { return };
         let file = volume.file;
+        let now = self.now;
         let buffer_of = |requests: &mut Slots<InFlight>, ticket, at: usize, length: usize| {
-            let Some(buffer) = requests.get_mut(ticket).and_then(|r| r.buffer.as_mut()) else {
-                unreachable!("an operation's request is in flight and has a buffer")
+            let Some(in_flight) = requests.get_mut(ticket) else {
+                unreachable!("an operation's request is in flight")
+            };
+            if in_flight.begun == in_flight.admitted {
+                in_flight.begun = now;
+            }
+            let Some(buffer) = &mut in_flight.buffer else {
+                unreachable!("a request that moves bytes has a buffer")
             };
             buffer.bytes_mut()[at..at + length].as_mut_ptr()
         };
@@ -492,7 +555,10 @@ impl<E: Engine> Worker<E> {
                 let from = self.zeros.address();
                 Io::Write { file, from, length: length as usize, offset, durable: false }
             }
-            Op::Sync => Io::Sync { file },
+            Op::Sync => {
+                volume.counters.synced();
+                Io::Sync { file }
+            }
             Op::Prefetch { .. } => {
                 // O_DIRECT has no cache to fill; the advice is heard, and that is all.
                 return volume.core.complete(token, Outcome::Done(1));
@@ -526,14 +592,11 @@ impl<E: Engine> Worker<E> {
         let Some(in_flight) = self.requests.remove(reply.ticket) else {
             unreachable!("request {} is answered once", reply.ticket)
         };
+        let request = in_flight.request;
+        self.account(&in_flight, reply.result.as_ref().err().map(|errno| error_of(*errno)));
         let Some(connection) = self.connections.get_mut(in_flight.connection) else {
             unreachable!("a connection stays while its requests are in flight")
         };
-        let request = in_flight.request;
-        if let Some(volume) = self.volumes.get(in_flight.volume) {
-            let took = self.now.saturating_duration_since(in_flight.arrived);
-            volume.counters.count(request.command, request.length, took, reply.result.is_err());
-        }
         let answer = match (reply.result, request.command, in_flight.buffer) {
             (Err(errno), ..) => Answer::Failed(error_of(errno)),
             (Ok(_), nbd::Command::Read, Some(buffer)) => Answer::Data(Window {
@@ -571,9 +634,27 @@ impl<E: Engine> Worker<E> {
                         self.waiters.push(Waiter::VolumeIdle { volume, done });
                     } else {
                         if let Some(gone) = self.volumes.remove(volume) {
+                            self.admission.remove(volume);
                             self.engine.remove_file(gone.file);
                         }
                         let _ = done.send(());
+                    }
+                }
+                Waiter::ListenerEmpty { listener, done } => {
+                    let busy = self.listeners.get(listener).is_some_and(|l| l.draining)
+                        && self.connections.iter().any(|(_, c)| c.listener == listener);
+                    if busy {
+                        self.waiters.push(Waiter::ListenerEmpty { listener, done });
+                    } else {
+                        let _ = done.send(());
+                    }
+                }
+                Waiter::Quiesced { volume, mut asked, done } => {
+                    match self.is_quiesced(volume, &mut asked) {
+                        None => self.waiters.push(Waiter::Quiesced { volume, asked, done }),
+                        Some(result) => {
+                            let _ = done.send(result);
+                        }
                     }
                 }
             }

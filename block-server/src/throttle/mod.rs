@@ -1,0 +1,258 @@
+//! When a request may go on to its volume: limits, and turns between volumes.
+//!
+//! ```text
+//!   session ──▶ arrive ──▶ may go ─────────────────────────▶ volume::Core
+//!                  │                                            ▲
+//!                  └─▶ waiting (over its limit, or not its turn) ┘ next
+//!                  └─▶ kept    (a change, while the volume is held) ┘ release
+//! ```
+//!
+//! The worker asks for each request that was parsed whole. One that must wait
+//! stays with its connection, which is not read further: so no more waits than one
+//! request a connection, and TCP holds back the rest. A flush never waits.
+//!
+//! Turns: while more than one volume is busy on a thread, little more than
+//! [`SHARED_BYTES_MAX`] are on their way to the disk, given out by start-time fair
+//! queueing with a depth (SFQ(D): Jin, Chase, Kaur, "Interposed proportional
+//! sharing for a storage service utility", 2004). A request starts, on a scale of
+//! bytes, where its volume's last one ended, but not before what went last; the
+//! earliest start goes next. Volumes that ask for all get the same in bytes. One
+//! that asks for less than its share, with nothing on its way, goes at once even
+//! when the way is full: it waits for no queue of ours, and the disk's own has at
+//! most those bytes before it. A volume alone has no bound.
+//!
+//! It owns no clock: `now` is nanoseconds on the caller's. What may never be true:
+//! a request that is lost or goes twice; a wait when nothing is in the way.
+
+pub mod bucket;
+mod gate;
+
+use model::Limits;
+
+use gate::Gate;
+pub use gate::{Arrival, Class};
+
+/// Bytes on their way to the disk while several volumes are busy: two requests
+/// of 1 MiB keep a disk busy.
+pub const SHARED_BYTES_MAX: u64 = 2 << 20;
+
+/// The least that a request weighs: a small one costs as much as its block.
+const WEIGHT_MIN: u64 = 4096;
+
+/// How long the thread counts as shared after requests of two volumes met.
+const SHARED_NS: u64 = 100_000_000;
+
+const NEVER: u64 = u64::MAX;
+
+/// What a request of so many bytes counts among those on their way.
+const fn weight(bytes: u64) -> u64 {
+    if bytes < WEIGHT_MIN { WEIGHT_MIN } else { bytes }
+}
+
+/// The gates of a worker's volumes. Volumes are named by the worker's numbers.
+#[derive(Debug)]
+pub struct Admission {
+    gates: Vec<Option<Gate>>,
+    /// Volumes that have something waiting, the last served last.
+    waiting: Vec<u32>,
+    in_flight: u64,
+    /// The start of what went last, on the scale of bytes that a busy volume got.
+    virtual_time: u64,
+    last_volume: u32,
+    shared_until: u64,
+    /// Before that time, no waiting request can go.
+    look_at: u64,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self {
+            gates: Vec::new(),
+            waiting: Vec::new(),
+            in_flight: 0,
+            virtual_time: 0,
+            last_volume: u32::MAX,
+            shared_until: 0,
+            look_at: NEVER,
+        }
+    }
+}
+
+impl Admission {
+    pub fn add(&mut self, volume: u32, limits: Limits) {
+        let index = volume as usize;
+        if self.gates.len() <= index {
+            self.gates.resize_with(index + 1, || None);
+        }
+        self.gates[index] = Some(Gate::new(limits));
+    }
+
+    /// Nothing of it may be waiting or on its way.
+    pub fn remove(&mut self, volume: u32) {
+        let gone = self.gates.get_mut(volume as usize).and_then(Option::take);
+        if let Some(gate) = gone {
+            assert!(
+                gate.waiting.is_empty() && gate.kept.is_empty() && gate.in_flight == 0,
+                "a volume goes when nobody asks it for anything"
+            );
+        }
+    }
+
+    /// Whether the request may go at once; if not, [`Self::next`] will give it.
+    pub fn arrive(&mut self, now: u64, volume: u32, arrival: &Arrival) -> bool {
+        if arrival.class == Class::Flush {
+            return true;
+        }
+        if volume != self.last_volume {
+            if self.last_volume != u32::MAX {
+                self.shared_until = now + SHARED_NS;
+            }
+            self.last_volume = volume;
+        }
+        let shared = now < self.shared_until;
+        let Some(gate) = gate_of(&mut self.gates, volume) else { return true };
+        let priced = gate.price(arrival);
+        if gate.held && arrival.class.changes() {
+            gate.kept.push_back(priced);
+            return false;
+        }
+        let is_next = gate.waiting.is_empty() && gate.ready_at() <= now;
+        let has_room = !shared
+            || (self.waiting.is_empty() && self.in_flight < SHARED_BYTES_MAX)
+            || gate.is_owed(self.virtual_time);
+        if is_next && has_room {
+            gate.take(now, priced);
+            if shared {
+                let start = gate.start(self.virtual_time);
+                gate.finish = start + weight(priced.bytes);
+                self.virtual_time = self.virtual_time.max(start);
+            }
+            self.in_flight += weight(priced.bytes);
+            return true;
+        }
+        self.look_at = self.look_at.min(gate.ready_at());
+        gate.waiting.push_back(priced);
+        if gate.waiting.len() == 1 {
+            self.waiting.push(volume);
+        }
+        false
+    }
+
+    /// A request of `length` bytes that went is answered.
+    pub fn ended(&mut self, volume: u32, class: Class, length: u64) {
+        if class == Class::Flush {
+            return;
+        }
+        let bytes = if matches!(class, Class::Read | Class::Write) { length } else { 0 };
+        let Some(gate) = gate_of(&mut self.gates, volume) else { return };
+        gate.in_flight -= weight(bytes);
+        self.in_flight -= weight(bytes);
+        if !self.waiting.is_empty() {
+            self.look_at = 0;
+        }
+    }
+
+    /// A waiting request that may go now: its volume and ticket.
+    pub fn next(&mut self, now: u64) -> Option<(u32, u32)> {
+        if now < self.look_at {
+            return None;
+        }
+        let shared = now < self.shared_until;
+        let has_room = !shared || self.in_flight < SHARED_BYTES_MAX;
+        let (mut look_at, mut best) = (NEVER, None);
+        for &volume in &self.waiting {
+            let Some(gate) = self.gates[volume as usize].as_ref() else { continue };
+            let ready_at = gate.ready_at();
+            if ready_at > now {
+                look_at = look_at.min(ready_at);
+            } else if has_room || gate.is_owed(self.virtual_time) {
+                let start = gate.start(self.virtual_time);
+                if best.is_none_or(|(least, _)| start < least) {
+                    best = Some((start, volume));
+                }
+            } else {
+                look_at = look_at.min(self.shared_until);
+            }
+        }
+        let Some((start, volume)) = best else {
+            self.look_at = look_at;
+            return None;
+        };
+        let gate = gate_of(&mut self.gates, volume)?;
+        let priced = gate.waiting.pop_front()?;
+        gate.take(now, priced);
+        gate.finish = start + weight(priced.bytes);
+        self.virtual_time = start;
+        self.in_flight += weight(priced.bytes);
+        // Behind those that have waited as long.
+        self.waiting.retain(|v| *v != volume);
+        if !gate.waiting.is_empty() {
+            self.waiting.push(volume);
+        }
+        Some((volume, priced.ticket))
+    }
+
+    /// When [`Self::next`] should be asked again, if nothing else happens.
+    pub fn wake_at(&self) -> Option<u64> {
+        (self.look_at != NEVER && !self.waiting.is_empty()).then_some(self.look_at)
+    }
+
+    pub fn set_limits(&mut self, now: u64, volume: u32, limits: Limits) {
+        if let Some(gate) = gate_of(&mut self.gates, volume) {
+            gate.set_limits(limits, now);
+            self.look_at = 0;
+        }
+    }
+
+    /// Changes that arrive from now on wait for [`Self::release`]; so do those
+    /// that were waiting.
+    pub fn hold(&mut self, volume: u32) {
+        if let Some(gate) = gate_of(&mut self.gates, volume) {
+            gate.held = true;
+            // What class a waiting request has is not kept: all of them wait.
+            let waiting = std::mem::take(&mut gate.waiting);
+            gate.kept.extend(waiting);
+            self.waiting.retain(|v| *v != volume);
+        }
+    }
+
+    pub fn release(&mut self, volume: u32) {
+        let Some(gate) = gate_of(&mut self.gates, volume) else { return };
+        gate.held = false;
+        let kept = std::mem::take(&mut gate.kept);
+        gate.waiting.extend(kept);
+        if !gate.waiting.is_empty() {
+            self.look_at = 0;
+            self.waiting.retain(|v| *v != volume);
+            self.waiting.push(volume);
+        }
+    }
+
+    pub fn is_held(&self, volume: u32) -> bool {
+        self.gates.get(volume as usize).and_then(Option::as_ref).is_some_and(|g| g.held)
+    }
+
+    /// Nobody waits for this request any more.
+    pub fn forget(&mut self, volume: u32, ticket: u32) {
+        if let Some(gate) = gate_of(&mut self.gates, volume) {
+            gate.waiting.retain(|p| p.ticket != ticket);
+            gate.kept.retain(|p| p.ticket != ticket);
+            if gate.waiting.is_empty() {
+                self.waiting.retain(|v| *v != volume);
+            }
+        }
+    }
+
+    /// Requests that wait, for whatever reason.
+    pub fn waiting(&self, volume: u32) -> usize {
+        let gate = self.gates.get(volume as usize).and_then(Option::as_ref);
+        gate.map_or(0, |gate| gate.waiting.len() + gate.kept.len())
+    }
+}
+
+fn gate_of(gates: &mut [Option<Gate>], volume: u32) -> Option<&mut Gate> {
+    gates.get_mut(volume as usize)?.as_mut()
+}
+
+#[cfg(test)]
+mod tests;
