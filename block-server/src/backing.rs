@@ -91,12 +91,14 @@ impl Backing {
         Ok(Self { fd: file.into(), geometry: Geometry { size, alignment } })
     }
 
-    /// Opens a volume's file, which must have the volume's size.
+    /// Opens a volume's file, which must have the volume's size, or more: a crash
+    /// in a resize leaves what is beyond it.
     pub fn open_sized(path: &Path, size: u64) -> Result<Self, Error> {
         let backing = Self::open(path, false)?;
         let found = backing.geometry.size;
-        if found == size {
-            return Ok(backing);
+        if found >= size {
+            let geometry = Geometry { size, ..backing.geometry };
+            return Ok(Self { geometry, ..backing });
         }
         Err(Error::Size { path: path.to_owned(), found, wanted: size })
     }

@@ -10,7 +10,8 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use model::VolumeId;
+use model::{Limits, VolumeId};
+use rpc::block::Quality;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -48,6 +49,16 @@ pub struct Volume {
     pub stage: Stage,
     /// The greatest generation of any writer.
     pub generation: u64,
+    /// How fast it may be; nothing is said in records from before there were limits.
+    #[serde(default)]
+    pub quality: Quality,
+}
+
+impl Volume {
+    /// What was recorded was checked; a figure that is lawful no more limits nothing.
+    pub fn limits(&self) -> Limits {
+        self.quality.limits(self.size_bytes).unwrap_or(Limits::none())
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,7 +209,13 @@ mod tests {
     use super::*;
 
     fn volume() -> Volume {
-        Volume { size_bytes: 4096, source: None, stage: Stage::Ready, generation: 1 }
+        Volume {
+            size_bytes: 4096,
+            source: None,
+            stage: Stage::Ready,
+            generation: 1,
+            quality: Quality::default(),
+        }
     }
 
     #[test]

@@ -294,6 +294,17 @@ pub fn text<'a>(volumes: impl Iterator<Item = (String, &'a Counters)>) -> String
     out
 }
 
+/// Connections by export, in the same format.
+pub fn connections<'a>(exports: impl Iterator<Item = (&'a str, u32)>) -> String {
+    let mut out = String::new();
+    let (name, help) = ("hostplane_export_connections", "Clients that use the export now.");
+    let mut family = Family::begin(&mut out, name, "gauge", help);
+    for (export, count) in exports {
+        family.line("", &format!("export=\"{}\"", escape(export)), count);
+    }
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

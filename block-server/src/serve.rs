@@ -2,14 +2,20 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{JsonRejection, PathRejection};
 use axum::extract::{Path as UrlPath, State};
-use axum::routing::{get, put};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use axum::routing::{delete, get, put};
 use axum::{Json, Router};
 use model::VolumeId;
 use rpc::Error;
-use rpc::block::{Export, NewExport, NewVolume, Status, Volume};
+use rpc::block::{
+    Connection, Export, NewExport, NewSize, NewVolume, Quality, Quiesce, SlowLog, Status, Volume,
+    VolumeStatistics,
+};
 use rpc::server::{ControlListener, Peer};
 
 use crate::depot::Depot;
@@ -31,6 +37,14 @@ pub fn router(depot: Arc<Depot>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/volumes", get(volumes))
         .route("/v1/volumes/{id}", put(put_volume).delete(delete_volume))
+        .route("/v1/volumes/{id}/quality", put(set_quality))
+        .route("/v1/volumes/{id}/size", put(resize))
+        .route("/v1/volumes/{id}/quiesced", put(quiesce).delete(resume))
+        .route("/v1/exports/{name}/drained", put(drain).delete(undrain))
+        .route("/v1/connections", get(connections))
+        .route("/v1/connections/{id}", delete(disconnect))
+        .route("/v1/statistics", get(statistics))
+        .route("/v1/slow-log", put(slow_log))
         .route("/v1/exports", get(exports))
         .route("/v1/exports/{name}", put(put_export).delete(delete_export))
         .fallback(async || Error::not_found("there is no such call"))
@@ -51,8 +65,77 @@ async fn status(State(depot): State<Arc<Depot>>) -> Answer<Status> {
     Ok(Json(depot.status().await))
 }
 
-async fn metrics(State(depot): State<Arc<Depot>>) -> String {
-    depot.metrics().await
+/// The text format's own type (Prometheus, "Exposition formats").
+const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+async fn metrics(State(depot): State<Arc<Depot>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, METRICS_TYPE)], depot.metrics().await)
+}
+
+async fn set_quality(
+    State(depot): State<Arc<Depot>>,
+    id: Result<UrlPath<VolumeId>, PathRejection>,
+    quality: Result<Json<Quality>, JsonRejection>,
+) -> Answer<Volume> {
+    depot.set_quality(named(id)?, read(quality)?).await.map(Json)
+}
+
+async fn resize(
+    State(depot): State<Arc<Depot>>,
+    id: Result<UrlPath<VolumeId>, PathRejection>,
+    size: Result<Json<NewSize>, JsonRejection>,
+) -> Answer<Volume> {
+    depot.resize(named(id)?, read(size)?).await.map(Json)
+}
+
+async fn quiesce(
+    State(depot): State<Arc<Depot>>,
+    id: Result<UrlPath<VolumeId>, PathRejection>,
+    quiesce: Result<Json<Quiesce>, JsonRejection>,
+) -> Answer<()> {
+    depot.quiesce(named(id)?, read(quiesce)?).await.map(Json)
+}
+
+async fn resume(
+    State(depot): State<Arc<Depot>>,
+    id: Result<UrlPath<VolumeId>, PathRejection>,
+) -> Answer<()> {
+    depot.resume(named(id)?).await.map(Json)
+}
+
+async fn drain(
+    State(depot): State<Arc<Depot>>,
+    name: Result<UrlPath<String>, PathRejection>,
+) -> Answer<()> {
+    depot.drain(&named(name)?, true).await.map(Json)
+}
+
+async fn undrain(
+    State(depot): State<Arc<Depot>>,
+    name: Result<UrlPath<String>, PathRejection>,
+) -> Answer<()> {
+    depot.drain(&named(name)?, false).await.map(Json)
+}
+
+async fn connections(State(depot): State<Arc<Depot>>) -> Answer<Vec<Connection>> {
+    depot.connections().await.map(Json)
+}
+
+async fn disconnect(
+    State(depot): State<Arc<Depot>>,
+    id: Result<UrlPath<u64>, PathRejection>,
+) -> Answer<()> {
+    depot.disconnect(named(id)?).map(Json)
+}
+
+async fn statistics(State(depot): State<Arc<Depot>>) -> Answer<Vec<VolumeStatistics>> {
+    Ok(Json(depot.statistics().await))
+}
+
+async fn slow_log(slow: Result<Json<SlowLog>, JsonRejection>) -> Answer<()> {
+    let ms = read(slow)?.threshold_ms;
+    crate::worker::set_slow_log((ms > 0).then(|| Duration::from_millis(ms)));
+    Ok(Json(()))
 }
 
 async fn volumes(State(depot): State<Arc<Depot>>) -> Answer<Vec<Volume>> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fixture::{Server, run, skip, succeed, text};
 use model::VolumeId;
-use rpc::block::{NewExport, NewVolume, VolumeHealth};
+use rpc::block::{NewExport, NewSize, NewVolume, Quality, Quiesce, SlowLog, VolumeHealth};
 use rpc::{Client, Kind};
 
 const MIB: u64 = 1 << 20;
@@ -249,6 +249,174 @@ async fn a_second_daemon_on_the_same_volumes_is_refused() {
     assert!(!output.status.success());
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(told.contains("another block-server holds it"), "{told}");
+}
+
+fn grown(size_bytes: u64, reconnect: bool) -> NewSize {
+    NewSize { size_bytes, reconnect }
+}
+
+/// As `qemu-io`, beside what the test does meanwhile.
+fn qemu_io_beside(
+    test: &'static str,
+    uri: &str,
+    commands: &'static [&'static str],
+) -> std::thread::JoinHandle<(Option<bool>, Duration)> {
+    let uri = uri.to_owned();
+    std::thread::spawn(move || {
+        let begun = clock();
+        (qemu_io(test, &uri, commands), begun.elapsed())
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test measures the clock of the world")]
+fn clock() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_grows_while_it_is_served_and_stays_so() {
+    const TEST: &str = "a_volume_grows_while_it_is_served_and_stays_so";
+    let home = Home::new();
+    let (server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 4 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("e", &writer(id(1), 1)).await.unwrap();
+    let place = uri(&export.socket, "e");
+    let Some(held) = qemu_io(TEST, &place, &["write -P 7 3M 1M"]) else { return };
+    assert!(held);
+    assert_ne!(qemu_io(TEST, &place, &["write 4M 4k"]), Some(true), "it ends there");
+    let resized = client.resize_volume(id(1), grown(8 * MIB, false)).await.unwrap();
+    assert_eq!(resized.size_bytes, 8 * MIB);
+    client.resize_volume(id(1), grown(8 * MIB, true)).await.unwrap();
+    let all = ["read -P 7 3M 1M", "read -P 0 4M 4M", "write -P 9 7M 1M", "flush"];
+    assert_eq!(qemu_io(TEST, &place, &all), Some(true));
+    for (size, kind) in [
+        (4 * MIB, Kind::Refused),
+        (8 * MIB + 512, Kind::Refused),
+        ((64 << 40) + 4096, Kind::Refused),
+    ] {
+        let error = client.resize_volume(id(1), grown(size, false)).await.unwrap_err();
+        assert_eq!(error.kind, kind, "{size}");
+    }
+    let missing = client.resize_volume(id(2), grown(MIB, false)).await.unwrap_err();
+    assert_eq!(missing.kind, Kind::NotFound);
+    server.kill();
+    // As a crash between the file and the record leaves it.
+    let image = home.path(&format!("s/block-server/volumes/{}.img", id(1)));
+    std::fs::File::options().write(true).open(image).unwrap().set_len(16 * MIB).unwrap();
+    let (_server, client) = home.start();
+    assert_eq!(client.volumes().await.unwrap()[0].size_bytes, 8 * MIB);
+    assert_eq!(qemu_io(TEST, &place, &["read -P 9 7M 1M"]), Some(true));
+    assert_ne!(qemu_io(TEST, &place, &["write 8M 4k"]), Some(true));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_bind_at_once_for_what_waits_too_and_stay_over_a_restart() {
+    const TEST: &str = "limits_bind_at_once_for_what_waits_too_and_stay_over_a_restart";
+    let home = Home::new();
+    let (server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 8 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("e", &writer(id(1), 1)).await.unwrap();
+    let place = uri(&export.socket, "e");
+    let one = Quality { iops: Some(1), ..Quality::default() };
+    let set = client.set_quality(id(1), &one).await.unwrap();
+    assert_eq!(set.limits.operations.map(|r| r.sustained), Some(1));
+    server.kill();
+    let (_server, client) = home.start();
+    assert_eq!(client.volumes().await.unwrap()[0].quality, one);
+    // Apart, so that they are not merged: some minutes, at one a second.
+    let beside = qemu_io_beside(
+        TEST,
+        &place,
+        &["write 0 4k", "write 1M 4k", "write 2M 4k", "write 3M 4k", "write 4M 4k", "flush"],
+    );
+    let mut waits = false;
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        waits = client.connections().await.unwrap().iter().any(|c| c.waits);
+        if waits || beside.is_finished() {
+            break;
+        }
+    }
+    client.set_quality(id(1), &Quality::default()).await.unwrap();
+    let (held, took) = beside.join().unwrap();
+    let Some(held) = held else { return };
+    assert!(held && waits);
+    assert!(took < Duration::from_secs(4), "it waited {took:?} after the limit had gone");
+    let text = metrics(&client).await;
+    let counted = format!("hostplane_volume_throttled_operations_total{{volume=\"{}\"}} ", id(1));
+    let count = text.lines().find_map(|l| l.strip_prefix(&counted)?.parse::<u64>().ok());
+    assert!(count.is_some_and(|count| count > 0), "{text}");
+    let gp4 = Quality { iops: Some(0), ..Quality::default() };
+    assert_eq!(client.set_quality(id(1), &gp4).await.unwrap_err().kind, Kind::Refused);
+    let st1 = Quality { kind: Some(model::VolumeKind::St1), ..Quality::default() };
+    let refused = client.set_quality(id(1), &st1).await.unwrap_err();
+    assert!(refused.message.contains("between 125 and 16384 GiB"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiesced_volume_takes_no_change_until_it_is_resumed_or_overdue() {
+    const TEST: &str = "a_quiesced_volume_takes_no_change_until_it_is_resumed_or_overdue";
+    let home = Home::new();
+    let (_server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 4 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("e", &writer(id(1), 1)).await.unwrap();
+    let place = uri(&export.socket, "e");
+    let Some(held) = qemu_io(TEST, &place, &["write -P 1 0 64k"]) else { return };
+    assert!(held);
+    client.quiesce_volume(id(1), Quiesce { deadline_ms: 60_000 }).await.unwrap();
+    let syncs = |all: Vec<rpc::block::VolumeStatistics>| all[0].syncs;
+    assert!(syncs(client.volume_statistics().await.unwrap()) > 0, "it was made durable");
+    assert_eq!(qemu_io(TEST, &place, &["read -P 1 0 64k"]), Some(true), "reads go on");
+    let beside = qemu_io_beside(TEST, &place, &["write -P 2 0 64k"]);
+    for _ in 0..100 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if client.connections().await.unwrap().iter().any(|c| c.waits) {
+            break;
+        }
+    }
+    let image = home.path(&format!("s/block-server/volumes/{}.img", id(1)));
+    assert!(std::fs::read(&image).unwrap()[..65536].iter().all(|b| *b == 1), "nothing changed");
+    client.resume_volume(id(1)).await.unwrap();
+    assert_eq!(beside.join().unwrap().0, Some(true));
+    // And without anybody's word.
+    client.quiesce_volume(id(1), Quiesce { deadline_ms: 100 }).await.unwrap();
+    assert_eq!(qemu_io(TEST, &place, &["write -P 3 0 64k"]), Some(true));
+    for deadline_ms in [0, 60_001] {
+        let refused = client.quiesce_volume(id(1), Quiesce { deadline_ms }).await.unwrap_err();
+        assert_eq!(refused.kind, Kind::Refused);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_listed_cut_and_drained() {
+    const TEST: &str = "connections_are_listed_cut_and_drained";
+    let home = Home::new();
+    let (_server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 4 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("e", &writer(id(1), 1)).await.unwrap();
+    let connect = || std::os::unix::net::UnixStream::connect(&export.socket).unwrap();
+    let (mut one, mut two) = (connect(), connect());
+    let mut greeting = [0; 18];
+    for stream in [&mut one, &mut two] {
+        std::io::Read::read_exact(stream, &mut greeting).unwrap();
+    }
+    let all = client.connections().await.unwrap();
+    assert_eq!(all.len(), 2, "{all:?}");
+    let pid = format!("pid {}", std::process::id());
+    assert!(all[0].peer.ends_with(&pid) && all[0].export.is_none(), "{all:?}");
+    client.disconnect(all[0].id).await.unwrap();
+    client.disconnect(all[0].id).await.unwrap();
+    assert_eq!(std::io::Read::read(&mut one, &mut greeting).unwrap(), 0, "it is closed");
+    let left: Vec<u64> = client.connections().await.unwrap().iter().map(|c| c.id).collect();
+    assert_eq!(left, [all[1].id]);
+    client.drain_export("e").await.unwrap();
+    assert_eq!(std::io::Read::read(&mut two, &mut greeting).unwrap(), 0, "it is closed");
+    assert_eq!(std::io::Read::read(&mut connect(), &mut greeting).unwrap_or(0), 0, "refused");
+    assert_ne!(qemu_io(TEST, &uri(&export.socket, "e"), &["read 0 4k"]), Some(true));
+    client.undrain_export("e").await.unwrap();
+    assert_ne!(qemu_io(TEST, &uri(&export.socket, "e"), &["read 0 4k"]), Some(false));
+    assert_eq!(client.drain_export("f").await.unwrap_err().kind, Kind::NotFound);
+    client.set_slow_log(SlowLog { threshold_ms: 1000 }).await.unwrap();
 }
 
 /// In a mount namespace of its own: a disk of 4 MiB under a volume of 16.

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use model::VolumeId;
+use model::{Limits, VolumeId};
 use rpc::Error;
-use rpc::block::{NewExport, NewVolume};
+use rpc::block::{NewExport, NewVolume, Quality};
 
 use crate::catalogue::{Catalogue, Stage};
 
@@ -19,14 +19,23 @@ const SOCKET_PATH_MAX: usize = 107;
 
 const EXPORT_NAME_MAX: usize = 64;
 
-pub(super) fn check_new(id: VolumeId, new: &NewVolume) -> Result<(), Error> {
-    let size = new.size_bytes;
+pub(super) fn limits(id: VolumeId, quality: &Quality, size: u64) -> Result<Limits, Error> {
+    quality.limits(size).map_err(|reason| Error::refused(format!("volume {id}: {reason}")))
+}
+
+pub(super) fn check_size(id: VolumeId, deed: &str, size: u64) -> Result<(), Error> {
     if size == 0 || !size.is_multiple_of(VOLUME_GRAIN) || size > VOLUME_BYTES_MAX {
         return Err(Error::refused(format!(
-            "volume {id}: create: {size} bytes: a volume has a multiple of {VOLUME_GRAIN} bytes, \
+            "volume {id}: {deed}: {size} bytes: a volume has a multiple of {VOLUME_GRAIN} bytes, \
              at most {VOLUME_BYTES_MAX}"
         )));
     }
+    Ok(())
+}
+
+pub(super) fn check_new(id: VolumeId, new: &NewVolume) -> Result<(), Error> {
+    let size = new.size_bytes;
+    check_size(id, "create", size)?;
     let Some(source) = &new.source else { return Ok(()) };
     match std::fs::metadata(source) {
         Ok(found) if !found.is_file() => Err(Error::refused(format!(

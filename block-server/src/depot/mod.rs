@@ -16,6 +16,7 @@
 //! volume's file removed while it is exported; an answer that a crash takes back.
 
 mod check;
+mod live;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -161,7 +162,10 @@ impl Depot {
     /// Of the volumes that are exported, for Prometheus.
     pub async fn metrics(&self) -> String {
         let state = self.state.lock().await;
-        metrics::text(state.open_volumes.iter().map(|(id, open)| (id.to_string(), &*open.counters)))
+        let volumes = state.open_volumes.iter().map(|(id, open)| (id.to_string(), &*open.counters));
+        let exports =
+            state.open_exports.iter().map(|(name, e)| (name.as_str(), e.served.connections()));
+        metrics::text(volumes) + &metrics::connections(exports)
     }
 
     pub async fn volumes(&self) -> Vec<rpc::block::Volume> {
@@ -185,8 +189,8 @@ impl Depot {
             size_bytes: volume.size_bytes,
             allocated_bytes: seen.map_or(0, |m| m.blocks() * 512),
             state: health,
-            quality: rpc::block::Quality::default(),
-            limits: model::Limits::none(),
+            quality: volume.quality.clone(),
+            limits: volume.limits(),
         }
     }
 
@@ -222,6 +226,7 @@ impl Depot {
             source: new.source,
             stage: Stage::Filling,
             generation: 0,
+            quality: rpc::block::Quality::default(),
         };
         block_in_place(|| state.catalogue.put_volume(id, volume.clone())).map_err(of_catalogue)?;
         if volume.source.is_some() {
@@ -437,7 +442,7 @@ impl Depot {
             generation: volume.generation,
             failed,
             counters: Arc::clone(&counters),
-            limits: model::Limits::none(),
+            limits: volume.limits(),
         };
         let index = self.workers[worker].add_volume(new).await.map_err(of_worker)?;
         Ok(OpenVolume { worker, index, counters })
