@@ -36,6 +36,9 @@ struct Arguments {
     /// Another build of block-server, to be measured beside this one.
     #[arg(long)]
     against: Option<PathBuf>,
+    /// Without the peers: to compare builds, or to look at one.
+    #[arg(long)]
+    alone: bool,
     /// Also draw the answer, as SVG, into this file.
     #[arg(long)]
     plot: Option<PathBuf>,
@@ -74,6 +77,7 @@ impl Arguments {
             directory,
             time_max: Duration::from_secs(if self.quick { 0 } else { self.seconds_max }),
             against: self.against.clone(),
+            alone: self.alone,
         })
     }
 }

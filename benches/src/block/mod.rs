@@ -49,6 +49,8 @@ pub struct Plan {
     pub time_max: Duration,
     /// Another build of our server, to stand beside it.
     pub against: Option<PathBuf>,
+    /// No peers, and no fio.
+    pub alone: bool,
 }
 
 /// What was measured of one contender in one row.
@@ -113,6 +115,7 @@ fn spread(results: &Results, row: usize) -> f64 {
 impl Bench<'_> {
     fn contenders(&self, row: usize) -> Vec<Contender> {
         let mut all = self.plan.rows[row].contenders().to_vec();
+        all.retain(|c| *c == Contender::Ours || !self.plan.alone);
         all.extend(self.plan.against.is_some().then_some(Contender::Other));
         all
     }

@@ -225,6 +225,7 @@ mod tests {
             directory: std::path::PathBuf::new(),
             time_max: std::time::Duration::ZERO,
             against: None,
+            alone: false,
         }
     }
 
