@@ -1,28 +1,39 @@
-//! Aligned memory for file I/O. Small buffers come from one arena that the ring
-//! knows by heart (a registered buffer: no page is pinned anew for each
-//! operation), and from the heap when it is used up. Large ones are mapped: their
-//! pages come only when bytes do, so that a peer which announces much and sends
-//! nothing costs nothing; a few are kept for the next request of their size.
+//! Aligned memory for file I/O. Buffers come from one arena that the ring knows by
+//! heart (a registered buffer: no page is pinned anew for each operation), in huge
+//! pages where the kernel has them: what lies in one page is one segment to the
+//! disk, where 1 MiB in small pages is more segments than a request may have.
+//! When the arena is used up, small ones come from the heap. Large ones are mapped:
+//! their pages come only when bytes do, so that a peer which announces much and
+//! sends nothing costs nothing; a few are kept for the next request of their size.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
 use crate::nbd::Payload;
 
 /// What O_DIRECT asks of memory at most: a block of 4 KiB.
 pub const ALIGNMENT: usize = 4096;
 
-/// Enough for a thousand requests of 4 KiB and some tens of 128 KiB at once.
-const ARENA_BYTES: usize = 16 << 20;
+/// A huge page, on every machine that we run on.
+const HUGE: usize = 2 << 20;
 
-/// Size classes of the arena are powers of two from 4 KiB to 256 KiB.
+/// Two parts of the arena, apart from each other so that many small buffers,
+/// which are never joined again, leave room for large ones: enough for a thousand
+/// requests of 4 KiB and some tens of 128 KiB, and for sixteen of 1 MiB, at once.
+const PART_BYTES: usize = 16 << 20;
+const ARENA_BYTES: usize = 2 * PART_BYTES;
+
+/// Size classes are powers of two from 4 KiB to 2 MiB; from this one (512 KiB)
+/// on they lie in the second part.
 const CLASS_SHIFT_MIN: u32 = 12;
-const CLASSES: usize = 7;
+const CLASSES: usize = 10;
+const CLASS_LARGE: usize = 7;
 
-/// Bytes of large buffers that are kept for later: eight requests of 1 MiB, with
-/// room for others.
+/// Bytes of mapped buffers that are kept for later.
 const KEPT_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Debug)]
@@ -33,10 +44,10 @@ struct Arena {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Never carved yet.
-    fresh_at: usize,
+    /// Bytes of each part that were given out at least once.
+    carved: [usize; 2],
     free: [Vec<NonNull<u8>>; CLASSES],
-    /// Large buffers without a user.
+    /// Mapped buffers without a user.
     kept: Vec<(NonNull<u8>, usize)>,
     kept_bytes: usize,
 }
@@ -53,9 +64,8 @@ impl Drop for Arena {
         for (start, capacity) in self.state.get_mut().kept.drain(..) {
             unmap(start, capacity);
         }
-        // SAFETY: `base` came from `alloc_zeroed` with this layout, and every
-        // buffer holds the arena alive.
-        unsafe { dealloc(self.base.as_ptr(), layout(ARENA_BYTES)) }
+        // Every buffer holds the arena alive, so none is left.
+        unmap(self.base, ARENA_BYTES);
     }
 }
 
@@ -74,7 +84,6 @@ fn allocate(bytes: usize) -> NonNull<u8> {
 }
 
 fn map(bytes: usize) -> NonNull<u8> {
-    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let protection = ProtFlags::READ | ProtFlags::WRITE;
     // SAFETY: a new private mapping, at a place of the kernel's choice.
     let mapped =
@@ -85,9 +94,26 @@ fn map(bytes: usize) -> NonNull<u8> {
         .unwrap_or_else(|| handle_alloc_error(layout(bytes)))
 }
 
+/// In huge pages, where the kernel gives them; a whole number of them.
+fn map_huge(bytes: usize) -> NonNull<u8> {
+    let start = map(bytes + HUGE);
+    let before = start.as_ptr().align_offset(HUGE);
+    // SAFETY: the sum of both is within the mapping, which is larger by a huge page.
+    let (aligned, end) = unsafe { (start.add(before), start.add(before + bytes)) };
+    for (at, length) in [(start, before), (end, HUGE - before)] {
+        if length > 0 {
+            unmap(at, length);
+        }
+    }
+    // SAFETY: advice on a mapping of ours, which nobody uses yet. A kernel without
+    // huge pages refuses, and small ones do as well.
+    let _ = unsafe { madvise(aligned.as_ptr().cast(), bytes, Advice::LinuxHugepage) };
+    aligned
+}
+
 fn unmap(start: NonNull<u8>, bytes: usize) {
     // SAFETY: it came from `map` with this length, and its only owner gives it up.
-    let unmapped = unsafe { rustix::mm::munmap(start.as_ptr().cast(), bytes) };
+    let unmapped = unsafe { munmap(start.as_ptr().cast(), bytes) };
     assert!(unmapped.is_ok(), "a mapping of ours can be taken down");
 }
 
@@ -99,7 +125,7 @@ pub struct Pool {
 
 impl Pool {
     pub fn new() -> Self {
-        let base = allocate(ARENA_BYTES);
+        let base = map_huge(ARENA_BYTES);
         Self { arena: Rc::new(Arena { base, state: RefCell::default() }) }
     }
 
@@ -111,17 +137,15 @@ impl Pool {
     pub fn take(&self, bytes: usize) -> Buffer {
         let capacity = bytes.max(ALIGNMENT).next_power_of_two();
         let class = (capacity.trailing_zeros() - CLASS_SHIFT_MIN) as usize;
-        let (start, origin) = if class >= CLASSES {
-            (self.take_large(capacity), Origin::Mapped)
-        } else if let Some(start) = self.take_class(class) {
-            (start, Origin::Class(class))
-        } else {
-            (allocate(capacity), Origin::Heap)
+        let (start, origin) = match self.take_class(class) {
+            Some(start) => (start, Origin::Class(class)),
+            None if class < CLASS_LARGE => (allocate(capacity), Origin::Heap),
+            None => (self.take_mapped(capacity), Origin::Mapped),
         };
         Buffer { start, capacity, origin, arena: Rc::clone(&self.arena) }
     }
 
-    fn take_large(&self, capacity: usize) -> NonNull<u8> {
+    fn take_mapped(&self, capacity: usize) -> NonNull<u8> {
         let mut state = self.arena.state.borrow_mut();
         let Some(at) = state.kept.iter().position(|(_, kept)| *kept == capacity) else {
             return map(capacity);
@@ -132,17 +156,18 @@ impl Pool {
 
     fn take_class(&self, class: usize) -> Option<NonNull<u8>> {
         let mut state = self.arena.state.borrow_mut();
-        if let Some(start) = state.free[class].pop() {
+        if let Some(start) = state.free.get_mut(class)?.pop() {
             return Some(start);
         }
         let bytes = 1 << (class as u32 + CLASS_SHIFT_MIN);
-        if state.fresh_at + bytes > ARENA_BYTES {
+        let part = usize::from(class >= CLASS_LARGE);
+        let at = state.carved[part];
+        if at + bytes > PART_BYTES {
             return None;
         }
-        // SAFETY: the sum was just found to lie within the arena.
-        let start = unsafe { self.arena.base.add(state.fresh_at) };
-        state.fresh_at += bytes;
-        Some(start)
+        state.carved[part] += bytes;
+        // SAFETY: the sum was just found to lie within the part, which lies in the arena.
+        Some(unsafe { self.arena.base.add(part * PART_BYTES + at) })
     }
 }
 
@@ -220,7 +245,7 @@ mod tests {
     fn buffers_are_aligned_apart_and_come_back() {
         let pool = Pool::new();
         let mut taken: Vec<Buffer> =
-            (0..3000).map(|i| pool.take(1 + (i * 977) % (300 << 10))).collect();
+            (0..3000).map(|i| pool.take(1 + (i * 97_777) % (5 << 20))).collect();
         let mut places: Vec<(usize, usize)> =
             taken.iter_mut().map(|b| (b.address() as usize, b.capacity())).collect();
         places.sort_unstable();
@@ -229,8 +254,9 @@ mod tests {
         drop(taken);
         let again = pool.take(4096);
         assert!(matches!(again.origin, Origin::Class(_)), "the arena serves again");
-        let first = pool.take(1 << 20).address();
-        let kept = pool.take(1 << 20).address();
+        let pool = Pool::new();
+        let first = pool.take(8 << 20).address();
+        let kept = pool.take(8 << 20).address();
         assert_eq!(first, kept, "a large one was kept");
     }
 }
