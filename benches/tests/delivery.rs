@@ -75,6 +75,7 @@ fn hostplane_delivers_every_frame_with_and_without_its_early_program() {
     if prepared("hostplane_delivers_every_frame_with_and_without_its_early_program") {
         delivers(Contender::OursOnTcx(RULES));
         delivers(Contender::Ours(RULES));
+        delivers(Contender::OursToNamespace(RULES));
     }
 }
 
@@ -113,7 +114,7 @@ fn frames_go_through_the_early_program_where_it_is_said() {
     }
     let world = World::with_rules(RULES);
     let scene = Scene::build(world.measured()).unwrap();
-    let _ours = scene.router.within(|| Ours::build(&world)).unwrap();
+    let _ours = scene.router.within(|| Ours::build(&world, false)).unwrap();
     let early = scene.router.within(early_program).unwrap();
     let template = Template::new(
         Ends {

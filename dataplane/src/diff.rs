@@ -17,7 +17,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf::layout::{Config, Interface, Local, LocalKey, Prefix};
+use ebpf::layout::{Config, Elastic, Interface, Local, LocalKey, Prefix};
 
 use crate::compile::{Attachment, Placed, Tables};
 
@@ -33,7 +33,7 @@ pub enum Change {
     PutInterface(Interface),
     PutElastic {
         address: u32,
-        ifindex: u32,
+        elastic: Elastic,
     },
     Block(Prefix),
     PutRange {
@@ -73,8 +73,8 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
         }
         changes.push(Change::PutInterface(*interface));
     }
-    for (address, ifindex) in added(&from.elastics, &to.elastics) {
-        changes.push(Change::PutElastic { address: *address, ifindex: *ifindex });
+    for (address, elastic) in added(&from.elastics, &to.elastics) {
+        changes.push(Change::PutElastic { address: *address, elastic: *elastic });
     }
     changes.extend(to.blocked.difference(&from.blocked).map(|p| Change::Block(*p)));
     for (prefix, kind) in added(&from.ranges, &to.ranges) {

@@ -11,14 +11,16 @@
 //! What comes from a guest never reaches the host's own stack.
 
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
-use crate::layout::{FlowKey, Interface, LocalKey, METADATA, SOURCE_CHECK};
+use crate::layout::{Elastic, FlowKey, Interface, LocalKey, METADATA, SOURCE_CHECK, TO_NAMESPACE};
 use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, mac_number};
-use crate::punt::{ifindex_of, punt_mac};
+use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::{Rewrite, corrected, sum32};
 use crate::tables::Tables;
 use crate::verdict::{Action, FlowWrite, Work};
 use crate::{GATEWAY_MAC, METADATA_ADDRESS};
+
+const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
 const METADATA_PORT: u16 = 80;
 /// Replies of the metadata service die at the first router (a guest that forwards
@@ -67,10 +69,10 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     if arrival.vlan {
         return Err(Reason::Vlan);
     }
-    if mac_number(head.source_mac()) != mac_number(interface.mac) {
+    if head.source_mac() != interface.mac_number() {
         return Err(Reason::SpoofedMac);
     }
-    match head.ether_type() {
+    match head.ether_type {
         IPV4 => {}
         ARP => return arp_from_instance(frame, interface, work),
         IPV6 => return Err(Reason::Ipv6),
@@ -108,7 +110,7 @@ fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> 
     }
     let verdict = &mut work.verdict;
     verdict.rewrite = Rewrite::of(head);
-    verdict.rewrite.destination_mac = punt_mac(interface.ifindex);
+    verdict.rewrite.destination_mac = punt_number(interface.ifindex);
     verdict.ifindex = interface.punt;
     verdict.accept(Action::Deliver, reason);
     Ok(())
@@ -125,7 +127,7 @@ fn arp_from_instance<F: Frame + ?Sized>(
     let arp = Arp::parse(frame).ok_or(Reason::Malformed)?;
     // A probe (RFC 5227) has no sender address yet.
     let own = arp.sender == interface.address || arp.sender == 0;
-    if mac_number(arp.sender_mac) != mac_number(interface.mac) || !own {
+    if mac_number(arp.sender_mac) != interface.mac_number() || !own {
         return Err(Reason::SpoofedArp);
     }
     let in_subnet = arp.target & interface.mask == interface.subnet;
@@ -133,7 +135,7 @@ fn arp_from_instance<F: Frame + ?Sized>(
     if !arp.request || arp.target == interface.address || !answered {
         return Err(Reason::ArpIgnored);
     }
-    work.verdict.rewrite.source_mac = GATEWAY_MAC;
+    work.verdict.rewrite.source_mac = GATEWAY;
     work.verdict.accept(Action::AnswerArp, Reason::Arp);
     Ok(())
 }
@@ -216,10 +218,9 @@ fn route<T: Tables + ?Sized>(
     };
     // Another interface here holds that elastic address: there and back by the
     // public addresses, without a way out of the host.
-    if let Some(ifindex) = tables.elastic(to) {
-        let receiver = tables.interface(ifindex).ok_or(Reason::NoRoute)?;
-        out.ifindex = ifindex;
-        out.destination = receiver.address;
+    if let Some(elastic) = tables.elastic(to) {
+        out.ifindex = elastic.interface.ifindex;
+        out.destination = elastic.address;
     } else if interface.uplink == 0 {
         return Err(Reason::NoUplink);
     }
@@ -269,8 +270,8 @@ fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
     };
     verdict.egress_rule = rule;
     verdict.rewrite = Rewrite {
-        destination_mac: [0; 6],
-        source_mac: GATEWAY_MAC,
+        destination_mac: 0,
+        source_mac: GATEWAY,
         source: route.source,
         destination: route.destination,
         ttl: if route.same_subnet { packet.ttl } else { packet.ttl - 1 },
@@ -291,8 +292,13 @@ fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
     let received = received?;
     let new = received == Reason::NewFlow;
-    work.verdict.accept(Action::Deliver, if new { received } else { sent });
+    work.verdict.reason = if new { received } else { sent };
     Ok(())
+}
+
+#[inline(always)]
+fn hand_over(receiver: &Interface) -> Action {
+    if receiver.flags & TO_NAMESPACE != 0 { Action::Enter } else { Action::Deliver }
 }
 
 /// The local receiver's side of a guest's packet.
@@ -306,8 +312,9 @@ fn receive<T: Tables + ?Sized>(
 ) -> Result<Reason, Reason> {
     let receiver = tables.interface(route.ifindex).ok_or(Reason::NoRoute)?;
     work.verdict.slots[1] = receiver.slot;
+    work.verdict.action = hand_over(receiver);
     work.verdict.ifindex = receiver.ifindex;
-    work.verdict.rewrite.destination_mac = receiver.mac;
+    work.verdict.rewrite.destination_mac = receiver.mac_number();
     if work.packet.kind == Kind::IcmpError {
         // The packet inside travelled the other way: its source is the receiver.
         let by_receiver = work.inner.source == work.packet.destination;
@@ -351,20 +358,17 @@ pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
     if arrival.vlan {
         return;
     }
-    if head.ether_type() == ARP {
+    if head.ether_type == ARP {
         return arp_from_world(tables, frame, work);
     }
-    if head.ether_type() != IPV4 || !arrival.to_host {
+    if head.ether_type != IPV4 || !arrival.to_host {
         return;
     }
-    let Some(ifindex) = tables.elastic(head.destination()) else {
+    let Some(elastic) = tables.elastic(head.destination) else {
         return;
     };
-    let Some(receiver) = tables.interface(ifindex) else {
-        return work.verdict.refuse(Reason::NoInterface);
-    };
-    work.verdict.slots[0] = receiver.slot;
-    if let Err(reason) = world_sends(tables, frame, head, receiver, arrival.now_s, work) {
+    work.verdict.slots[0] = elastic.interface.slot;
+    if let Err(reason) = world_sends(tables, frame, head, elastic, arrival.now_s, work) {
         work.verdict.refuse(reason);
     }
 }
@@ -376,7 +380,7 @@ fn arp_from_world<T: Tables + ?Sized, F: Frame + ?Sized>(tables: &T, frame: &F, 
         && arp.request
         && tables.elastic(arp.target).is_some()
     {
-        work.verdict.rewrite.source_mac = tables.config().uplink_mac;
+        work.verdict.rewrite.source_mac = mac_number(tables.config().uplink_mac);
         work.verdict.accept(Action::AnswerArp, Reason::Arp);
     }
 }
@@ -386,10 +390,11 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     head: &Head,
-    receiver: &Interface,
+    elastic: &Elastic,
     now_s: u32,
     work: &mut Work,
 ) -> Result<(), Reason> {
+    let Elastic { interface: receiver, address, .. } = elastic;
     let Work { packet, inner, verdict } = work;
     packet.parse(frame, head)?;
     if unroutable(packet.source) {
@@ -403,16 +408,16 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     let (reason, rule) = if is_error {
         inner.parse(frame, packet)?;
         // The packet inside left with the elastic address as its source.
-        if inner.source != receiver.elastic {
+        if inner.source != packet.destination {
             return Err(Reason::Unrelated);
         }
         change.key = sent_by_instance(receiver.id, inner);
-        change.key.local = receiver.address;
+        change.key.local = *address;
         related(tables, receiver, &change.key, now_s)?
     } else {
         change.key = FlowKey {
             interface: receiver.id,
-            local: receiver.address,
+            local: *address,
             remote: packet.source,
             local_port: packet.destination_port,
             remote_port: packet.source_port,
@@ -429,16 +434,16 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
     verdict.ingress_rule = rule;
     verdict.rewrite = Rewrite {
-        destination_mac: receiver.mac,
-        source_mac: GATEWAY_MAC,
+        destination_mac: receiver.mac_number(),
+        source_mac: GATEWAY,
         source: packet.source,
-        destination: receiver.address,
+        destination: *address,
         ttl: packet.ttl - 1,
     };
     verdict.ifindex = receiver.ifindex;
-    verdict.accept(Action::Deliver, reason);
+    verdict.accept(hand_over(receiver), reason);
     if is_error {
-        rewrite_inner(work, Some(receiver.address), None);
+        rewrite_inner(work, Some(*address), None);
     }
     Ok(())
 }
@@ -462,23 +467,24 @@ fn rewrite_inner(work: &mut Work, source: Option<u32>, destination: Option<u32>)
 pub fn from_punt<T: Tables + ?Sized>(tables: &T, head: &Head, work: &mut Work) {
     work.begin();
     work.verdict.refuse(Reason::PuntStray);
-    if head.ether_type() != IPV4 {
+    if head.ether_type != IPV4 {
         return;
     }
-    let Some(interface) = ifindex_of(head.destination_mac()).and_then(|i| tables.interface(i))
+    let Some(interface) =
+        ifindex_of_number(head.destination_mac()).and_then(|i| tables.interface(i))
     else {
         return;
     };
     let verdict = &mut work.verdict;
     verdict.slots[0] = interface.slot;
     verdict.rewrite = Rewrite::of(head);
-    verdict.rewrite.destination_mac = interface.mac;
-    verdict.rewrite.source_mac = GATEWAY_MAC;
-    if head.source() == METADATA_ADDRESS {
+    verdict.rewrite.destination_mac = interface.mac_number();
+    verdict.rewrite.source_mac = GATEWAY;
+    if head.source == METADATA_ADDRESS {
         verdict.rewrite.ttl = METADATA_TTL;
     }
     verdict.ifindex = interface.ifindex;
-    verdict.accept(Action::Deliver, Reason::PuntReply);
+    verdict.accept(hand_over(interface), Reason::PuntReply);
 }
 
 /// On the uplink before the kernel spends anything on the frame. Stateless; drops
@@ -491,15 +497,15 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
     head: &Head,
     work: &mut Work,
 ) -> Result<(), Reason> {
-    let multicast = head.0[0] & 1 != 0;
-    if head.ether_type() != IPV4 || multicast {
+    let multicast = head.macs >> 56 & 1 != 0;
+    if head.ether_type != IPV4 || multicast {
         return Ok(());
     }
     let config = tables.config();
-    if config.blocked != 0 && tables.blocked(head.source()) {
+    if config.blocked != 0 && tables.blocked(head.source) {
         return Err(Reason::Blocked);
     }
-    let to = head.destination();
+    let to = head.destination;
     if tables.elastic(to).is_some() {
         return match work.packet.parse(frame, head) {
             Err(Reason::Malformed) => Err(Reason::Malformed),

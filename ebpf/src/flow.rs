@@ -34,6 +34,15 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
 
+/// Seconds of the coarse monotonic clock, by a multiplication: a division costs the
+/// programs as much as a lookup. A millisecond behind, and 4 s a year.
+#[inline(always)]
+pub const fn seconds(ns: u64) -> u32 {
+    // 2^20 ns are 1.048576 ms.
+    const PER_TICK: u64 = ((1 << 20) << 32) / 1_000_000_000;
+    ((ns >> 20).wrapping_mul(PER_TICK) >> 32) as u32
+}
+
 /// A flow's first packet.
 #[inline(always)]
 pub fn open(from_instance: bool, rule: u16, now_s: u32) -> Flow {
@@ -91,4 +100,19 @@ pub fn step(flow: &Flow, packet: &Packet, from_instance: bool, now_s: u32) -> Fl
         }
     }
     next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::seconds;
+
+    #[test]
+    fn seconds_are_a_millisecond_and_four_seconds_a_year_late_at_most() {
+        const YEAR_S: u64 = 31_536_000;
+        for s in [0, 1, 2, 59, 86_400, YEAR_S, 10 * YEAR_S] {
+            let late_ns = 2_000_000 + s * 4_000_000_000 / YEAR_S * 2;
+            assert!(u64::from(seconds(s * 1_000_000_000)) <= s);
+            assert!(u64::from(seconds(s * 1_000_000_000 + late_ns)) >= s, "{s}");
+        }
+    }
 }

@@ -9,15 +9,17 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_ktime_get_coarse_ns, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh,
-    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+    bpf_redirect_peer, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
-use ebpf::flow::{TCP, UDP};
-use ebpf::layout::{Config, Flow, FlowKey, Interface, Local, LocalKey, Policy, Step};
-use ebpf::packet::Frame;
+use ebpf::flow::{TCP, UDP, seconds};
+use ebpf::half::{Address, Bucket};
+use ebpf::layout::{Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Step};
+use ebpf::packet::{Frame, HEAD_LEN, mac_bytes};
 use ebpf::tables::{Question, classify};
 use ebpf::verdict::{FlowChange, FlowWrite};
 use ebpf::{
@@ -30,7 +32,6 @@ use crate::maps::{
     RANGES, STEPS, SWEPT, WORDS, WORK,
 };
 
-const NS_A_SECOND: u64 = 1_000_000_000;
 /// linux/if_packet.h: addressed to the device itself.
 const PACKET_HOST: u32 = 0;
 const AF_INET: u32 = 2;
@@ -44,7 +45,7 @@ impl Tables for Maps {
     fn config(&self) -> Config {
         match CONFIG.get(0) {
             Some(config) => *config,
-            None => Config { uplink: 0, blocked: 0, ranges: 0, uplink_mac: [0; 6], zero: 0 },
+            None => bytemuck::Zeroable::zeroed(),
         }
     }
 
@@ -62,9 +63,9 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn elastic(&self, address: u32) -> Option<u32> {
+    fn elastic(&self, address: u32) -> Option<&Elastic> {
         // SAFETY: as for `interface`.
-        unsafe { ELASTICS.get(address) }.copied()
+        unsafe { ELASTICS.get(address) }
     }
 
     #[inline(always)]
@@ -90,9 +91,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn half_flow(&self, key: &FlowKey) -> Option<Flow> {
-        // SAFETY: the value is one aligned word, read at once. An entry that is evicted
-        // and used again at this very moment may give another half-open flow's word.
-        unsafe { HALF_FLOWS.get(key) }.copied()
+        let (bucket, words) = half_open(key)?;
+        bucket.find(&words)
     }
 
     #[inline(always)]
@@ -122,12 +122,121 @@ impl Tables for Maps {
     }
 }
 
+/// The key's bucket in the half-open table.
+#[inline(always)]
+fn half_open(key: &FlowKey) -> Option<(&'static mut Bucket, [u64; 3])> {
+    let address = Address::of(key, CONFIG.get(0)?.seed);
+    let bucket = HALF_FLOWS.get_ptr_mut(address.bucket)?;
+    // SAFETY: the pointer was checked; whatever stands there are plain words, which
+    // another CPU may change meanwhile (`ebpf::half` says what then).
+    Some((unsafe { &mut *bucket }, address.words))
+}
+
 /// A global function of plain numbers: verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn classify_flow(slot: u32, remote: u32, identity: u64, kind: u32) -> u32 {
     let (protocol, detail) = ((kind >> 16) as u8, kind as u16);
     classify(&Maps, slot, &Question { remote, identity, protocol, detail })
+}
+
+/// A load or store of a whole word wherever it lies. The compiler would take bytes,
+/// for the target is said to want words aligned; packets the verifier lets be read
+/// and written anywhere.
+macro_rules! word_access {
+    ($load:ident, $store:ident, $type:ty, $name:literal) => {
+        /// # Safety
+        /// The bytes must lie inside the packet.
+        #[inline(always)]
+        unsafe fn $load<const OFFSET: usize>(at: *const u8) -> $type {
+            let word: u64;
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("{word} = *(", $name, " *)({at} + {offset})"),
+                    word = out(reg) word,
+                    at = in(reg) at,
+                    offset = const OFFSET,
+                    options(pure, readonly, nostack, preserves_flags),
+                );
+            }
+            <$type>::from_be(word as $type)
+        }
+
+        /// # Safety
+        /// The bytes must lie inside the packet.
+        #[inline(always)]
+        unsafe fn $store<const OFFSET: usize>(at: *mut u8, word: $type) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                asm!(
+                    concat!("*(", $name, " *)({at} + {offset}) = {word}"),
+                    word = in(reg) u64::from(word.to_be()),
+                    at = in(reg) at,
+                    offset = const OFFSET,
+                    options(nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+word_access!(load_u16, _store_u16, u16, "u16");
+word_access!(load_u32, store_u32, u32, "u32");
+word_access!(load_u64, store_u64, u64, "u64");
+
+/// What of a packet lies in one piece.
+#[derive(Clone, Copy)]
+struct Span {
+    start: usize,
+    end: usize,
+}
+
+impl Span {
+    /// Where `N` bytes from `offset` are, if they are here.
+    #[inline(always)]
+    fn at<const N: usize>(self, offset: u32) -> Option<*mut u8> {
+        let at = self.start + offset as usize;
+        if at + N > self.end { None } else { Some(at as *mut u8) }
+    }
+
+    #[inline(always)]
+    fn head(self) -> Option<Head> {
+        let at = self.at::<HEAD_LEN>(0)?;
+        // SAFETY: all 34 bytes are there.
+        unsafe {
+            Some(Head {
+                macs: load_u64::<0>(at),
+                macs_rest: load_u32::<8>(at),
+                ether_type: load_u16::<12>(at),
+                first: load_u32::<14>(at),
+                second: load_u32::<18>(at),
+                third: load_u32::<22>(at),
+                source: load_u32::<26>(at),
+                destination: load_u32::<30>(at),
+            })
+        }
+    }
+
+    /// The few short pieces that every packet has; the rest goes by the helper.
+    #[inline(always)]
+    fn load<const N: usize>(self, offset: u32) -> Option<[u8; N]> {
+        // A bound for the verifier; transport headers begin at 74 at the latest.
+        if offset > 127 {
+            return None;
+        }
+        let at = self.at::<N>(offset)?;
+        let mut bytes = [0; N];
+        // SAFETY: all N bytes are there.
+        unsafe {
+            match N {
+                2 => bytes.copy_from_slice(&load_u16::<0>(at).to_be_bytes()),
+                8 => bytes.copy_from_slice(&load_u64::<0>(at).to_be_bytes()),
+                _ => return None,
+            }
+        }
+        Some(bytes)
+    }
 }
 
 struct Skb(*mut __sk_buff);
@@ -141,6 +250,9 @@ impl Frame for Skb {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if let Some(bytes) = self.span().load(offset) {
+            return Some(bytes);
+        }
         let mut bytes = [0; N];
         // SAFETY: the helper writes N bytes or none, and checks the frame's end itself.
         let result = unsafe {
@@ -151,6 +263,40 @@ impl Frame for Skb {
 }
 
 impl Skb {
+    #[inline(always)]
+    fn span(&self) -> Span {
+        // SAFETY: the context is valid for the program's run.
+        let (start, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        Span { start, end }
+    }
+
+    /// Headers that lie in pieces are brought together first.
+    #[inline(always)]
+    fn head(&self) -> Option<Head> {
+        if self.span().at::<HEAD_LEN>(0).is_none() {
+            // SAFETY: the helper fails where the frame is shorter.
+            unsafe { bpf_skb_pull_data(self.0, HEAD_LEN as u32) };
+        }
+        self.span().head()
+    }
+
+    /// Writes a head's changed words.
+    #[inline(always)]
+    fn set_head(&self, head: &Head) -> bool {
+        let Some(at) = self.span().at::<HEAD_LEN>(0) else {
+            return false;
+        };
+        // SAFETY: all 34 bytes are there.
+        unsafe {
+            store_u64::<0>(at, head.macs);
+            store_u32::<8>(at, head.macs_rest);
+            store_u32::<22>(at, head.third);
+            store_u32::<26>(at, head.source);
+            store_u32::<30>(at, head.destination);
+        }
+        true
+    }
+
     #[inline(always)]
     fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
         // SAFETY: the helper reads N bytes, and checks the frame's end itself.
@@ -187,6 +333,15 @@ impl Skb {
 
 struct Xdp<'a>(&'a XdpContext);
 
+impl Xdp<'_> {
+    #[inline(always)]
+    fn span(&self) -> Span {
+        // SAFETY: the context is valid for the program's run.
+        let (start, end) = unsafe { ((*self.0.ctx).data, (*self.0.ctx).data_end) };
+        Span { start: start as usize, end: end as usize }
+    }
+}
+
 impl Frame for Xdp<'_> {
     #[inline(always)]
     fn size(&self) -> u32 {
@@ -196,6 +351,9 @@ impl Frame for Xdp<'_> {
 
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if let Some(bytes) = self.span().load(offset) {
+            return Some(bytes);
+        }
         let mut bytes = [0; N];
         // SAFETY: the helper writes N bytes or none, and checks the frame's end itself.
         let result =
@@ -207,7 +365,7 @@ impl Frame for Xdp<'_> {
 #[inline(always)]
 fn now_s() -> u32 {
     // SAFETY: the helper has no precondition.
-    (unsafe { bpf_ktime_get_coarse_ns() } / NS_A_SECOND) as u32
+    seconds(unsafe { bpf_ktime_get_coarse_ns() })
 }
 
 /// This CPU's work space: the stack has not enough room.
@@ -223,9 +381,8 @@ fn work() -> Option<&'static mut Work> {
 #[classifier]
 pub fn tap_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
-    let (Some(head), Some(work)) = (skb.load(0).map(Head), work()) else {
-        return refuse(&skb, Reason::Malformed);
-    };
+    let Some(head) = skb.head() else { return refuse(&skb, Reason::Malformed) };
+    let Some(work) = work() else { return TC_ACT_SHOT };
     from_instance(&Maps, &skb, &head, &skb.arrival(), work);
     carry_out(skb.0)
 }
@@ -235,9 +392,8 @@ pub fn tap_ingress(ctx: TcContext) -> i32 {
 pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     // Shorter than any frame of ours.
-    let (Some(head), Some(work)) = (skb.load(0).map(Head), work()) else {
-        return TC_ACT_UNSPEC;
-    };
+    let Some(head) = skb.head() else { return TC_ACT_UNSPEC };
+    let Some(work) = work() else { return TC_ACT_SHOT };
     from_world(&Maps, &skb, &head, &skb.arrival(), work);
     carry_out(skb.0)
 }
@@ -246,9 +402,8 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn punt_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
-    let (Some(head), Some(work)) = (skb.load(0).map(Head), work()) else {
-        return refuse(&skb, Reason::PuntStray);
-    };
+    let Some(head) = skb.head() else { return refuse(&skb, Reason::PuntStray) };
+    let Some(work) = work() else { return TC_ACT_SHOT };
     from_punt(&Maps, &head, work);
     carry_out(skb.0)
 }
@@ -268,9 +423,8 @@ pub fn tap_guard(ctx: TcContext) -> i32 {
 #[xdp(frags)]
 pub fn uplink_early(ctx: XdpContext) -> u32 {
     let frame = Xdp(&ctx);
-    let (Some(head), Some(work)) = (frame.load(0).map(Head), work()) else {
-        return xdp_action::XDP_PASS;
-    };
+    let Some(head) = frame.span().head() else { return xdp_action::XDP_PASS };
+    let Some(work) = work() else { return xdp_action::XDP_PASS };
     match early(&Maps, &frame, &head, work) {
         Ok(()) => xdp_action::XDP_PASS,
         Err(reason) => {
@@ -303,9 +457,8 @@ fn count(slot: u32, reason: Reason) {
 #[inline(never)]
 pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     let skb = &Skb(ctx);
-    let (Some(head), Some(work)) = (skb.load(0).map(Head), work()) else {
-        return TC_ACT_SHOT;
-    };
+    let Some(head) = skb.head() else { return TC_ACT_SHOT };
+    let Some(work) = work() else { return TC_ACT_SHOT };
     let (head, verdict) = (&head, &work.verdict);
     let mark = skb.mark();
     let asked = mark == ASK_MARK;
@@ -318,15 +471,15 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     match verdict.action {
         Action::Drop => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
-        Action::AnswerArp => answer_arp(skb, verdict.rewrite.source_mac),
-        Action::Deliver | Action::Leave => {
+        Action::AnswerArp => answer_arp(skb, mac_bytes(verdict.rewrite.source_mac)),
+        Action::Deliver | Action::Leave | Action::Enter => {
             if !rewrite(skb, head, verdict) {
                 return TC_ACT_SHOT;
             }
-            if verdict.action == Action::Deliver {
-                deliver(skb, verdict.ifindex)
-            } else {
-                leave(skb, verdict.ifindex, verdict.next_hop)
+            match verdict.action {
+                Action::Deliver => deliver(skb, verdict.ifindex),
+                Action::Enter => enter(skb, verdict.ifindex),
+                _ => leave(skb, verdict.ifindex, verdict.next_hop),
             }
         }
     }
@@ -343,7 +496,7 @@ fn rewrite(skb: &Skb, head: &Head, verdict: &Verdict) -> bool {
     if inner.offset != 0 && !skb.store(inner.offset, &inner.bytes) {
         return false;
     }
-    skb.store(0, &verdict.rewrite.apply(head).0)
+    skb.set_head(&verdict.rewrite.apply(head))
 }
 
 /// Flows and counters.
@@ -382,22 +535,29 @@ fn write_flow(change: &FlowChange) {
         FlowWrite::Tracked => {
             let _ = FLOWS.insert(key, flow, 0);
         }
-        FlowWrite::Half => {
-            let _ = HALF_FLOWS.insert(key, flow, 0);
-        }
+        FlowWrite::Half => put_half(key, flow),
         FlowWrite::Reopen => {
             if FLOWS.remove(key).is_ok() {
                 add(*slot, false);
             }
-            let _ = HALF_FLOWS.insert(key, flow, 0);
+            put_half(key, flow);
         }
         FlowWrite::Confirm => {
             // Only one of two CPUs that confirm it at once counts it.
             if FLOWS.insert(key, flow, BPF_NOEXIST).is_ok() {
                 add(*slot, true);
-                let _ = HALF_FLOWS.remove(key);
+                if let Some((bucket, words)) = half_open(key) {
+                    bucket.remove(&words);
+                }
             }
         }
+    }
+}
+
+#[inline(always)]
+fn put_half(key: &FlowKey, flow: &Flow) {
+    if let Some((bucket, words)) = half_open(key) {
+        bucket.put(&words, *flow);
     }
 }
 
@@ -418,7 +578,7 @@ fn add(slot: u32, opened: bool) {
 /// for complete, partial and absent checksums alike.
 #[inline(always)]
 fn correct_transport(skb: &Skb, head: &Head, old: u32, new: u32) -> bool {
-    let transport = 14 + u32::from(head.0[14] & 0x0f) * 4;
+    let transport = 14 + head.header_len();
     let (offset, flags) = match head.protocol() {
         TCP => (transport + 16, 0),
         UDP => (transport + 6, u64::from(BPF_F_MARK_MANGLED_0)),
@@ -443,6 +603,14 @@ fn deliver(skb: &Skb, ifindex: u32) -> i32 {
     skb.set_mark(VERDICT_MARK);
     // SAFETY: the helper has no precondition.
     (unsafe { bpf_redirect(ifindex, 0) }) as i32
+}
+
+/// Past the device, its guard and the queue between the namespaces.
+#[inline(always)]
+fn enter(skb: &Skb, ifindex: u32) -> i32 {
+    skb.set_mark(0);
+    // SAFETY: the helper has no precondition.
+    (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
 }
 
 #[inline(always)]

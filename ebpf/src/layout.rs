@@ -26,6 +26,8 @@ pub const WORDS_MAX: u32 = 1_048_576;
 pub const FLOWS_MAX: u32 = 262_144;
 /// Half-open flows; a flood evicts only among these.
 pub const HALF_FLOWS_MAX: u32 = 65_536;
+/// Buckets that they stand in ([`crate::half`]), a power of two.
+pub const HALF_BUCKETS: u32 = HALF_FLOWS_MAX / 4;
 /// Blocked prefixes, and elastic ranges with their exceptions.
 pub const PREFIXES_MAX: u32 = 65_536;
 
@@ -85,10 +87,23 @@ pub struct Interface {
 }
 const _: () = assert!(size_of::<Interface>() == 96);
 
+impl Interface {
+    /// Its hardware address as a number, read as one word.
+    #[inline(always)]
+    pub fn mac_number(&self) -> u64 {
+        let [a, b, c, d, e, f] = self.mac;
+        let [g, h] = self.flags.to_ne_bytes();
+        u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 16
+    }
+}
+
 /// [`Interface::flags`]: packets must carry the interface's own source address.
 pub const SOURCE_CHECK: u16 = 1;
 /// [`Interface::flags`]: there is a metadata service.
 pub const METADATA: u16 = 2;
+/// [`Interface::flags`]: its device is one end of a veth pair, and the guest has the
+/// other in a namespace of its own: packets are put there at once.
+pub const TO_NAMESPACE: u16 = 4;
 
 /// `LOCALS`: whose is this private address?
 #[repr(C)]
@@ -108,6 +123,20 @@ pub struct Local {
     pub zero: u32,
 }
 const _: () = assert!(size_of::<Local>() == 16);
+
+/// `ELASTICS`: who answers for an elastic address.
+///
+/// The interface's record stands here once more, so that a packet from the world
+/// finds all by one look.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Elastic {
+    pub interface: Interface,
+    /// The private address that it stands for.
+    pub address: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Elastic>() == 104);
 
 /// Part of `STEPS`.
 #[repr(C)]
@@ -201,8 +230,11 @@ pub struct Config {
     pub ranges: u32,
     pub uplink_mac: [u8; 6],
     pub zero: u16,
+    pub zero_too: u32,
+    /// Spreads keys over the half-open table: a number that no stranger knows.
+    pub seed: u64,
 }
-const _: () = assert!(size_of::<Config>() == 20);
+const _: () = assert!(size_of::<Config>() == 32);
 
 /// Key of the prefix tries `BLOCKED` and `RANGES`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
 #[repr(C)]
@@ -215,9 +247,13 @@ pub struct Prefix {
 const _: () = assert!(size_of::<Prefix>() == 8);
 
 /// Changes whenever a map of one version cannot serve another: FNV-1a over the
-/// text of this file and of the map definitions.
+/// text of this file, of the half-open table and of the map definitions.
 pub const HASH: u64 = {
-    let texts = [include_bytes!("layout.rs").as_slice(), include_bytes!("maps.rs").as_slice()];
+    let texts = [
+        include_bytes!("layout.rs").as_slice(),
+        include_bytes!("maps.rs").as_slice(),
+        include_bytes!("half.rs").as_slice(),
+    ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut t = 0;
     while t < texts.len() {

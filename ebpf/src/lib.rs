@@ -9,7 +9,7 @@
 //! | [`layout`] | keys and values of the maps |
 //! | [`packet`] | the one gate for hostile bytes |
 //! | [`tables`] | what is looked up; classification by bit-vectors |
-//! | [`flow`] | the life of a flow |
+//! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`punt`] | how the punt device names an interface |
@@ -17,6 +17,7 @@
 
 pub mod decide;
 pub mod flow;
+pub mod half;
 pub mod judge;
 pub mod layout;
 pub mod packet;

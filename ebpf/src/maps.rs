@@ -2,16 +2,19 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use ebpf::half::Bucket;
 use ebpf::layout::{
-    Config, ELASTICS_MAX, FLOWS_MAX, Flow, FlowKey, HALF_FLOWS_MAX, INTERFACES_MAX, Interface,
-    LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX, Policy, Quota, SLOTS_MAX, STEPS_MAX,
-    Step, WORDS_MAX,
+    Config, ELASTICS_MAX, Elastic, FLOWS_MAX, Flow, FlowKey, HALF_BUCKETS, INTERFACES_MAX,
+    Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX, Policy, Quota, SLOTS_MAX,
+    STEPS_MAX, Step, WORDS_MAX,
 };
 use ebpf::{REASONS_MAX, Work};
 
 /// Memory only for what is there, and an update that replaces an entry at once.
 const NO_PREALLOC: u32 = 1;
+/// Begins on a page, so that no entry lies across more lines of the cache than it must.
+const MMAPABLE: u32 = 1 << 10;
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -21,7 +24,7 @@ pub static INTERFACES: HashMap<u32, Interface> =
 #[map]
 pub static LOCALS: HashMap<LocalKey, Local> = HashMap::with_max_entries(LOCALS_MAX, NO_PREALLOC);
 #[map]
-pub static ELASTICS: HashMap<u32, u32> = HashMap::with_max_entries(ELASTICS_MAX, NO_PREALLOC);
+pub static ELASTICS: HashMap<u32, Elastic> = HashMap::with_max_entries(ELASTICS_MAX, NO_PREALLOC);
 #[map]
 pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICIES_MAX, 0);
 #[map]
@@ -31,7 +34,7 @@ pub static WORDS: Array<u64> = Array::with_max_entries(WORDS_MAX, 0);
 #[map]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS_MAX, NO_PREALLOC);
 #[map]
-pub static HALF_FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(HALF_FLOWS_MAX, 0);
+pub static HALF_FLOWS: Array<Bucket> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
 /// Written by the programs alone.
 #[map]
 pub static QUOTAS: Array<Quota> = Array::with_max_entries(SLOTS_MAX, 0);

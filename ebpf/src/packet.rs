@@ -58,48 +58,94 @@ pub const fn mac_number(m: [u8; 6]) -> u64 {
     u64::from_be_bytes([0, 0, m[0], m[1], m[2], m[3], m[4], m[5]])
 }
 
-/// The Ethernet header and the fixed part of the IPv4 header.
+/// The bytes of a hardware address, from its number.
+#[inline(always)]
+pub const fn mac_bytes(number: u64) -> [u8; 6] {
+    let [_, _, a, b, c, d, e, f] = number.to_be_bytes();
+    [a, b, c, d, e, f]
+}
+
+/// The Ethernet header and the fixed part of the IPv4 header, in the words in
+/// which they are read and written: a byte at a time costs the programs a
+/// quarter of their time.
+///
+/// ```text
+///    0             8         12    14          18             22          26     30     34
+///   | 6 destination + 6 source | type | first: 4 | second: 4 | third: 4 | source | dest. |
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head(pub [u8; HEAD_LEN]);
+pub struct Head {
+    /// Bytes 0 to 8: the destination's hardware address, and two of the source's.
+    pub macs: u64,
+    /// Bytes 8 to 12: the other four.
+    pub macs_rest: u32,
+    pub ether_type: u16,
+    /// Version, header length, type of service, total length.
+    pub first: u32,
+    /// Identifier, flags and fragment offset.
+    pub second: u32,
+    /// Time to live, protocol, checksum.
+    pub third: u32,
+    pub source: u32,
+    pub destination: u32,
+}
 
 impl Head {
-    #[inline(always)]
-    pub fn destination_mac(&self) -> [u8; 6] {
-        let b = &self.0;
-        [b[0], b[1], b[2], b[3], b[4], b[5]]
+    pub fn of(b: &[u8; HEAD_LEN]) -> Self {
+        let word = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        Self {
+            macs: u64::from(word(0)) << 32 | u64::from(word(4)),
+            macs_rest: word(8),
+            ether_type: be16(b[12], b[13]),
+            first: word(14),
+            second: word(18),
+            third: word(22),
+            source: word(26),
+            destination: word(30),
+        }
+    }
+
+    pub fn bytes(&self) -> [u8; HEAD_LEN] {
+        let mut b = [0; HEAD_LEN];
+        b[..8].copy_from_slice(&self.macs.to_be_bytes());
+        b[8..12].copy_from_slice(&self.macs_rest.to_be_bytes());
+        b[12..14].copy_from_slice(&self.ether_type.to_be_bytes());
+        let words = [self.first, self.second, self.third, self.source, self.destination];
+        for (at, word) in (14..).step_by(4).zip(words) {
+            b[at..at + 4].copy_from_slice(&word.to_be_bytes());
+        }
+        b
     }
 
     #[inline(always)]
-    pub fn source_mac(&self) -> [u8; 6] {
-        let b = &self.0;
-        [b[6], b[7], b[8], b[9], b[10], b[11]]
+    pub fn destination_mac(&self) -> u64 {
+        self.macs >> 16
     }
 
     #[inline(always)]
-    pub fn ether_type(&self) -> u16 {
-        be16(self.0[12], self.0[13])
+    pub fn source_mac(&self) -> u64 {
+        (self.macs & 0xffff) << 32 | self.macs_rest as u64
     }
 
     #[inline(always)]
-    pub fn source(&self) -> u32 {
-        let b = &self.0;
-        u32::from_be_bytes([b[26], b[27], b[28], b[29]])
+    pub fn set_macs(&mut self, destination: u64, source: u64) {
+        self.macs = destination << 16 | source >> 32;
+        self.macs_rest = source as u32;
     }
 
     #[inline(always)]
-    pub fn destination(&self) -> u32 {
-        let b = &self.0;
-        u32::from_be_bytes([b[30], b[31], b[32], b[33]])
+    pub fn header_len(&self) -> u32 {
+        (self.first >> 24 & 0x0f) * 4
     }
 
     #[inline(always)]
     pub fn ttl(&self) -> u8 {
-        self.0[22]
+        (self.third >> 24) as u8
     }
 
     #[inline(always)]
     pub fn protocol(&self) -> u8 {
-        self.0[23]
+        (self.third >> 16) as u8
     }
 }
 
@@ -153,10 +199,9 @@ impl Packet {
     /// Reads the headers into `self`, which is only then worth looking at.
     #[inline(always)]
     pub fn parse<F: Frame + ?Sized>(&mut self, frame: &F, head: &Head) -> Result<(), Reason> {
-        let b = &head.0;
-        let header_len = u32::from(b[14] & 0x0f) * 4;
-        let total_len = u32::from(be16(b[16], b[17]));
-        let sane = b[14] >> 4 == 4
+        let header_len = head.header_len();
+        let total_len = head.first & 0xffff;
+        let sane = head.first >> 28 == 4
             && header_len >= IPV4_LEN_MIN
             && total_len >= header_len
             && total_len <= frame.size().saturating_sub(ETHERNET_LEN);
@@ -164,11 +209,11 @@ impl Packet {
             return Err(Reason::Malformed);
         }
         // More fragments follow, or this is not the first one.
-        if be16(b[20], b[21]) & 0x3fff != 0 {
+        if head.second & 0x3fff != 0 {
             return Err(Reason::Fragment);
         }
-        self.source = head.source();
-        self.destination = head.destination();
+        self.source = head.source;
+        self.destination = head.destination;
         self.protocol = head.protocol();
         self.ttl = head.ttl();
         self.kind = Kind::Other;

@@ -18,24 +18,33 @@
 //!
 //! Whatever else comes out of the punt device is dropped and counted.
 
+use crate::packet::{mac_bytes, mac_number};
+
 /// Locally administered, unicast; never a guest's or the gateway's address.
 pub const PUNT_MAC_PREFIX: [u8; 2] = [0x02, 0x70];
 
 /// The destination that stands for the device `ifindex` on the punt device.
 #[inline(always)]
 pub const fn punt_mac(ifindex: u32) -> [u8; 6] {
-    let [a, b, c, d] = ifindex.to_be_bytes();
-    [PUNT_MAC_PREFIX[0], PUNT_MAC_PREFIX[1], a, b, c, d]
+    mac_bytes(punt_number(ifindex))
+}
+
+/// [`punt_mac`] as a number.
+#[inline(always)]
+pub const fn punt_number(ifindex: u32) -> u64 {
+    (PUNT_MAC_PREFIX[0] as u64) << 40 | (PUNT_MAC_PREFIX[1] as u64) << 32 | ifindex as u64
 }
 
 /// The device that `mac` stands for, or `None` where it stands for none.
 #[inline(always)]
 pub const fn ifindex_of(mac: [u8; 6]) -> Option<u32> {
-    if mac[0] == PUNT_MAC_PREFIX[0] && mac[1] == PUNT_MAC_PREFIX[1] {
-        Some(u32::from_be_bytes([mac[2], mac[3], mac[4], mac[5]]))
-    } else {
-        None
-    }
+    ifindex_of_number(mac_number(mac))
+}
+
+/// [`ifindex_of`] an address as a number.
+#[inline(always)]
+pub const fn ifindex_of_number(mac: u64) -> Option<u32> {
+    if mac >> 32 == punt_number(0) >> 32 { Some(mac as u32) } else { None }
 }
 
 #[cfg(test)]

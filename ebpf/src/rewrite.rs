@@ -5,13 +5,14 @@
 //! checksum may be partial: the kernel's helper corrects that one, told by
 //! [`Rewrite::transport_delta`] which address words changed.
 
-use crate::packet::{HEAD_LEN, Head};
+use crate::packet::Head;
 
 /// What changes in the Ethernet and IPv4 headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rewrite {
-    pub destination_mac: [u8; 6],
-    pub source_mac: [u8; 6],
+    /// Hardware addresses as numbers.
+    pub destination_mac: u64,
+    pub source_mac: u64,
     pub source: u32,
     pub destination: u32,
     pub ttl: u8,
@@ -24,8 +25,8 @@ impl Rewrite {
         Self {
             destination_mac: head.destination_mac(),
             source_mac: head.source_mac(),
-            source: head.source(),
-            destination: head.destination(),
+            source: head.source,
+            destination: head.destination,
             ttl: head.ttl(),
         }
     }
@@ -33,29 +34,24 @@ impl Rewrite {
     /// The old and new sum of both addresses, as the pseudo-header counts them.
     #[inline(always)]
     pub fn transport_delta(&self, head: &Head) -> Option<(u32, u32)> {
-        let old = sum32(head.source()) + sum32(head.destination());
+        let old = sum32(head.source) + sum32(head.destination);
         let new = sum32(self.source) + sum32(self.destination);
-        let same = head.source() == self.source && head.destination() == self.destination;
+        let same = head.source == self.source && head.destination == self.destination;
         if same { None } else { Some((old, new)) }
     }
 
     #[inline(always)]
     pub fn apply(&self, head: &Head) -> Head {
-        let mut b: [u8; HEAD_LEN] = head.0;
-        let [b0, b1, b2, b3, b4, b5] = self.destination_mac;
-        let [s0, s1, s2, s3, s4, s5] = self.source_mac;
-        (b[0], b[1], b[2], b[3], b[4], b[5]) = (b0, b1, b2, b3, b4, b5);
-        (b[6], b[7], b[8], b[9], b[10], b[11]) = (s0, s1, s2, s3, s4, s5);
-        let old_ttl = u32::from(b[22]) << 8 | u32::from(b[23]);
-        b[22] = self.ttl;
-        let new_ttl = u32::from(b[22]) << 8 | u32::from(b[23]);
-        let checksum = u16::from_be_bytes([b[24], b[25]]);
-        let old = sum32(head.source()) + sum32(head.destination()) + old_ttl;
+        let mut next = *head;
+        next.set_macs(self.destination_mac, self.source_mac);
+        let old_ttl = head.third >> 16;
+        let new_ttl = u32::from(self.ttl) << 8 | old_ttl & 0xff;
+        let old = sum32(head.source) + sum32(head.destination) + old_ttl;
         let new = sum32(self.source) + sum32(self.destination) + new_ttl;
-        [b[24], b[25]] = corrected(checksum, old, new).to_be_bytes();
-        [b[26], b[27], b[28], b[29]] = self.source.to_be_bytes();
-        [b[30], b[31], b[32], b[33]] = self.destination.to_be_bytes();
-        Head(b)
+        next.third = new_ttl << 16 | corrected(head.third as u16, old, new) as u32;
+        next.source = self.source;
+        next.destination = self.destination;
+        next
     }
 }
 

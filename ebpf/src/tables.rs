@@ -2,7 +2,7 @@
 
 use crate::flow::{ICMP, TCP, UDP};
 use crate::layout::{
-    Config, Flow, FlowKey, Interface, Local, LocalKey, POLICY_NONE, Policy, ROW_NONE,
+    Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, POLICY_NONE, Policy, ROW_NONE,
     ROW_WORDS_MAX, SEARCH_ROUNDS, Span, Step,
 };
 
@@ -12,8 +12,7 @@ pub trait Tables {
     fn config(&self) -> Config;
     fn interface(&self, ifindex: u32) -> Option<&Interface>;
     fn local(&self, key: &LocalKey) -> Option<Local>;
-    /// ifindex of the interface that holds the elastic address.
-    fn elastic(&self, address: u32) -> Option<u32>;
+    fn elastic(&self, address: u32) -> Option<&Elastic>;
     fn policy(&self, slot: u32) -> Option<&Policy>;
     fn step(&self, index: u32) -> Option<Step>;
     /// A word of a row; 0 where there is none.

@@ -23,6 +23,8 @@ pub enum Action {
     Deliver = 3,
     /// Rewrite, and send out by `ifindex`; the kernel finds the hardware address of `next_hop`.
     Leave = 4,
+    /// Rewrite, and put into the namespace at the other end of the veth `ifindex`.
+    Enter = 5,
 }
 
 /// New addresses for the packet inside an ICMP error. The inner header's checksum

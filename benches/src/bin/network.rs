@@ -2,10 +2,13 @@
 
 use benches::packet::contender::Contender;
 use benches::packet::nftables::Shape;
-use benches::packet::{Flows, Plan, namespace, report, run};
+use benches::packet::{Flows, Plan, alone, namespace, report, run};
 use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
+
+/// Rules while the programs are measured alone.
+const ALONE_RULES: usize = 1000;
 
 /// Nanoseconds a packet on its whole way, side by side with nftables and plain
 /// forwarding. The answer goes to standard output, progress to standard error.
@@ -22,6 +25,12 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "10,1000,10000",
           value_parser = clap::value_parser!(u32).range(1..=200_000))]
     rules: Vec<u32>,
+    /// Numbers of established flows to measure with (powers of two); 0: each packet a new flow.
+    #[arg(long, value_delimiter = ',', default_value = "1,4096,0", value_parser = flows)]
+    flows: Vec<Flows>,
+    /// Only contenders whose name has this in it.
+    #[arg(long, default_value = "")]
+    only: String,
     /// The processor that sends and forwards.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
@@ -39,13 +48,18 @@ impl Arguments {
             contenders.extend(counts().map(|rules| Contender::Nft(shape, rules)));
         }
         contenders.extend(counts().map(Contender::OursOnTcx));
+        contenders.extend(counts().map(Contender::OursToNamespace));
         contenders.extend(counts().map(Contender::Ours));
-        Plan {
-            flows: vec![Flows::Established(1), Flows::Established(4096), Flows::New],
-            contenders,
-            rounds: rounds as usize,
-            frames,
-        }
+        contenders.retain(|contender| contender.to_string().contains(&self.only));
+        Plan { flows: self.flows.clone(), contenders, rounds: rounds as usize, frames }
+    }
+}
+
+fn flows(text: &str) -> Result<Flows, String> {
+    match text.parse::<u32>() {
+        Ok(0) => Ok(Flows::New),
+        Ok(count) if count.is_power_of_two() && count <= 1 << 14 => Ok(Flows::Established(count)),
+        _ => Err("neither 0 nor a power of two up to 16384".to_owned()),
     }
 }
 
@@ -60,7 +74,11 @@ fn main() -> anyhow::Result<()> {
     let mut cpu = CpuSet::new();
     cpu.set(arguments.cpu)?;
     sched_setaffinity(Pid::from_raw(0), &cpu)?;
+    let alone = alone::run(ALONE_RULES, plan.rounds.min(9))?;
+    for row in &alone {
+        eprintln!("{}: {:?} ns", row.what, row.ns.median());
+    }
     let results = run(&plan, |line| eprintln!("{line}"))?;
-    print!("{header}{}", report::text(&plan, &results));
+    print!("{header}{}{}", report::alone(&alone), report::text(&plan, &results));
     Ok(())
 }

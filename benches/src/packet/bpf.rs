@@ -1,6 +1,6 @@
 //! The calls of bpf(2) that the harness needs: maps, a program, and
-//! `BPF_PROG_TEST_RUN` with live frames, which sends what the program passes up
-//! the kernel's real receive path and tells its own time.
+//! `BPF_PROG_TEST_RUN`, alone or with live frames, which sends what the program
+//! passes up the kernel's real receive path; both tell their own time.
 //!
 //! aya loads objects in ELF; this program is made at run time, so it does not
 //! come by that way. Layouts are those of `union bpf_attr` (linux/bpf.h), whose
@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use anyhow::Context;
 
 use crate::packet::frame::{FRAME_BYTES, Template};
-use crate::packet::program::{Instruction, instructions};
+use crate::packet::program::{Hook, Instruction, instructions};
 
 const MAP_CREATE: i32 = 0;
 const MAP_UPDATE: i32 = 2;
@@ -22,6 +22,7 @@ const PROG_OF_ID: i32 = 13;
 
 const MAP_TYPE_ARRAY: u32 = 2;
 const MAP_TYPE_PROG_ARRAY: u32 = 3;
+const PROG_TYPE_TC: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 /// `BPF_XDP`: a program may only hand over to one that is attached in the same way.
 const ATTACH_XDP: u32 = 37;
@@ -110,6 +111,16 @@ struct XdpContext {
     egress_ifindex: u32,
 }
 
+/// The beginning of `struct __sk_buff`: what may be given of it.
+#[repr(C)]
+#[derive(Default)]
+struct TcContext {
+    before: [u32; 9],
+    ingress_ifindex: u32,
+    ifindex: u32,
+}
+
+const _: () = assert!(size_of::<TcContext>() == 44);
 const _: () = assert!(size_of::<MapCreate>() == 20);
 const _: () = assert!(size_of::<MapUpdate>() == 32);
 const _: () = assert!(size_of::<ProgOfId>() == 12);
@@ -137,11 +148,53 @@ impl Sender {
             Some(id) => Some(next_program(id).with_context(|| format!("eBPF program {id}: call"))?),
         };
         let next_fd = next.as_ref().map(OwnedFd::as_raw_fd);
-        let code = instructions(template, flows, counter.as_raw_fd(), next_fd);
+        let code = instructions(Hook::Xdp, template, flows, counter.as_raw_fd(), next_fd);
         // A program may only hand over to one that says the same of fragments, and
         // what a loaded program said of them cannot be asked: so both are tried.
-        let program = load(&code, KNOWS_FRAGMENTS).or_else(|_| load(&code, 0))?;
+        let load = |flags| load(&code, PROG_TYPE_XDP, flags);
+        let program = load(KNOWS_FRAGMENTS).or_else(|_| load(0))?;
         Ok(Self { program, template: template.bytes, _next: next })
+    }
+
+    /// Frames of one flow for [`Sender::alone`], through the program of that number.
+    pub fn for_alone(hook: Hook, template: &Template, next: Option<u32>) -> anyhow::Result<Self> {
+        if hook == Hook::Xdp {
+            return Self::new(template, 1, next);
+        }
+        let counter = create_map(MAP_TYPE_ARRAY, 8).context("eBPF map: create the counter")?;
+        let next = next.map(next_program).transpose().context("eBPF program: call")?;
+        let next_fd = next.as_ref().map(OwnedFd::as_raw_fd);
+        let code = instructions(hook, template, 1, counter.as_raw_fd(), next_fd);
+        let program = load(&code, PROG_TYPE_TC, 0)?;
+        Ok(Self { program, template: template.bytes, _next: next })
+    }
+
+    /// Runs the programs `times` times over the frame and does nothing with their
+    /// answer; nanoseconds a run, and the last answer.
+    pub fn alone(&self, hook: Hook, ifindex: u32, times: u32) -> anyhow::Result<(u32, u32)> {
+        let xdp = XdpContext {
+            data_end: FRAME_BYTES as u32,
+            ingress_ifindex: ifindex,
+            ..XdpContext::default()
+        };
+        let tc = TcContext { ingress_ifindex: ifindex, ifindex, ..TcContext::default() };
+        let (ctx_in, ctx_size_in) = match hook {
+            Hook::Xdp => (&raw const xdp as u64, size_of::<XdpContext>()),
+            Hook::Tc => (&raw const tc as u64, size_of::<TcContext>()),
+        };
+        let mut run = TestRun {
+            prog_fd: self.program.as_raw_fd() as u32,
+            data_size_in: FRAME_BYTES as u32,
+            data_in: self.template.as_ptr() as u64,
+            repeat: times,
+            ctx_size_in: ctx_size_in as u32,
+            ctx_in,
+            ..TestRun::default()
+        };
+        // SAFETY: both pointers in `run` are to values that live until the call
+        // returns, with the sizes that stand beside them.
+        unsafe { bpf(PROG_TEST_RUN, &mut run) }.context("eBPF program: run alone")?;
+        Ok((run.duration, run.retval))
     }
 
     /// Lets `frames` frames arrive by the device `ifindex` of the namespace that
@@ -197,10 +250,10 @@ fn next_program(id: u32) -> io::Result<OwnedFd> {
     Ok(array)
 }
 
-fn load(code: &[Instruction], prog_flags: u32) -> anyhow::Result<OwnedFd> {
+fn load(code: &[Instruction], prog_type: u32, prog_flags: u32) -> anyhow::Result<OwnedFd> {
     let mut log = vec![0_u8; LOG_BYTES];
     let mut program = ProgLoad {
-        prog_type: PROG_TYPE_XDP,
+        prog_type,
         insn_cnt: code.len() as u32,
         insns: code.as_ptr() as u64,
         license: c"Dual MIT/GPL".as_ptr() as u64,
@@ -208,7 +261,7 @@ fn load(code: &[Instruction], prog_flags: u32) -> anyhow::Result<OwnedFd> {
         log_size: LOG_BYTES as u32,
         log_buf: log.as_mut_ptr() as u64,
         prog_flags,
-        expected_attach_type: ATTACH_XDP,
+        expected_attach_type: if prog_type == PROG_TYPE_XDP { ATTACH_XDP } else { 0 },
         ..ProgLoad::default()
     };
     // SAFETY: the pointers in `program` are to `code`, to a constant and to `log`,

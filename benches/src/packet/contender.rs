@@ -1,6 +1,9 @@
 //! Who forwards the packets, and one measurement of it.
 
 use std::fmt;
+use std::net::Ipv4Addr;
+
+use anyhow::Context;
 
 use crate::packet::Flows;
 use crate::packet::bpf::Sender;
@@ -9,6 +12,9 @@ use crate::packet::nftables::{self, Shape};
 use crate::packet::ours::{self, Ours};
 use crate::packet::scene::{CLIENT_MAC, End, Scene, TAP_INDEX, UPLINK_INDEX, UPLINK_MAC, nft};
 use crate::packet::world::{Instance, PORT, SOURCES, World};
+
+/// In an elastic range, and nobody's.
+const UNKNOWN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 250);
 
 /// In the order of the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +26,9 @@ pub enum Contender {
     Ours(usize),
     /// Ours without the early program.
     OursOnTcx(usize),
+    /// The same, and packets put into the instance's namespace at once, as they are
+    /// where an instance is a namespace and not a guest.
+    OursToNamespace(usize),
 }
 
 /// New flows of one measurement, at most: the kernel's table of connections
@@ -56,7 +65,10 @@ impl Contender {
     pub fn rules(self) -> usize {
         match self {
             Self::Plain => 1,
-            Self::Nft(_, rules) | Self::Ours(rules) | Self::OursOnTcx(rules) => rules,
+            Self::Nft(_, rules)
+            | Self::Ours(rules)
+            | Self::OursOnTcx(rules)
+            | Self::OursToNamespace(rules) => rules,
         }
     }
 }
@@ -71,8 +83,9 @@ impl Stage {
             Contender::Nft(shape, _) => {
                 scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
             }
-            Contender::Ours(_) | Contender::OursOnTcx(_) => {
-                ours = Some(scene.router.within(|| Ours::build(&world))?);
+            Contender::Ours(_) | Contender::OursOnTcx(_) | Contender::OursToNamespace(_) => {
+                let enters = matches!(contender, Contender::OursToNamespace(_));
+                ours = Some(scene.router.within(|| Ours::build(&world, enters))?);
                 if let Contender::Ours(_) = contender {
                     early = Some(scene.router.within(ours::early_program)?);
                 }
@@ -85,6 +98,31 @@ impl Stage {
 
     pub fn contender(&self) -> Contender {
         self.contender
+    }
+
+    /// Makes one flow known.
+    pub fn establish_one(&self) -> anyhow::Result<()> {
+        self.establish(&Sender::new(&self.forward, 1, self.early)?, 1)
+    }
+
+    /// Numbers of our programs on the uplink: by tc, and by XDP.
+    pub fn programs(&self) -> anyhow::Result<(u32, u32)> {
+        let ours = self.ours.as_ref().context("not ours")?;
+        Ok((ours.uplink_program()?, self.early.context("no early program")?))
+    }
+
+    pub fn template(&self) -> &Template {
+        &self.forward
+    }
+
+    /// Frames for an elastic address that nobody holds.
+    pub fn unknown(&self) -> Template {
+        Template::new(ends(UNKNOWN), Client::Sends)
+    }
+
+    /// In the router's namespace.
+    pub fn within<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+        self.scene.router.within(work)
     }
 
     /// Nanoseconds a packet.
@@ -154,14 +192,7 @@ fn templates(contender: Contender, instance: &Instance) -> (Template, Template) 
         Contender::Plain => instance.address,
         _ => instance.elastic,
     };
-    let clients = SOURCES.address;
-    let forward = Ends {
-        source_mac: CLIENT_MAC,
-        destination_mac: UPLINK_MAC,
-        clients,
-        server,
-        server_port: PORT,
-    };
+    let forward = ends(server);
     let answer = Ends {
         source_mac: instance.mac,
         destination_mac: ebpf::GATEWAY_MAC,
@@ -169,6 +200,17 @@ fn templates(contender: Contender, instance: &Instance) -> (Template, Template) 
         ..forward
     };
     (Template::new(forward, Client::Sends), Template::new(answer, Client::Receives))
+}
+
+/// Of frames from the clients.
+fn ends(server: Ipv4Addr) -> Ends {
+    Ends {
+        source_mac: CLIENT_MAC,
+        destination_mac: UPLINK_MAC,
+        clients: SOURCES.address,
+        server,
+        server_port: PORT,
+    }
 }
 
 impl fmt::Display for Contender {
@@ -179,6 +221,7 @@ impl fmt::Display for Contender {
             Self::Nft(Shape::Sets, rules) => write!(f, "nftables, map and sets, {rules} rules"),
             Self::Nft(Shape::Lines, rules) => write!(f, "nftables, a line a rule, {rules} rules"),
             Self::Ours(rules) => write!(f, "hostplane, {rules} rules"),
+            Self::OursToNamespace(rules) => write!(f, "hostplane, to a namespace, {rules} rules"),
             Self::OursOnTcx(rules) => write!(f, "hostplane, tcx alone, {rules} rules"),
         }
     }

@@ -11,6 +11,7 @@
 //!   ─▶ send live frames, timed ─▶ all delivered? ─▶ a figure
 //! ```
 
+pub mod alone;
 pub mod bpf;
 pub mod contender;
 pub mod frame;

@@ -26,8 +26,9 @@ pub struct Ours {
 
 impl Ours {
     /// Loads the programs and makes the world theirs. Pins go to the bpffs of this
-    /// process's own mount namespace.
-    pub fn build(world: &World) -> anyhow::Result<Self> {
+    /// process's own mount namespace. `to_namespace`: packets are put into the
+    /// instance's namespace at once, else handed to its device as to a tap.
+    pub fn build(world: &World, to_namespace: bool) -> anyhow::Result<Self> {
         // The measured instance's device is there; the others' have nobody behind them.
         for instance in &world.instances[1..] {
             let tap = &instance.device;
@@ -35,9 +36,14 @@ impl Ours {
         }
         let deployment = Deployment::new(&own_name(), "/nonexistent", "/nonexistent")?;
         let mut loaded = Loaded::open(&deployment)?;
-        let tables = compile(&desired(world)?, &devices(world)?, loaded.tables())?;
+        let tables = compile(&desired(world)?, &devices(world, to_namespace)?, loaded.tables())?;
         loaded.update(tables)?;
         Ok(Self { loaded })
+    }
+
+    /// Number of the tc program on the uplink.
+    pub fn uplink_program(&self) -> anyhow::Result<u32> {
+        Ok(self.loaded.program_number("uplink_ingress")?)
     }
 
     /// As the daemon does each second.
@@ -62,13 +68,15 @@ pub fn early_program() -> anyhow::Result<u32> {
     u32::try_from(id).context("XDP program: its number")
 }
 
-fn devices(world: &World) -> anyhow::Result<Devices> {
+fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
     let mut devices = Devices { host_addresses: vec![ROUTER], ..Devices::default() };
     let names = world.instances.iter().map(|instance| instance.device.as_str());
+    let measured = world.measured().device.as_str();
     for name in names.chain([UPLINK]) {
+        let to_namespace = to_namespace && name == measured;
         let ifindex = if_nametoindex(name).with_context(|| format!("device {name}: find"))?;
         let mac = Mac(if name == UPLINK { UPLINK_MAC } else { ebpf::GATEWAY_MAC });
-        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac });
+        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac, to_namespace });
     }
     Ok(devices)
 }

@@ -26,6 +26,33 @@ const TAIL_CALL: i32 = 12;
 
 const XDP_ABORTED: i32 = 0;
 const XDP_PASS: i32 = 2;
+const TC_OK: i32 = 0;
+const TC_DROP: i32 = 2;
+
+/// What kind of program it is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hook {
+    Xdp,
+    Tc,
+}
+
+impl Hook {
+    /// Where `data` and `data_end` stand in the context (`xdp_md`, `__sk_buff`).
+    fn data(self) -> (i16, i16) {
+        match self {
+            Self::Xdp => (0, 4),
+            Self::Tc => (76, 80),
+        }
+    }
+
+    /// The answers for a frame that passes and for one that is too short.
+    fn answers(self) -> (i32, i32) {
+        match self {
+            Self::Xdp => (XDP_PASS, XDP_ABORTED),
+            Self::Tc => (TC_OK, TC_DROP),
+        }
+    }
+}
 
 /// One instruction, as the kernel takes it.
 #[repr(C)]
@@ -69,15 +96,18 @@ const MAP: u8 = 1;
 /// counted from there, and repeat after `flows` (a power of two). `next` is that of
 /// a program array, whose first program gets the frame next.
 pub fn instructions(
+    hook: Hook,
     template: &Template,
     flows: u32,
     counter: i32,
     next: Option<i32>,
 ) -> Vec<Instruction> {
     assert!(flows.is_power_of_two(), "{flows} flows");
+    let (data, data_end) = hook.data();
+    let (pass, too_short) = hook.answers();
     let mut code = vec![
-        op(LOAD_U32, DATA, CONTEXT, 0, 0),
-        op(LOAD_U32, DATA_END, CONTEXT, 4, 0),
+        op(LOAD_U32, DATA, CONTEXT, data, 0),
+        op(LOAD_U32, DATA_END, CONTEXT, data_end, 0),
         op(MOVE, LIMIT, DATA, 0, 0),
         op(ADD_IMMEDIATE, LIMIT, 0, 0, FRAME_BYTES as i32),
     ];
@@ -121,9 +151,9 @@ pub fn instructions(
             op(CALL, 0, 0, 0, TAIL_CALL),
         ]);
     }
-    code.extend([op(MOVE_IMMEDIATE, R0, 0, 0, XDP_PASS), op(EXIT, 0, 0, 0, 0)]);
+    code.extend([op(MOVE_IMMEDIATE, R0, 0, 0, pass), op(EXIT, 0, 0, 0, 0)]);
     code[gate].offset = (code.len() - gate - 1) as i16;
-    code.extend([op(MOVE_IMMEDIATE, R0, 0, 0, XDP_ABORTED), op(EXIT, 0, 0, 0, 0)]);
+    code.extend([op(MOVE_IMMEDIATE, R0, 0, 0, too_short), op(EXIT, 0, 0, 0, 0)]);
     code
 }
 

@@ -1,6 +1,7 @@
 //! The answer as text.
 
 use crate::machine;
+use crate::packet::alone::Alone;
 use crate::packet::contender::Contender;
 use crate::packet::nftables::Shape;
 use crate::packet::{Figures, Flows, Place, Plan, Results};
@@ -36,6 +37,18 @@ pub fn header(plan: &Plan) -> String {
         plan.rounds,
         plan.frames,
     )
+}
+
+/// Our programs alone.
+pub fn alone(rows: &[Alone]) -> String {
+    let mut table = Table::new(["program alone, 1000 rules", "ns", "min", "max", "spread"]);
+    for row in rows {
+        let Some(ns) = row.ns.summary() else { continue };
+        let figures = [ns.median, ns.min, ns.max].map(|ns| figure(Some(ns), 0));
+        let [median, min, max] = figures;
+        table.row([row.what.to_owned(), median, min, max, figure(Some(ns.spread()), 2)]);
+    }
+    format!("\nour programs alone (BPF_PROG_TEST_RUN, hot)\n\n{}", table.text())
 }
 
 /// The tables, and what a reader must know of them.

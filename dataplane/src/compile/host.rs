@@ -3,21 +3,39 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use ebpf::layout::{Config, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Step};
+use bytemuck::Zeroable as _;
+use ebpf::half::{Address, Bucket};
+use ebpf::layout::{
+    Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Interface, Local, LocalKey, Policy, Prefix, Step,
+};
 use ebpf::verdict::{FlowChange, FlowWrite, Verdict};
 
 use super::Tables;
 
-/// Tables and flows. The flow tables have no end here, and evict nothing.
-#[derive(Debug, Clone, Default)]
+/// Tables and flows. The table of tracked flows has no end here.
+#[derive(Debug, Clone)]
 pub struct Host {
     tables: Tables,
     policies: BTreeMap<u32, Policy>,
     steps: HashMap<u32, Step>,
     words: HashMap<u32, u64>,
     flows: HashMap<FlowKey, Flow>,
-    half_flows: HashMap<FlowKey, Flow>,
+    half_flows: Vec<Bucket>,
     open: HashMap<u32, u64>,
+}
+
+impl Default for Host {
+    fn default() -> Self {
+        Self {
+            tables: Tables::default(),
+            policies: BTreeMap::new(),
+            steps: HashMap::new(),
+            words: HashMap::new(),
+            flows: HashMap::new(),
+            half_flows: vec![Bucket::zeroed(); HALF_BUCKETS as usize],
+            open: HashMap::new(),
+        }
+    }
 }
 
 impl Host {
@@ -34,8 +52,11 @@ impl Host {
 
     /// Exchanges the tables and keeps the flows.
     pub fn load(&mut self, tables: Tables) {
-        let Self { flows, half_flows, open, .. } = std::mem::take(self);
-        *self = Self { flows, half_flows, open, ..Self::new(tables) };
+        let mut next = Self::new(tables);
+        std::mem::swap(&mut next.flows, &mut self.flows);
+        std::mem::swap(&mut next.half_flows, &mut self.half_flows);
+        std::mem::swap(&mut next.open, &mut self.open);
+        *self = next;
     }
 
     pub fn tables(&self) -> &Tables {
@@ -46,8 +67,19 @@ impl Host {
         &self.flows
     }
 
-    pub fn half_flows(&self) -> &HashMap<FlowKey, Flow> {
-        &self.half_flows
+    pub fn half_flows_count(&self) -> usize {
+        let places = self.half_flows.iter().flat_map(|bucket| &bucket.places);
+        places.filter(|place| place.flow.phase != 0).count()
+    }
+
+    fn half_open(&mut self, key: &FlowKey) -> (&mut Bucket, [u64; 3]) {
+        let address = Address::of(key, self.tables.config.seed);
+        (&mut self.half_flows[address.bucket as usize], address.words)
+    }
+
+    fn put_half(&mut self, key: &FlowKey, flow: Flow) {
+        let (bucket, words) = self.half_open(key);
+        bucket.put(&words, flow);
     }
 
     /// What the programs do with a verdict's flows.
@@ -60,14 +92,12 @@ impl Host {
         let FlowChange { key, flow, slot, write } = *change;
         match write {
             FlowWrite::Nothing => {}
-            FlowWrite::Half => {
-                self.half_flows.insert(key, flow);
-            }
+            FlowWrite::Half => self.put_half(&key, flow),
             FlowWrite::Reopen => {
                 if self.flows.remove(&key).is_some() {
                     *self.open.entry(slot).or_default() -= 1;
                 }
-                self.half_flows.insert(key, flow);
+                self.put_half(&key, flow);
             }
             FlowWrite::Tracked => {
                 self.flows.insert(key, flow);
@@ -76,7 +106,8 @@ impl Host {
                 if self.flows.insert(key, flow).is_none() {
                     *self.open.entry(slot).or_default() += 1;
                 }
-                self.half_flows.remove(&key);
+                let (bucket, words) = self.half_open(&key);
+                bucket.remove(&words);
             }
         }
     }
@@ -95,8 +126,8 @@ impl ebpf::Tables for Host {
         self.tables.locals.get(key).copied()
     }
 
-    fn elastic(&self, address: u32) -> Option<u32> {
-        self.tables.elastics.get(&address).copied()
+    fn elastic(&self, address: u32) -> Option<&Elastic> {
+        self.tables.elastics.get(&address)
     }
 
     fn policy(&self, slot: u32) -> Option<&Policy> {
@@ -116,7 +147,8 @@ impl ebpf::Tables for Host {
     }
 
     fn half_flow(&self, key: &FlowKey) -> Option<Flow> {
-        self.half_flows.get(key).copied()
+        let address = Address::of(key, self.tables.config.seed);
+        self.half_flows[address.bucket as usize].find(&address.words)
     }
 
     fn flows_open(&self, slot: u32) -> u64 {

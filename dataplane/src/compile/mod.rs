@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ebpf::layout::{
-    self, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX, Prefix,
-    SOURCE_CHECK, STEPS_A_TABLE_MAX,
+    self, Elastic, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX,
+    Prefix, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -42,6 +42,8 @@ pub const OTHER_IDLE_S: u32 = 600;
 pub struct DeviceFact {
     pub ifindex: u32,
     pub mac: Mac,
+    /// It is one end of a veth pair, and the other is in another namespace.
+    pub to_namespace: bool,
 }
 
 /// What `compile` needs to know of the host.
@@ -53,6 +55,8 @@ pub struct Devices {
     pub punt: Option<String>,
     /// The host's own addresses: never dropped early, even inside an elastic range.
     pub host_addresses: Vec<Ipv4Addr>,
+    /// Spreads half-open flows where the kernel has no number for it yet: a secret.
+    pub seed: u64,
 }
 
 /// The desired state is wrong as it stands; nothing was changed.
@@ -105,6 +109,10 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     }
     let Compiler { mut tables, places, uplink, .. } = compiler;
     tables.policies = places.placed;
+    tables.config.seed = match loaded.config.seed {
+        0 => devices.seed,
+        seed => seed,
+    };
     early_drop(desired, devices, &mut tables)?;
     if let Some(uplink) = uplink {
         tables.config.uplink = uplink.ifindex;
@@ -274,13 +282,14 @@ impl Compiler<'_> {
             });
         }
         let ifindex = device.ifindex;
-        let record = self.record(interface, ifindex)?;
+        let record = self.record(interface, device)?;
         let key = LocalKey { vpc: record.vpc, address: record.address, zero: 0 };
         let tables = &mut self.tables;
         tables.interfaces.insert(ifindex, record);
         tables.locals.insert(key, Local { identity: record.identity, ifindex, zero: 0 });
         if record.elastic != 0 {
-            tables.elastics.insert(record.elastic, ifindex);
+            let elastic = Elastic { interface: record, address: record.address, zero: 0 };
+            tables.elastics.insert(record.elastic, elastic);
         }
         let attachment = Attachment { device: name.to_owned(), role: Role::Guest };
         tables.attachments.insert(ifindex, attachment);
@@ -288,16 +297,17 @@ impl Compiler<'_> {
         Ok(())
     }
 
-    fn record(&mut self, i: &dataplane::Interface, ifindex: u32) -> Result<Interface, Error> {
+    fn record(&mut self, i: &dataplane::Interface, device: DeviceFact) -> Result<Interface, Error> {
         let id = id_number(&i.id.digits());
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
+        let to_namespace = if device.to_namespace { TO_NAMESPACE } else { 0 };
         let set = i.groups.iter().copied().collect();
         Ok(Interface {
             id,
             vpc: id_number(&i.vpc.digits()),
             identity: identity(&set),
-            ifindex,
+            ifindex: device.ifindex,
             slot: self.slots.slot(id)?,
             address: i.address.into(),
             elastic: i.elastic.map_or(0, Into::into),
@@ -314,7 +324,7 @@ impl Compiler<'_> {
             udp_stream_idle_s: UDP_STREAM_IDLE_S,
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
-            flags: source_check | metadata,
+            flags: source_check | metadata | to_namespace,
         })
     }
 

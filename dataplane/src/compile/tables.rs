@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf::layout::{Config, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step};
+use ebpf::layout::{
+    Config, Elastic, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step,
+};
 use model::{InterfaceId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
@@ -12,8 +14,7 @@ pub struct Tables {
     /// By ifindex.
     pub interfaces: BTreeMap<u32, Interface>,
     pub locals: BTreeMap<LocalKey, Local>,
-    /// Elastic address to ifindex.
-    pub elastics: BTreeMap<u32, u32>,
+    pub elastics: BTreeMap<u32, Elastic>,
     /// By slot.
     pub policies: BTreeMap<u32, Placed>,
     pub blocked: BTreeSet<Prefix>,
@@ -24,6 +25,14 @@ pub struct Tables {
     /// Names for what the kernel knows by number; empty after adoption until the
     /// first desired state is compiled.
     pub names: Names,
+}
+
+impl Tables {
+    /// Every copy of every interface's record.
+    pub fn records_mut(&mut self) -> impl Iterator<Item = &mut Interface> {
+        let elastics = self.elastics.values_mut().map(|e| &mut e.interface);
+        self.interfaces.values_mut().chain(elastics)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -35,6 +35,8 @@ pub enum Kind {
     Tun {
         owner_uid: Option<u32>,
     },
+    /// One end of a pair whose other end is in another namespace.
+    VethToNamespace,
     Other,
 }
 
@@ -132,6 +134,13 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Tun)) => {
                 link.kind = Kind::Tun { owner_uid: owner(infos) };
+            }
+            LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) => {
+                // The kernel tells the other end's namespace where it is not this one.
+                let elsewhere = |a: &LinkAttribute| matches!(a, LinkAttribute::LinkNetNsId(_));
+                if message.attributes.iter().any(elsewhere) {
+                    link.kind = Kind::VethToNamespace;
+                }
             }
             _ => {}
         }

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -48,6 +48,8 @@ pub enum Error {
     Missing { device: String },
     #[error("device `{device}`: silence: {path}: {cause}")]
     Silence { device: String, path: String, cause: io::Error },
+    #[error("/dev/urandom: read: {0}")]
+    Random(io::Error),
     #[error(transparent)]
     Record(#[from] record::Error),
 }
@@ -95,6 +97,7 @@ impl Host {
         let mut devices = Devices {
             punt: Some(self.punt_name.clone()),
             host_addresses: host_addresses()?,
+            seed: seed()?,
             ..Devices::default()
         };
         let taps: Vec<(&str, u32, u16)> = desired
@@ -123,7 +126,11 @@ impl Host {
             if !self.made.taps.contains_key(name) {
                 self.links.bring_up(name, link.ifindex)?;
             }
-            let fact = DeviceFact { ifindex: link.ifindex, mac: link.mac };
+            let fact = DeviceFact {
+                ifindex: link.ifindex,
+                mac: link.mac,
+                to_namespace: link.kind == Kind::VethToNamespace,
+            };
             devices.by_name.insert(name.to_owned(), fact);
         }
         Ok((devices, made))
@@ -180,7 +187,7 @@ impl Host {
     fn refuse_foreign(&self, name: &str) -> Result<(), Error> {
         let ours = self.made.taps.contains_key(name);
         match self.links.find(name)? {
-            Some(link) if !ours || link.kind == Kind::Other => {
+            Some(link) if !ours || !matches!(link.kind, Kind::Tun { .. }) => {
                 Err(Error::Foreign { device: name.to_owned() })
             }
             _ => Ok(()),
@@ -204,6 +211,15 @@ impl Host {
         }
         Ok(())
     }
+}
+
+/// A number that no stranger knows, and not 0.
+fn seed() -> Result<u64, Error> {
+    let mut bytes = [0; 8];
+    let path = "/dev/urandom";
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+    read.map_err(Error::Random)?;
+    Ok(u64::from_ne_bytes(bytes) | 1)
 }
 
 /// The host's own IPv4 addresses, on whatever device.

@@ -6,7 +6,8 @@ use std::io;
 use aya::Ebpf;
 use ebpf::REASONS_MAX;
 use ebpf::layout::{
-    Config, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE, Span, Step,
+    Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE,
+    Span, Step,
 };
 
 use super::Error;
@@ -37,7 +38,7 @@ pub struct Maps {
     config: Map<u32, Config>,
     interfaces: Map<u32, Interface>,
     locals: Map<LocalKey, Local>,
-    elastics: Map<u32, u32>,
+    elastics: Map<u32, Elastic>,
     policies: Map<u32, Policy>,
     steps: Map<u32, Step>,
     words: Map<u32, u64>,
@@ -78,7 +79,7 @@ impl Maps {
             Change::PutLocal(key, local) => self.locals.put(key, local),
             Change::ResetSlot(slot) => self.reset(*slot),
             Change::PutInterface(interface) => self.interfaces.put(&interface.ifindex, interface),
-            Change::PutElastic { address, ifindex } => self.elastics.put(address, ifindex),
+            Change::PutElastic { address, elastic } => self.elastics.put(address, elastic),
             Change::Block(prefix) => self.blocked.put(prefix, &1),
             Change::PutRange { prefix, kind } => self.ranges.put(prefix, kind),
             Change::PutConfig(config) => self.config.put(&0, config),

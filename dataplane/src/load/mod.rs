@@ -184,6 +184,14 @@ impl Loaded {
         why::run(&self.bpf, &self.tables, ifindex, frame, mark)
     }
 
+    /// The kernel's number for the classifier of that name.
+    pub fn program_number(&self, name: &'static str) -> Result<u32, Error> {
+        why::classifier(&self.bpf, name)?
+            .info()
+            .map(|info| info.id())
+            .map_err(|e| Error::new("look at", name, e))
+    }
+
     /// Runs the uplink's early program on `frame`: whether it passes.
     pub fn run_early(&self, frame: &[u8]) -> Result<bool, Error> {
         why::run_early(&self.bpf, frame)

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use ebpf::flow::alive;
+use ebpf::flow::{alive, seconds};
 use ebpf::layout::Interface;
 
 use super::Error;
@@ -75,9 +75,9 @@ impl Sweep {
     }
 }
 
-/// The programs' clock, in whole seconds.
+/// The programs' clock.
 fn now_s() -> io::Result<u32> {
     use nix::time::{ClockId, clock_gettime};
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
-    Ok(now.tv_sec() as u32)
+    Ok(seconds(std::time::Duration::from(now).as_nanos() as u64))
 }

@@ -38,11 +38,7 @@ pub fn run(
         Some(Role::Punt) => "punt_ingress",
         _ => TAP_INGRESS,
     };
-    let program: &SchedClassifier = bpf
-        .program(name)
-        .ok_or_else(|| missing(name))?
-        .try_into()
-        .map_err(|e: ProgramError| Error::new("find", name, e))?;
+    let program = classifier(bpf, name)?;
     let mut context = [0; SKB_LEN];
     context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
@@ -67,6 +63,13 @@ pub fn run(
         code: result.return_value as i32,
         frame: out,
     })
+}
+
+pub fn classifier<'a>(bpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier, Error> {
+    bpf.program(name)
+        .ok_or_else(|| missing(name))?
+        .try_into()
+        .map_err(|e: ProgramError| Error::new("find", name, e))
 }
 
 pub fn run_early(bpf: &Ebpf, frame: &[u8]) -> Result<bool, Error> {

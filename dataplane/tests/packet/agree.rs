@@ -7,6 +7,7 @@ use dataplane::compile::{Host, Tables, compile};
 use dataplane::load::{self, Loaded};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::layout::Interface;
+use ebpf::packet::mac_number;
 use ebpf::verdict::Work;
 use ebpf::{Action, Arrival, Head, Reason, TRACE_MARK};
 use nix::net::if_::if_nametoindex;
@@ -68,7 +69,8 @@ impl Drop for Bench {
 
 fn now_s() -> u32 {
     use nix::time::{ClockId, clock_gettime};
-    clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap().tv_sec() as u32
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).unwrap();
+    ebpf::flow::seconds(std::time::Duration::from(now).as_nanos() as u64)
 }
 
 /// What the host's copy of the decision says of a frame.
@@ -77,7 +79,7 @@ fn decided(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Work {
     work.begin();
     let uplink = tables.config.uplink == ifindex && ifindex != 0;
     let punt = tables.attachments.get(&ifindex).is_some_and(|a| a.device == PUNT);
-    let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head) else {
+    let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head::of) else {
         if uplink {
             work.verdict.accept(Action::Pass, Reason::NotOurs);
         } else {
@@ -85,7 +87,7 @@ fn decided(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Work {
         }
         return work;
     };
-    let to_host = head.destination_mac() == UPLINK_MAC.octets();
+    let to_host = head.destination_mac() == mac_number(UPLINK_MAC.octets());
     let arrival = Arrival { ifindex, vlan: false, to_host, now_s: now_s() };
     if uplink {
         from_world(host, frame, &head, &arrival, &mut work);
@@ -192,7 +194,7 @@ fn early_agrees(random: &mut Random, loaded: &Loaded, host: &Host) {
     let guests: Vec<Interface> = loaded.tables().interfaces.values().copied().collect();
     for _ in 0..200 {
         let frame = frame(random, None, &guests);
-        let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head) else {
+        let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head::of) else {
             continue;
         };
         let mut work: Work = bytemuck::Zeroable::zeroed();
@@ -215,7 +217,7 @@ fn a_fault_in_either_is_caught() {
         loaded.update(tables.clone()).unwrap();
         // The planted fault: the host takes each interface's egress rules for its ingress.
         let mut sabotaged = tables;
-        sabotaged.interfaces.values_mut().for_each(|i| i.ingress = i.egress);
+        sabotaged.records_mut().for_each(|i| i.ingress = i.egress);
         let mut host = Host::new(sabotaged);
         for _ in 0..1000 {
             compare(&mut random, &loaded, &mut host, &mut tally);

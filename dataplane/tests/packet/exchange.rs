@@ -31,7 +31,7 @@ impl Kernel {
             Change::PutLocal(key, local) => drop(t.locals.insert(*key, *local)),
             Change::ResetSlot(_) | Change::AwaitReaders => {}
             Change::PutInterface(i) => drop(t.interfaces.insert(i.ifindex, *i)),
-            Change::PutElastic { address, ifindex } => drop(t.elastics.insert(*address, *ifindex)),
+            Change::PutElastic { address, elastic } => drop(t.elastics.insert(*address, *elastic)),
             Change::Block(prefix) => drop(t.blocked.insert(*prefix)),
             Change::PutRange { prefix, kind } => drop(t.ranges.insert(*prefix, *kind)),
             Change::PutConfig(config) => t.config = *config,

@@ -52,7 +52,7 @@ impl Stage {
 
     fn decide(&mut self, ifindex: u32, frame: &[u8]) -> (Action, Reason) {
         let mut work: Work = bytemuck::Zeroable::zeroed();
-        let head = Head(frame[..34].try_into().unwrap());
+        let head = Head::of(frame[..34].try_into().unwrap());
         let arrival = Arrival { ifindex, vlan: false, to_host: true, now_s: self.now_s };
         if ifindex == self.host.tables().config.uplink {
             from_world(&self.host, frame, &head, &arrival, &mut work);
@@ -130,7 +130,7 @@ fn unanswered_and_unconfirmed_openings_stay_half_open() {
     assert_eq!(stage.world_sends("S"), Reason::NewFlow);
     assert_eq!(stage.guest_sends("SA"), Reason::Established);
     assert_eq!(stage.world_sends("S"), Reason::Established, "a retransmission confirms nothing");
-    assert_eq!((stage.host.flows().len(), stage.host.half_flows().len()), (0, 1));
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
     stage.now_s += ebpf::flow::TCP_OPENING_IDLE_S + 1;
     assert_eq!(stage.guest_sends("A"), Reason::Untracked);
 }
@@ -153,7 +153,7 @@ fn an_ended_connection_lets_its_ports_be_used_again() {
     stage.guest_sends("FA");
     assert_eq!(stage.world_sends("A"), Reason::Established);
     assert_eq!(stage.world_sends("S"), Reason::NewFlow, "a new connection, judged anew");
-    assert_eq!((stage.host.flows().len(), stage.host.half_flows().len()), (0, 1));
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_guest_without_egress_rules_answers_but_does_not_begin() {
 fn beyond_its_quota_an_interface_opens_no_flow_and_keeps_those_it_has() {
     let mut stage = Stage::new();
     let mut tables = stage.host.tables().clone();
-    tables.interfaces.values_mut().for_each(|i| i.flows_max = 1);
+    tables.records_mut().for_each(|i| i.flows_max = 1);
     stage.host.load(tables);
     stage.connect();
     assert_eq!(stage.world_sends("A"), Reason::Established);

@@ -1,6 +1,7 @@
 //! Random frames, and what a verdict makes of one, computed apart from the programs.
 
 use ebpf::layout::Interface;
+use ebpf::packet::mac_bytes;
 use ebpf::rewrite::corrected;
 use ebpf::{Action, GATEWAY_MAC, Head, METADATA_ADDRESS, Verdict, punt_mac};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
@@ -200,7 +201,7 @@ pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
     match verdict.action {
         Action::Drop | Action::Pass => return None,
         Action::AnswerArp => {
-            let mac = verdict.rewrite.source_mac;
+            let mac = mac_bytes(verdict.rewrite.source_mac);
             out[0..6].copy_from_slice(&frame[22..28]);
             out[6..12].copy_from_slice(&mac);
             out[21] = 2;
@@ -209,9 +210,9 @@ pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
             out[32..38].copy_from_slice(&frame[22..28]);
             out[38..42].copy_from_slice(&frame[28..32]);
         }
-        Action::Deliver | Action::Leave => {
-            let head = Head(frame[..34].try_into().ok()?);
-            out[..34].copy_from_slice(&verdict.rewrite.apply(&head).0);
+        Action::Deliver | Action::Leave | Action::Enter => {
+            let head = Head::of(frame[..34].try_into().ok()?);
+            out[..34].copy_from_slice(&verdict.rewrite.apply(&head).bytes());
             if let Some((old, new)) = verdict.rewrite.transport_delta(&head) {
                 correct_transport(&mut out, old, new);
             }

@@ -46,7 +46,9 @@ fn vpc(n: usize) -> VpcId {
 pub fn devices(ifindex_of: impl Fn(&str) -> u32) -> Devices {
     let mut devices = Devices { punt: Some(PUNT.to_owned()), ..Devices::default() };
     let mut add = |name: String, mac: Mac| {
-        let fact = DeviceFact { ifindex: ifindex_of(&name), mac };
+        // Half of the guests live in namespaces.
+        let to_namespace = name == guest(1) || name == guest(3);
+        let fact = DeviceFact { ifindex: ifindex_of(&name), mac, to_namespace };
         devices.by_name.insert(name, fact);
     };
     (0..GUESTS).for_each(|n| add(guest(n), guest_mac(n)));
