@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod depot;
 pub mod engine;
 pub mod fill;
+pub mod handover;
 pub mod metrics;
 pub mod nbd;
 pub mod plan;

@@ -1,8 +1,10 @@
 //! `block-server serve`: plain NBD for anyone, without catalogue or control.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
 
@@ -10,9 +12,16 @@ use anyhow::{Context, ensure};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::backing::{Backing, Cache};
+use crate::handover::{self, Load, Sockets, Taking};
 use crate::plan::{Export, Listen, Place, Plan};
-use crate::worker::{Access, EngineChoice, Handle, NewVolume, Served};
+use crate::worker::{Access, EngineChoice, Handle, NewVolume, Parked, Served};
 use crate::{socket, tls};
+
+/// What a hand-over calls us; a `daemon` is another kind.
+const KIND: &str = "block-server serve";
+
+/// The name of the socket that successors ask at.
+const UPGRADES: &str = "take-over";
 
 /// What `serve --help` ends with.
 const EXAMPLES: &str = "\
@@ -55,6 +64,10 @@ pub struct Options {
     /// and ca-cert.pem: clients must show a certificate of that authority.
     #[arg(long, value_name = "DIR")]
     tls_certificates: Option<PathBuf>,
+    /// Ask the server that listens at this socket for its sockets and connections,
+    /// so that its clients notice nothing; then listen there for a successor.
+    #[arg(long, value_name = "PATH")]
+    take_over: Option<PathBuf>,
     /// Refuse every change.
     #[arg(long)]
     read_only: bool,
@@ -106,28 +119,81 @@ impl Options {
     }
 }
 
-/// A plan whose files, keys and sockets are open.
+/// All that can fail for what the user wrote, before anybody is served.
 struct Opened {
     exports: Vec<(Export, Backing)>,
-    listeners: Vec<(Access, OwnedFd)>,
+    listeners: Vec<Listener>,
+    /// Where another server may ask for all this.
+    upgrades: Option<OwnedFd>,
 }
 
-/// All that can fail for what the user wrote, before anybody is served.
-fn open(plan: &Plan, mut activated: Vec<OwnedFd>) -> anyhow::Result<Opened> {
+struct Listener {
+    /// What a successor knows it by.
+    name: String,
+    access: Access,
+    socket: OwnedFd,
+}
+
+/// `old`: sockets that a predecessor hands on.
+fn open(
+    plan: &Plan,
+    take_over: Option<&Path>,
+    activated: Vec<OwnedFd>,
+    old: &mut Sockets,
+) -> anyhow::Result<Opened> {
     let tls = load_tls(plan)?;
     let exports = open_exports(plan)?;
     let mut listeners = Vec::new();
     for listen in &plan.listeners {
         let access = access(listen, tls.as_ref());
-        match &listen.place {
-            Place::Activated => {
-                ensure!(!activated.is_empty(), "no socket was passed on (LISTEN_FDS)");
-                listeners.extend(activated.drain(..).map(|socket| (access.clone(), socket)));
-            }
-            place => listeners.push((access, bind(place)?)),
+        for (name, socket) in sockets_of(&listen.place, &activated, old)? {
+            listeners.push(Listener { name, access: access.clone(), socket });
         }
     }
-    Ok(Opened { exports, listeners })
+    let upgrades = match (old.listening.remove(UPGRADES), take_over) {
+        (Some(socket), Some(_)) => Some(socket),
+        (_, Some(path)) => Some(socket::listen(path, None)?),
+        (_, None) => None,
+    };
+    Ok(Opened { exports, listeners, upgrades })
+}
+
+/// The sockets of one place, taken over, passed on or bound.
+fn sockets_of(
+    place: &Place,
+    activated: &[OwnedFd],
+    old: &mut Sockets,
+) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+    let name = place.to_string();
+    if let Some(socket) = old.listening.remove(&name) {
+        if let Place::Unix(path, user) = place {
+            socket::set_owner(path, *user)?;
+        }
+        return Ok(vec![(name, socket)]);
+    }
+    let bound = match place {
+        Place::Unix(path, user) => socket::listen(path, *user)?,
+        Place::Tcp(address) => {
+            TcpListener::bind(address).with_context(|| format!("cannot bind {address}"))?.into()
+        }
+        Place::Activated => return passed_on(activated, old),
+    };
+    Ok(vec![(name, bound)])
+}
+
+fn passed_on(activated: &[OwnedFd], old: &mut Sockets) -> anyhow::Result<Vec<(String, OwnedFd)>> {
+    let name = |index: usize| format!("{} {index}", Place::Activated);
+    let mut found = Vec::new();
+    while let Some(socket) = old.listening.remove(&name(found.len())) {
+        found.push((name(found.len()), socket));
+    }
+    if found.is_empty() {
+        for (index, socket) in activated.iter().enumerate() {
+            found.push((name(index), socket.try_clone()?));
+        }
+    }
+    ensure!(!found.is_empty(), "no socket was passed on (LISTEN_FDS)");
+    Ok(found)
 }
 
 fn load_tls(plan: &Plan) -> anyhow::Result<Option<Arc<tls::Server>>> {
@@ -153,43 +219,117 @@ fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     }
 }
 
-fn bind(place: &Place) -> anyhow::Result<OwnedFd> {
-    match place {
-        Place::Unix(path, user) => Ok(socket::listen(path, *user)?),
-        Place::Tcp(address) => {
-            Ok(TcpListener::bind(address).with_context(|| format!("cannot bind {address}"))?.into())
+fn check(plan: &Plan) -> anyhow::Result<()> {
+    load_tls(plan)?;
+    let exports = open_exports(plan)?;
+    println!("{} exports on {} sockets: all could be served", exports.len(), plan.listeners.len());
+    Ok(())
+}
+
+/// What serves, and what a successor is given.
+struct Serving {
+    worker: Handle,
+    /// Which listener has which name.
+    names: BTreeMap<u32, String>,
+    sockets: Sockets,
+}
+
+impl Serving {
+    async fn start(
+        worker: Handle,
+        opened: Opened,
+        load: Load,
+    ) -> anyhow::Result<(Self, Option<OwnedFd>)> {
+        let mut exports = Vec::new();
+        for (export, backing) in opened.exports {
+            exports.push(add(&worker, export, backing, &load.failed).await?);
         }
-        Place::Activated => anyhow::bail!("an activated socket is passed on, not bound"),
+        let mut serving = Self { worker, names: BTreeMap::new(), sockets: Sockets::default() };
+        for Listener { name, access, socket } in opened.listeners {
+            serving.sockets.listening.insert(name.clone(), socket.try_clone()?);
+            let index = serving.worker.add_listener(socket, access, exports.clone()).await?;
+            serving.names.insert(index, name);
+        }
+        if let Some(socket) = &opened.upgrades {
+            serving.sockets.listening.insert(UPGRADES.to_owned(), socket.try_clone()?);
+        }
+        serving.take_up(load)?;
+        Ok((serving, opened.upgrades))
+    }
+
+    fn take_up(&self, load: Load) -> anyhow::Result<()> {
+        let place = |(name, mut parked): (String, Parked)| {
+            parked.listener = *self.names.iter().find(|(_, own)| **own == name)?.0;
+            Some(parked)
+        };
+        Ok(self.worker.add_connections(load.connections.into_iter().filter_map(place).collect())?)
+    }
+
+    async fn park(&self) -> std::io::Result<Load> {
+        let still = self.worker.park().await.map_err(std::io::Error::other)?;
+        let still = still.map_err(std::io::Error::other)?;
+        let name = |parked: Parked| Some((self.names.get(&parked.listener)?.clone(), parked));
+        let connections = still.connections.into_iter().filter_map(name).collect();
+        Ok(Load { connections, failed: still.failed })
+    }
+
+    /// `true`: a successor serves, and we must not.
+    fn give_to(&self, stream: UnixStream) -> anyhow::Result<bool> {
+        let runtime = tokio::runtime::Handle::current();
+        let given = handover::give(stream, KIND, &self.sockets, || runtime.block_on(self.park()));
+        match given {
+            Ok(()) => Ok(true),
+            Err((error, load)) => {
+                tracing::warn!("a successor came and failed; serving on: {error}");
+                self.take_up(load.unwrap_or_default())?;
+                Ok(false)
+            }
+        }
     }
 }
 
-/// Serves until `stop` resolves.
+/// Serves until `stop` resolves or a successor has taken over.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let activated = socket::inherited();
-    let check = options.check;
-    let plan = options.plan(!activated.is_empty())?;
-    if check {
-        load_tls(&plan)?;
-        let exports = open_exports(&plan)?;
-        println!("{} exports on {} sockets: ready", exports.len(), plan.listeners.len());
-        return Ok(());
+    let (is_check, take_over) = (options.check, options.take_over.clone());
+    let mut old = Sockets::default();
+    let mut taking = None;
+    if let Some(path) = take_over.as_deref().filter(|_| !is_check) {
+        let begun = tokio::task::block_in_place(|| Taking::begin(path, KIND))
+            .with_context(|| format!("take over by {}", path.display()))?;
+        if let Some((begun, sockets)) = begun {
+            (taking, old) = (Some(begun), sockets);
+        }
     }
-    let Opened { exports: files, listeners } = open(&plan, activated)?;
+    let has_activated = !activated.is_empty()
+        || old.listening.keys().any(|name| name.starts_with(&Place::Activated.to_string()));
+    let plan = options.plan(has_activated)?;
+    if is_check {
+        return check(&plan);
+    }
+    let opened = open(&plan, take_over.as_deref(), activated, &mut old)?;
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, plan.engine, events).context("cannot start the I/O engine")?;
-    let mut exports = Vec::new();
-    for (export, backing) in files {
-        exports.push(add(&worker, export, backing).await?);
-    }
-    for (access, listener) in listeners {
-        worker.add_listener(listener, access, exports.clone()).await?;
-    }
-    tracing::info!(engine = worker.engine(), exports = exports.len(), "serving");
+    let load = match taking {
+        Some(taking) => tokio::task::block_in_place(|| taking.finish()).context("take over")?,
+        None => Load::default(),
+    };
+    let taken = load.connections.len();
+    let (serving, upgrades) = Serving::start(worker, opened, load).await?;
+    let (engine, exports) = (serving.worker.engine(), plan.exports.len());
+    tracing::info!(engine, exports, taken, "serving");
     println!("ready");
-    stop.await;
+    tokio::select! {
+        () = stop => {}
+        succeeded = succession(&serving, upgrades) => {
+            succeeded?;
+            tracing::info!("a successor serves");
+            return Ok(());
+        }
+    }
     tokio::task::block_in_place(|| {
-        worker.begin_stop();
-        worker.await_stop();
+        serving.worker.begin_stop();
+        serving.worker.await_stop();
     });
     for listen in &plan.listeners {
         if let Place::Unix(path, _) = &listen.place {
@@ -199,14 +339,33 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
     Ok(())
 }
 
-async fn add(worker: &Handle, export: Export, backing: Backing) -> anyhow::Result<Served> {
+/// Resolves when a successor has taken over.
+async fn succession(serving: &Serving, upgrades: Option<OwnedFd>) -> anyhow::Result<()> {
+    let Some(upgrades) = upgrades else { return std::future::pending().await };
+    let asked = handover::Asked::new(upgrades)?;
+    loop {
+        let stream = asked.next().await?;
+        if tokio::task::block_in_place(|| serving.give_to(stream))? {
+            return Ok(());
+        }
+    }
+}
+
+async fn add(
+    worker: &Handle,
+    export: Export,
+    backing: Backing,
+    failed: &[(String, String)],
+) -> anyhow::Result<Served> {
     let size = backing.geometry.size;
+    let name = export.path.display().to_string();
+    let failed = failed.iter().find(|(volume, _)| *volume == name);
     let volume = NewVolume {
-        name: export.path.display().to_string(),
+        failed: failed.map(|(_, reason)| reason.clone()),
+        name,
         fd: backing.fd,
         geometry: backing.geometry,
         generation: 0,
-        failed: None,
         counters: Arc::default(),
         limits: model::Limits::none(),
     };

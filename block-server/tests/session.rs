@@ -245,3 +245,40 @@ fn ten_thousand_flipped_bits_harm_their_own_connection_at_most() {
     eprintln!("{magic} in magic numbers; requests unchanged {same} times, changed {other} times");
     assert!(magic > 100 && same > 0 && other > 0);
 }
+
+/// Put down and taken up again after each byte, as plain data and by its JSON, a
+/// conversation is the same conversation.
+#[test]
+fn put_down_and_taken_up_at_any_place_a_conversation_is_the_same() {
+    for mode in MODES {
+        let bytes = talk(mode, 300);
+        let (_, whole) = converse(&bytes, 0, |_| usize::MAX);
+        let mut session: Session<Vec<u8>> = Session::new();
+        let (mut requests, mut pending) = (Vec::new(), Vec::new());
+        let mut output: Vec<u8> = Vec::new();
+        let mut put_down = 0;
+        for byte in &bytes {
+            assert!(session.is_closed() || session.receive(&[*byte]) == 1);
+            talk::take_requests(&mut session, &mut requests, &mut pending, 0);
+            talk::answer_all(&mut session, &mut pending);
+            if put_down % 3 == 0 {
+                let mut chunks = Vec::new();
+                let held = session.transmit(&mut chunks);
+                output.extend(chunks.iter().flat_map(|chunk| chunk.bytes()));
+                session.sent(held);
+            }
+            if session.in_flight() > 0 {
+                continue;
+            }
+            let mut frozen = session.freeze(None).unwrap();
+            let terms = serde_json::to_string(&frozen.terms).unwrap();
+            frozen.terms = serde_json::from_str(&terms).unwrap();
+            session = Session::thaw(frozen);
+            put_down += 1;
+        }
+        let mut chunks = Vec::new();
+        let _ = session.transmit(&mut chunks);
+        output.extend(chunks.iter().flat_map(|chunk| chunk.bytes()));
+        assert!(put_down > 100 && output == whole, "{mode:?}");
+    }
+}

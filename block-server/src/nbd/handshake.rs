@@ -6,6 +6,8 @@
 //! ```
 //! and each reply `magic (8) │ option (4) │ type (4) │ length (4) │ data`.
 
+use serde::{Deserialize, Serialize};
+
 use super::session::{Export, Exports, HANDSHAKE_SPACE, Input, Mode, PAYLOAD_MAX, Transmission};
 use super::wire::{self, info, option, rep};
 
@@ -20,7 +22,7 @@ const OPTION_SKIP_MAX: u32 = 1 << 20;
 /// The document's bound on any string.
 const NAME_MAX: usize = 4096;
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Handshake {
     greeted: bool,
     fixed: bool,
@@ -33,7 +35,7 @@ pub(super) struct Handshake {
 }
 
 /// Whether this connection is to be, or is, inside TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Tls {
     NotOffered,
     /// The document's FORCEDTLS: nothing else before it.
@@ -133,6 +135,10 @@ impl Handshake {
             skip: 0,
             tls,
         }
+    }
+
+    pub(super) fn awaits_tls(&self) -> bool {
+        self.tls == Tls::Required
     }
 
     /// Inside TLS negotiation begins anew, but for the client's flags: what was

@@ -1,9 +1,11 @@
 //! The NBD protocol: fixed newstyle handshake, then transmission.
 
+pub mod frozen;
 pub mod handshake;
 pub mod session;
 pub mod transmission;
 pub mod wire;
 
+pub use frozen::{Frozen, Terms};
 pub use session::{Chunk, Command, Export, Exports, Payload, Request, Session};
 pub use wire::Error;

@@ -20,6 +20,9 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
+use super::frozen::{Frozen, Stage, Terms};
 use super::handshake::{Handshake, Tls};
 use super::transmission::{self, Header};
 use super::wire::{self, Error, can};
@@ -49,7 +52,7 @@ pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
 pub(super) const HEADER_MAX: usize = 40;
 
 /// What the server offers under one name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     pub size: u64,
     pub read_only: bool,
@@ -162,7 +165,7 @@ pub enum Answer<P> {
 }
 
 /// How replies look; each mode includes the former.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) enum Mode {
     Simple,
     Structured,
@@ -180,7 +183,7 @@ enum State {
     Closed(Option<Transmission>),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Transmission {
     pub export: Export,
     pub mode: Mode,
@@ -221,8 +224,10 @@ impl Input {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
-        if self.buffer.len() < self.capacity {
+        // A thawed one holds what it came with, which may be more.
+        if self.buffer.len() != self.capacity && self.end <= self.capacity {
             self.buffer.resize(self.capacity, 0);
+            self.buffer.shrink_to(self.capacity);
         }
         &mut self.buffer[self.end..]
     }
@@ -496,6 +501,62 @@ impl<P: Payload> Session<P> {
         !self.output.is_empty()
     }
 
+    /// Puts the session down. `begun`: a request that no volume has seen, and what
+    /// came of its payload. Nothing else may be in flight, TLS neither in place
+    /// nor agreed on; `None` otherwise.
+    pub fn freeze(mut self, begun: Option<(&Request, &[u8])>) -> Option<Frozen> {
+        let mut input = Vec::new();
+        if let (Some((request, payload)), State::Transmission(transmission)) = (begun, &self.state)
+        {
+            input = transmission.encode(request);
+            input.extend_from_slice(payload);
+            self.in_flight -= 1;
+        }
+        if self.in_flight > 0 {
+            return None;
+        }
+        input.extend_from_slice(self.input.bytes());
+        let stage = match self.state {
+            State::Handshake(handshake) => Stage::Handshake(handshake),
+            State::Transmission(transmission) => Stage::Transmission(transmission),
+            State::Closed(_) => Stage::Closed,
+            State::Securing(_) => return None,
+        };
+        let unwanted = match self.incoming {
+            Incoming::Unwanted(left) => left,
+            Incoming::Nothing | Incoming::Wanted(_) => 0,
+        };
+        let output = self.output.iter().flat_map(|chunk| chunk.bytes()).copied().collect();
+        let terms = Terms { stage, unwanted, refusing: self.refusing };
+        Some(Frozen { terms, input, output })
+    }
+
+    /// Takes up a session that was put down.
+    pub fn thaw(frozen: Frozen) -> Self {
+        let Frozen { terms, input, output } = frozen;
+        let mut session = Self::new();
+        session.output.clear();
+        if !output.is_empty() {
+            let held = Held { replies: 1, bytes: output.len() as u64 };
+            (session.held, session.queued) = (held, held);
+            session.output.push_back(Chunk::Bytes(output));
+        }
+        let end = input.len();
+        let in_transmission = matches!(terms.stage, Stage::Transmission(_));
+        let capacity = if in_transmission { TRANSMISSION_SPACE } else { HANDSHAKE_SPACE };
+        session.input = Input { buffer: input, capacity, start: 0, end };
+        session.refusing = terms.refusing;
+        if terms.unwanted > 0 {
+            session.incoming = Incoming::Unwanted(terms.unwanted);
+        }
+        session.state = match terms.stage {
+            Stage::Handshake(handshake) => State::Handshake(handshake),
+            Stage::Transmission(transmission) => State::Transmission(transmission),
+            Stage::Closed => State::Closed(None),
+        };
+        session
+    }
+
     /// Whether the peer's next bytes are TLS's: it was told so by the output.
     pub fn wants_tls(&self) -> bool {
         matches!(self.state, State::Securing(_))
@@ -521,6 +582,10 @@ impl<P: Payload> Session<P> {
     /// payload of a write that has begun is still taken.
     pub fn stop_reading(&mut self) {
         self.stopped = true;
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     pub fn in_flight(&self) -> usize {

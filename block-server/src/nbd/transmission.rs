@@ -77,6 +77,10 @@ pub(super) fn parse(mode: Mode, bytes: &[u8]) -> Parsed {
 }
 
 impl Transmission {
+    pub(super) fn is_extended(&self) -> bool {
+        self.mode == Mode::Extended
+    }
+
     pub(super) fn header_length(&self) -> usize {
         if self.mode == Mode::Extended {
             wire::EXTENDED_REQUEST_LENGTH

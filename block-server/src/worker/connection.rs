@@ -42,6 +42,8 @@ pub(super) struct Chosen {
     pub volume: u32,
     /// `None` for a reader.
     pub generation: Option<u64>,
+    /// Its name.
+    pub export: String,
     connections: Arc<AtomicU32>,
 }
 
@@ -51,6 +53,7 @@ impl Chosen {
         Self {
             volume: served.volume,
             generation: (!served.read_only).then_some(served.generation),
+            export: served.name.clone(),
             connections: Arc::clone(&served.connections),
         }
     }
@@ -142,6 +145,34 @@ impl Connection {
             None => has_plain,
             Some(tls) => tls.has_output() || (has_plain && tls.failure().is_none()),
         }
+    }
+
+    /// Whether TLS is in place or about to be.
+    pub fn is_sealed(&self) -> bool {
+        self.tls.is_some() || self.session.wants_tls()
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        self.session.is_stopped()
+    }
+
+    /// Whether nothing of it runs, but for a request that no volume has seen.
+    pub fn is_still(&self) -> bool {
+        self.closing == Closing::No
+            && !self.is_sealed()
+            && self.receiving == Receiving::Nothing
+            && !self.sending
+            && self.session.in_flight()
+                == usize::from(self.incoming.is_some() || self.held.is_some())
+    }
+
+    /// What was taken out of the session and the kernel did not take.
+    pub fn unsent(&mut self) -> Vec<u8> {
+        let (pieces, bytes) = self.batch_sent;
+        let all: Vec<u8> =
+            self.batch.iter().skip(pieces).flat_map(|piece| piece.bytes()).copied().collect();
+        self.clear_batch();
+        all.get(bytes..).map_or_else(Vec::new, <[u8]>::to_vec)
     }
 
     /// Sealed bytes came; what TLS has against them ends the connection after

@@ -11,7 +11,7 @@ use model::Limits;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::Worker;
+use super::{Busy, Parked, Still, Worker};
 use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, Pool};
@@ -121,6 +121,10 @@ pub(crate) enum Command {
     },
     List(oneshot::Sender<Vec<ConnectionInfo>>),
     Disconnect(u64),
+    /// Puts every connection down, and hands them out when nothing runs any more.
+    Park(oneshot::Sender<Result<Still, Busy>>),
+    /// Takes up connections that were put down, and accepts again.
+    AddConnections(Vec<Parked>),
     Stop,
 }
 
@@ -290,6 +294,16 @@ impl Handle {
 
     pub fn disconnect(&self, id: u64) -> Result<(), Gone> {
         self.tell(Command::Disconnect(id))
+    }
+
+    /// Puts every connection down between two requests. From then on nothing is
+    /// read, written or accepted until [`Self::add_connections`].
+    pub async fn park(&self) -> Result<Result<Still, Busy>, Gone> {
+        self.ask(Command::Park).await
+    }
+
+    pub fn add_connections(&self, connections: Vec<Parked>) -> Result<(), Gone> {
+        self.tell(Command::AddConnections(connections))
     }
 
     /// Begins to finish what is in flight and to close every connection.

@@ -15,6 +15,7 @@
 mod border;
 mod connection;
 mod control;
+mod park;
 mod quality;
 mod serve;
 
@@ -37,6 +38,7 @@ use crate::volume::{Core, ZEROS_MAX};
 use connection::Connection;
 pub use control::{Access, ConnectionInfo, EngineChoice, Event, Gone, Handle, NewVolume, Served};
 use control::{Command, Waiter};
+pub use park::{Busy, Parked, Still};
 pub use quality::set_slow_log;
 
 /// How long a peer may take from connecting to transmission.
@@ -194,6 +196,9 @@ pub(crate) struct Worker<E> {
     slow_log: quality::SlowLog,
     waiters: Vec<Waiter>,
     stopping: bool,
+    /// Who waits for all to fall still.
+    parking: Option<tokio::sync::oneshot::Sender<Result<Still, Busy>>>,
+    is_parked: bool,
     /// When the engine last came back; nearer than that no time is asked for.
     now: Instant,
     /// The same, in nanoseconds since `epoch`.
@@ -232,6 +237,8 @@ impl<E: Engine> Worker<E> {
             slow_log: quality::SlowLog::default(),
             waiters: Vec::new(),
             stopping: false,
+            parking: None,
+            is_parked: false,
             now: Instant::now(),
             clock_ns: 0,
             epoch: Instant::now(),
@@ -273,6 +280,7 @@ impl<E: Engine> Worker<E> {
                 self.work();
             }
             self.tell_waiters();
+            self.try_park(now);
             if self.stopping && self.connections.len() == 0 && self.listeners.len() == 0 {
                 return Ok(());
             }

@@ -110,6 +110,8 @@ impl<E: Engine> Worker<E> {
                 let _ = done.send(self.list_connections(now));
             }
             Command::Disconnect(serial) => self.drain_connections(now, |c| c.serial == serial),
+            Command::Park(done) => self.park(done, now),
+            Command::AddConnections(connections) => self.add_connections(connections, now),
             Command::Stop => {
                 self.stopping = true;
                 let all: Vec<u32> = self.listeners.iter().map(|(index, _)| index).collect();
@@ -157,7 +159,10 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn accept(&mut self, index: u32) {
+    pub(super) fn accept(&mut self, index: u32) {
+        if !self.is_accepting() {
+            return;
+        }
         let Some(listener) = self.listeners.get_mut(index).filter(|l| !l.closing) else { return };
         listener.accepting = true;
         let io = Io::Accept { listener: listener.socket.as_raw_fd() };
@@ -219,7 +224,7 @@ impl<E: Engine> Worker<E> {
                 }
                 _ => connection.session.received(count),
             }
-        } else if result != -libc::EAGAIN && result != -libc::EINTR {
+        } else if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) {
             connection.closing = Closing::Dead;
         }
         self.touch_connection(id);
@@ -231,7 +236,7 @@ impl<E: Engine> Worker<E> {
             connection.was_sent(result as usize);
         } else {
             connection.was_sent(0);
-            if result != -libc::EAGAIN && result != -libc::EINTR {
+            if !matches!(-result, libc::EAGAIN | libc::EINTR | libc::ECANCELED) {
                 connection.closing = Closing::Dead;
             }
         }
@@ -252,7 +257,9 @@ impl<E: Engine> Worker<E> {
             let deadline = connection.deadline.filter(|_| leaves);
             connection.deadline = leaves.then(|| deadline.unwrap_or(self.now + DRAIN_MAX));
         }
-        if connection.has_output() && !connection.sending {
+        let may_begin = self.may_begin(id);
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if connection.has_output() && !connection.sending && may_begin {
             let io =
                 Io::Send { socket: connection.socket.as_raw_fd(), message: connection.message() };
             // SAFETY: the connection is boxed and keeps the message, its vectors
@@ -374,6 +381,9 @@ impl<E: Engine> Worker<E> {
     }
 
     fn receive(&mut self, id: u32) {
+        if !self.may_begin(id) {
+            return;
+        }
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.receiving != Receiving::Nothing
             || connection.held.is_some()

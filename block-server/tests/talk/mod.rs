@@ -74,7 +74,7 @@ pub fn converse(
 }
 
 /// A write is pending once all its payload is there.
-fn take_requests(
+pub fn take_requests(
     session: &mut Session<Vec<u8>>,
     requests: &mut Vec<Request>,
     pending: &mut Vec<Request>,
@@ -103,7 +103,7 @@ fn take_requests(
     }
 }
 
-fn answer_all(session: &mut Session<Vec<u8>>, pending: &mut Vec<Request>) {
+pub fn answer_all(session: &mut Session<Vec<u8>>, pending: &mut Vec<Request>) {
     for request in pending.drain(..).rev() {
         session.answer(&request, answer_to(&request));
     }
