@@ -1,0 +1,246 @@
+//! Clients that mean ill, by the thousand, against the whole program: what they
+//! cost is bounded and theirs.
+
+mod fixture;
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fixture::client::{Client, READ, TRIM, WRITE, request};
+use fixture::{Bench, Server, engines, skip};
+use sim::is_full;
+
+/// What a server may hold with its connections all in use and nothing asked of it.
+const RESIDENT_KIB_MAX: u64 = 128 << 10;
+
+fn figure(server: &Server, file: &str, name: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+fn descriptors(server: &Server) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
+}
+
+/// Waits until the server has as few descriptors as before.
+fn settles_at(server: &Server, before: usize) {
+    for _ in 0..200 {
+        if descriptors(server) <= before {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    panic!("{} descriptors, {before} before", descriptors(server));
+}
+
+/// Beyond 64 each is closed at once; the one that was there first is served, and
+/// when they are gone there is room again.
+#[test]
+fn ten_thousand_connections_cost_no_more_than_the_limit() {
+    const TEST: &str = "ten_thousand_connections_cost_no_more_than_the_limit";
+    const CONNECTIONS: usize = 10_000;
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = CONNECTIONS as u64 + 500;
+    if files.maximum.is_some_and(|most| most < wanted) {
+        return skip(TEST, &format!("RLIMIT_NOFILE cannot be raised to {wanted}"));
+    }
+    let raised = rustix::process::Rlimit { current: Some(wanted), ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, raised).unwrap();
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let server = bench.serve(&["--engine", engine]);
+        let mut good = Client::connect(&bench.socket(), "").unwrap();
+        let before = descriptors(&server);
+        let mut crowd = Vec::new();
+        for number in 0..CONNECTIONS {
+            crowd.push(UnixStream::connect(bench.socket()).unwrap());
+            if number % 500 == 0 {
+                good.call(READ, 0, 4096).unwrap();
+            }
+        }
+        good.call(READ, 0, 4096).unwrap();
+        let resident = figure(&server, "status", "VmRSS:");
+        let open = descriptors(&server) - before;
+        eprintln!("{engine}: {resident} KiB resident, {open} connections open");
+        assert!(open < 64 + 2, "{engine}: {open} connections");
+        assert!(resident < RESIDENT_KIB_MAX, "{engine}: {resident} KiB");
+        drop(crowd);
+        settles_at(&server, before);
+        good.call(READ, 0, 4096).unwrap();
+        Client::connect(&bench.socket(), "").unwrap().call(READ, 0, 4096).unwrap();
+        server.terminate();
+    }
+}
+
+/// A conversation that ends after each of its bytes, by hanging up or by half.
+#[test]
+fn a_conversation_may_end_after_any_byte() {
+    for engine in engines() {
+        let bench = Bench::new(1);
+        let server = bench.serve(&["--engine", engine]);
+        let mut good = Client::connect(&bench.socket(), "").unwrap();
+        let before = descriptors(&server);
+        let mut talk = 3_u32.to_be_bytes().to_vec();
+        talk.extend_from_slice(b"IHAVEOPT\0\0\0\x63\0\0\0\x02no");
+        talk.extend_from_slice(b"IHAVEOPT\0\0\0\x08\0\0\0\0");
+        talk.extend_from_slice(b"IHAVEOPT\0\0\0\x07\0\0\0\x08\0\0\0\0\0\x01\0\x03");
+        talk.extend(request(0, READ, 1, 0, 1024));
+        talk.extend(request(1, WRITE, 2, 512, 512));
+        talk.extend([9; 512]);
+        talk.extend(request(0, TRIM, 3, 0, 4096));
+        talk.extend(request(0, 2, 4, 0, 0));
+        for end in 0..=talk.len() {
+            let mut bad = UnixStream::connect(bench.socket()).unwrap();
+            // The server may be gone already where the talk says goodbye.
+            let _ = bad.write_all(&talk[..end]);
+            if end % 2 == 0 {
+                let _ = bad.shutdown(Shutdown::Write);
+                bad.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+                bad.read_to_end(&mut Vec::new()).unwrap();
+            }
+            drop(bad);
+            if end % 16 == 0 {
+                good.call(READ, 0, 4096).unwrap();
+            }
+        }
+        settles_at(&server, before);
+        assert!(figure(&server, "status", "VmRSS:") < RESIDENT_KIB_MAX);
+        good.call(READ, 0, 4096).unwrap();
+        server.terminate();
+    }
+}
+
+/// Does harm until it is told to stop, on the export `bad`.
+type Storm = fn(&Bench, &AtomicBool);
+
+const STORMS: [(&str, Storm); 6] = [
+    ("connections come and go", |bench, done| {
+        let mut crowd = Vec::new();
+        while !done.load(Ordering::Relaxed) {
+            crowd.extend(UnixStream::connect(bench.socket()));
+            if crowd.len() > 500 {
+                crowd.clear();
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }),
+    ("half requests", |bench, done| {
+        while !done.load(Ordering::Relaxed) {
+            let Ok(mut client) = Client::connect(&bench.socket(), "bad") else { continue };
+            let _ = client.send(&request(0, WRITE, 1, 0, 32 << 20)[..17]);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }),
+    ("slow readers", |bench, done| {
+        let mut slow: Vec<Client> =
+            (0..8).filter_map(|_| Client::connect(&bench.socket(), "bad").ok()).collect();
+        for client in &mut slow {
+            let _ = client.stream.set_nonblocking(true);
+        }
+        while !done.load(Ordering::Relaxed) {
+            for client in &mut slow {
+                let _ = client.send(&request(0, READ, 1, 0, 1 << 20));
+                let _ = client.stream.read(&mut [0; 512]);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }),
+    ("a trim storm", |bench, done| {
+        let mut client = Client::connect(&bench.socket(), "bad").unwrap();
+        while !done.load(Ordering::Relaxed) {
+            let burst: Vec<u8> =
+                (0..64_u64).flat_map(|n| request(0, TRIM, n, n * 37 % 500 * 8192, 4096)).collect();
+            client.send(&burst).unwrap();
+            (0..64).for_each(|_| assert_eq!(client.reply().unwrap().1, 0));
+        }
+    }),
+    ("oversize writes", |bench, done| {
+        while !done.load(Ordering::Relaxed) {
+            let Ok(mut client) = Client::connect(&bench.socket(), "bad") else { continue };
+            let _ = client.send(&request(0, WRITE, 1, 0, 40 << 20));
+            let chunk = vec![0; 1 << 20];
+            for _ in 0..40 {
+                if done.load(Ordering::Relaxed) || client.send(&chunk).is_err() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }),
+    ("unknown commands and flags", |bench, done| {
+        let mut client = Client::connect(&bench.socket(), "bad").unwrap();
+        let burst: Vec<u8> = (0..64_u16)
+            .flat_map(|n| request(0xff00 | n, 9 + n, u64::from(n), u64::MAX, u32::MAX))
+            .collect();
+        while !done.load(Ordering::Relaxed) {
+            client.send(&burst).unwrap();
+            (0..64).for_each(|_| assert_eq!(client.reply().unwrap().1, 22));
+        }
+    }),
+];
+
+#[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+/// The 99th percentile of single reads on another volume.
+fn p99(client: &mut Client, reads: usize) -> Duration {
+    let mut times: Vec<Duration> = (0..reads)
+        .map(|n| {
+            let start = now();
+            client.call(READ, (n * 37 % 1000 * 4096) as u64, 4096).unwrap();
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() * 99 / 100]
+}
+
+/// Every storm on one volume, while another is read: it is served throughout,
+/// and memory is bounded. The long run also holds the p99 to 1.5 times that
+/// without a storm (the median of five pairs; it wants a quiet machine).
+#[test]
+fn storms_on_one_volume_leave_the_other_served() {
+    let reads = if is_full() { 4000 } else { 200 };
+    let pairs = if is_full() { 5 } else { 1 };
+    for engine in engines() {
+        let bench = Bench::new(8);
+        let bad = bench.path("bad.img");
+        std::fs::File::create(&bad).unwrap().set_len(8 << 20).unwrap();
+        let bad = format!("bad={}", bad.display());
+        let server = bench.serve(&["--engine", engine, "--export", &bad]);
+        let mut good = Client::connect(&bench.socket(), "").unwrap();
+        for (name, storm) in STORMS {
+            let mut ratios = Vec::new();
+            for _ in 0..pairs {
+                let alone = p99(&mut good, reads);
+                let done = AtomicBool::new(false);
+                let under = std::thread::scope(|scope| {
+                    scope.spawn(|| storm(&bench, &done));
+                    std::thread::sleep(Duration::from_millis(20));
+                    let under = p99(&mut good, reads);
+                    done.store(true, Ordering::Relaxed);
+                    under
+                });
+                ratios.push(under.as_secs_f64() / alone.as_secs_f64());
+            }
+            ratios.sort_by(f64::total_cmp);
+            let resident = figure(&server, "status", "VmRSS:");
+            eprintln!(
+                "{engine}: {name}: p99 of the other volume x{:.2} ({:.2}–{:.2}), {resident} KiB",
+                ratios[pairs / 2],
+                ratios[0],
+                ratios[pairs - 1]
+            );
+            // Eight slow readers may hold 16 MiB each.
+            assert!(resident < 400 << 10, "{engine}: {name}: {resident} KiB");
+            assert!(!is_full() || ratios[pairs / 2] <= 1.5, "{engine}: {name}: {ratios:?}");
+        }
+        server.terminate();
+    }
+}
