@@ -14,7 +14,7 @@ use axum::routing::{get, put};
 use axum::{Json, Router};
 use model::{InstanceId, InstanceState, VolumeId, VolumeState};
 use rpc::agent::ImportImage;
-use rpc::block::{Export, NewExport, NewVolume, Volume, VolumeHealth};
+use rpc::block::{Export, NewExport, NewVolume, Quality, Volume, VolumeHealth};
 use rpc::host::{Attachment, Desired, Instance, Observed, Run};
 use rpc::{Client, Deployment, Error};
 use tokio::sync::watch;
@@ -39,8 +39,14 @@ async fn put_volume(
     Path(id): Path<VolumeId>,
     Json(new): Json<NewVolume>,
 ) -> Json<Volume> {
-    let volume =
-        Volume { id, size_bytes: new.size_bytes, allocated_bytes: 0, state: VolumeHealth::Ready };
+    let volume = Volume {
+        id,
+        size_bytes: new.size_bytes,
+        allocated_bytes: 0,
+        state: VolumeHealth::Ready,
+        quality: Quality::default(),
+        limits: model::Limits::none(),
+    };
     block.lock().unwrap().volumes.insert(id, volume.clone());
     Json(volume)
 }
@@ -197,7 +203,13 @@ fn desired(revision: u64, run: Run, deleted: bool) -> Desired {
             }],
             volumes_max: 4,
         }],
-        volumes: vec![rpc::host::Volume { id: volume, size_bytes: 4096, image: None, deleted }],
+        volumes: vec![rpc::host::Volume {
+            id: volume,
+            size_bytes: 4096,
+            image: None,
+            quality: Quality::default(),
+            deleted,
+        }],
         network: rpc::dataplane::Desired::default(),
     }
 }

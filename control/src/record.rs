@@ -174,6 +174,20 @@ pub struct Volume {
     #[serde(default)]
     pub tags: Tags,
     pub deleted_ms: Option<u64>,
+    /// The last one, where there was any.
+    #[serde(default)]
+    pub modification: Option<Modification>,
+}
+
+/// What a volume was before it became what it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Modification {
+    pub started_ms: u64,
+    pub ended_ms: Option<u64>,
+    pub size_gib: u64,
+    pub kind: String,
+    pub iops: Option<u64>,
+    pub throughput: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -168,7 +168,12 @@ impl Day {
             .volumes
             .iter()
             .filter(|v| !v.deleted)
-            .map(|v| ObservedVolume { id: v.id, state: VolumeState::Available, reason: None })
+            .map(|v| ObservedVolume {
+                id: v.id,
+                state: VolumeState::Available,
+                reason: None,
+                size_bytes: v.size_bytes,
+            })
             .collect();
         let observed = self.observed.clone();
         while !self.change(|c, d| Ok(observe(c, HOST, &observed, d))).unwrap() {}
@@ -440,7 +445,14 @@ fn ends(seed: u64, starts: u64, delete_on_termination: bool) {
         assert!(day.change(|c, d| Ok(observe(c, HOST, &observed, d))).unwrap());
         day.check();
     };
-    let there = || vec![ObservedVolume { id: volume, state: VolumeState::Available, reason: None }];
+    let there = || {
+        vec![ObservedVolume {
+            id: volume,
+            state: VolumeState::Available,
+            reason: None,
+            size_bytes: 0,
+        }]
+    };
     let first = if starts == 0 { InstanceState::Pending } else { InstanceState::Running };
     say(&mut day, first, starts, there());
     day.call(&[action("TerminateInstances"), ("InstanceId.1", id)]).unwrap();

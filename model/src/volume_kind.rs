@@ -170,6 +170,12 @@ impl VolumeKind {
         row(self).gib
     }
 
+    /// Whether IOPS and throughput may be asked for.
+    pub const fn settable(self) -> (bool, bool) {
+        let row = row(self);
+        (row.iops.is_some(), row.throughput.is_some())
+    }
+
     /// What a volume of this kind and size has: operations and MiB a second, as
     /// EC2 shows them. `iops` and `throughput` are what was asked for.
     pub fn provision(

@@ -29,6 +29,7 @@ pub mod reference;
 pub mod subnet;
 pub mod tag;
 pub mod volume;
+pub mod volume_live;
 pub mod vpc;
 pub mod waiting;
 pub mod why;

@@ -8,7 +8,7 @@ use crate::api::session::{Filter, Tag};
 use crate::api::{Element, Parameters, Session};
 use crate::failure::{Failure, Outcome};
 use crate::listing::{Column, Listing, Shape};
-use crate::{instance, naming, output, waiting, zone};
+use crate::{instance, naming, output, volume_live, waiting, zone};
 
 #[derive(Debug, Subcommand)]
 pub enum Volume {
@@ -70,6 +70,51 @@ pub enum Volume {
         /// Its id, or its tag `Name`
         volume: String,
     },
+    /// Change a volume's size, type or speed, in use or not; it only grows
+    #[command(
+        after_help = "EXAMPLES:\n  netctl volume modify data --size 20 --wait\n  netctl volume modify data --type gp3 --iops 6000 --throughput 250"
+    )]
+    Modify(Modify),
+    /// Show what the volumes of this host do now: requests, bytes, latencies, queues
+    #[command(
+        after_help = "EXAMPLES:\n  netctl volume top\n  netctl volume top --once --sort p99 -o json\n\nTHROTTLED is the share of requests that waited for the volume's limit or its turn."
+    )]
+    Top(volume_live::Top),
+    /// Make all that was acknowledged durable, and let changes wait until resumed
+    #[command(after_help = "EXAMPLES:\n  netctl volume quiesce data --for 30")]
+    Quiesce {
+        /// Its id, or its tag `Name`
+        volume: String,
+        /// Seconds after which changes go on by themselves
+        #[arg(long = "for", default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=60))]
+        seconds: u32,
+    },
+    /// Let the changes of a quiesced volume go on
+    #[command(after_help = "EXAMPLES:\n  netctl volume resume data")]
+    Resume {
+        /// Its id, or its tag `Name`
+        volume: String,
+    },
+    /// Finish what is in flight, close a volume's connections and refuse new ones
+    #[command(
+        after_help = "EXAMPLES:\n  netctl volume drain data\n  netctl volume drain data --undo"
+    )]
+    Drain {
+        /// Its id, or its tag `Name`
+        volume: String,
+        /// Accept connections again
+        #[arg(long)]
+        undo: bool,
+    },
+    /// List who is connected to the block server of this host
+    #[command(after_help = "EXAMPLES:\n  netctl volume connections")]
+    Connections,
+    /// Close one connection, once what it has in flight is answered
+    #[command(after_help = "EXAMPLES:\n  netctl volume disconnect 12")]
+    Disconnect {
+        /// As `netctl volume connections` names it
+        connection: u64,
+    },
     /// Wait until volumes are in a state
     #[command(after_help = "EXAMPLES:\n  netctl volume wait data --for available")]
     Wait {
@@ -86,10 +131,47 @@ pub enum Volume {
 }
 
 #[derive(Debug, Args)]
+pub struct Modify {
+    /// Its id, or its tag `Name`
+    pub volume: String,
+    #[command(flatten)]
+    pub change: Change,
+    /// Wait until it is done
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct Change {
+    /// Its new size in GiB
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..))]
+    pub size: Option<u32>,
+    /// gp3, gp2, io1, io2, st1, sc1 or standard
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<model::VolumeKind>,
+    /// Operations a second, for gp3, io1 and io2
+    #[arg(long)]
+    pub iops: Option<u32>,
+    /// MiB a second, for gp3
+    #[arg(long, value_name = "MIB")]
+    pub throughput: Option<u32>,
+}
+
+#[derive(Debug, Args)]
 pub struct Create {
     /// Its size in GiB
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..))]
     pub size: u32,
+    /// gp3, gp2, io1, io2, st1, sc1 or standard [default: gp3]
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<model::VolumeKind>,
+    /// Operations a second, for gp3, io1 and io2
+    #[arg(long)]
+    pub iops: Option<u32>,
+    /// MiB a second, for gp3
+    #[arg(long, value_name = "MIB")]
+    pub throughput: Option<u32>,
     /// The availability zone [default: the first]
     #[arg(long)]
     pub zone: Option<String>,
@@ -130,12 +212,27 @@ const COLUMNS: &[Column] = &[
     Column::new("ATTACHMENT", "attachment_state", "attachmentSet/item/status").wide(),
     Column::new("ZONE", "zone", "availabilityZone").wide(),
     Column::new("CREATED", "created_at", "createTime").wide(),
-    Column::new("", "type", "volumeType").json(),
+    Column::new("TYPE", "type", "volumeType").wide(),
+    Column::new("IOPS", "iops", "iops").shape(Shape::Number).wide(),
+    Column::new("MIB/S", "throughput_mib", "throughput").shape(Shape::Number).wide(),
     Column::new("", "attachments", "attachmentSet/item").shape(Shape::Objects(ATTACHMENT)).json(),
     Column::new("", "tags", "tagSet/item").shape(Shape::Tags).json(),
 ];
 
 const LISTING: Listing = Listing { id: "id", columns: COLUMNS };
+
+/// What modifying answers.
+const MODIFICATION: Listing = Listing {
+    id: "id",
+    columns: &[
+        Column::new("VOLUME", "id", "volumeId"),
+        Column::new("STATE", "state", "modificationState"),
+        Column::new("GIB", "size_gib", "targetSize").shape(Shape::Number),
+        Column::new("TYPE", "type", "targetVolumeType"),
+        Column::new("IOPS", "iops", "targetIops").shape(Shape::Number),
+        Column::new("MIB/S", "throughput_mib", "targetThroughput").shape(Shape::Number),
+    ],
+};
 
 /// What attaching and detaching answer.
 const CHANGE: Listing = Listing {
@@ -177,6 +274,17 @@ pub fn run(session: &Session, noun: &Volume) -> Outcome {
             output::note(&format!("deleted {id}"));
             Ok(())
         }
+        Volume::Modify(modify) => run_modify(session, modify),
+        Volume::Top(top) => volume_live::run_top(session, top),
+        Volume::Quiesce { volume, seconds } => {
+            volume_live::quiesce(session, &resolve(session, volume)?, *seconds)
+        }
+        Volume::Resume { volume } => volume_live::resume(session, &resolve(session, volume)?),
+        Volume::Drain { volume, undo } => {
+            volume_live::drain(session, &resolve(session, volume)?, *undo)
+        }
+        Volume::Connections => volume_live::connections(session),
+        Volume::Disconnect { connection } => volume_live::disconnect(session, *connection),
         Volume::Wait { volumes, state, timeout } => {
             let ids = resolve_all(session, volumes)?;
             wait(session, &ids, *state, Duration::from_secs(*timeout))
@@ -192,6 +300,9 @@ fn run_create(session: &Session, create: &Create) -> Outcome {
     let parameters = Parameters::new()
         .with("AvailabilityZone", zone)
         .with("Size", create.size)
+        .maybe("VolumeType", create.kind.map(|k| k.name()))
+        .maybe("Iops", create.iops)
+        .maybe("Throughput", create.throughput)
         .maybe("ClientToken", create.client_token.as_ref())
         .tags("volume", &create.tags);
     let deed = format!("volume of {} GiB: create", create.size);
@@ -202,6 +313,41 @@ fn run_create(session: &Session, create: &Create) -> Outcome {
         volume = find(session, &id)?;
     }
     LISTING.show_one(session.format, &volume)
+}
+
+fn run_modify(session: &Session, modify: &Modify) -> Outcome {
+    let id = resolve(session, &modify.volume)?;
+    let Change { size, kind, iops, throughput } = &modify.change;
+    let parameters = Parameters::new()
+        .with("VolumeId", &id)
+        .maybe("Size", *size)
+        .maybe("VolumeType", kind.map(|k| k.name()))
+        .maybe("Iops", *iops)
+        .maybe("Throughput", *throughput);
+    let answer = session.call(&format!("volume {id}: modify"), "ModifyVolume", &parameters)?;
+    let mut shown = answer.at("volumeModification").unwrap_or(&answer).clone();
+    if modify.wait {
+        let ids = [id.clone()];
+        waiting::until(&format!("volume {id}: wait for completed"), WAIT, || {
+            let deed = format!("volume {id}: modification");
+            let parameters = Parameters::new().list("VolumeId", &ids);
+            let found = session.describe(
+                &deed,
+                "DescribeVolumesModifications",
+                &parameters,
+                "volumeModificationSet/item",
+            )?;
+            let seen = match found.into_iter().next() {
+                Some(found) => {
+                    shown = found;
+                    shown.text_at("modificationState").to_owned()
+                }
+                None => String::new(),
+            };
+            Ok(waiting::Look { is_done: seen == "completed", seen })
+        })?;
+    }
+    MODIFICATION.show_one(session.format, &shown)
 }
 
 fn run_attach(

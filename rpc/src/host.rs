@@ -10,6 +10,7 @@ use model::{AttachmentState, InstanceId, InstanceState, InterfaceId, Mac, Volume
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Image;
+use crate::block::Quality;
 use crate::{Client, Error, dataplane};
 
 /// Everything that one host should be.
@@ -74,9 +75,13 @@ pub struct Attachment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     pub id: VolumeId,
+    /// Grows when a volume is resized; a running guest sees it.
     pub size_bytes: u64,
     /// Name of the image that it begins as.
     pub image: Option<String>,
+    /// How fast it may be.
+    #[serde(default)]
+    pub quality: Quality,
     pub deleted: bool,
 }
 
@@ -120,6 +125,9 @@ pub struct ObservedVolume {
     pub id: VolumeId,
     pub state: VolumeState,
     pub reason: Option<String>,
+    /// The size that it has; 0 while that is not known.
+    #[serde(default)]
+    pub size_bytes: u64,
 }
 
 impl Client {

@@ -217,6 +217,9 @@ impl<H: Hypervisor> Host<H> {
             Message::Exports(exports) => self.compare_exports(&exports),
             Message::Volume(id, outcome) => {
                 let now = self.now();
+                if let volume::Outcome::Ready(size) = outcome {
+                    self.show_size(id, size);
+                }
                 if self.volumes.end(id, outcome, now)
                     && let Err(error) = self.memory.keep_volumes_made(self.volumes.made())
                 {
@@ -236,6 +239,15 @@ impl<H: Hypervisor> Host<H> {
             Message::Status(answer) => {
                 let _ = answer.send(self.status());
             }
+        }
+    }
+
+    /// Has the guest that holds the volume see its size, if it does not yet. Told
+    /// again whenever the volume is looked at, so nothing is lost with a message.
+    fn show_size(&mut self, volume: VolumeId, size: u64) {
+        let holder = self.instances.iter().find(|(_, i)| i.exports().any(|(v, _)| v == volume));
+        if let Some((&id, _)) = holder {
+            self.perform(id, Effect::ShowSize { volume, size });
         }
     }
 

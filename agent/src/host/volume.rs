@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use model::{VolumeId, VolumeState};
-use rpc::block::{NewVolume, VolumeHealth};
+use rpc::block::{self, NewSize, NewVolume, VolumeHealth};
 use rpc::host::{ObservedVolume, Volume};
 use rpc::{Client, Kind};
 
@@ -45,7 +45,8 @@ impl Task {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    Ready,
+    /// It is there, with this size.
+    Ready(u64),
     Filling,
     /// It will not get better by itself.
     Failed(String),
@@ -59,6 +60,7 @@ struct Care {
     wish: Volume,
     state: VolumeState,
     gone: bool,
+    size_bytes: u64,
     reason: Option<String>,
     busy: bool,
     tries: u32,
@@ -87,6 +89,7 @@ impl Volumes {
                 wish: wish.clone(),
                 state: VolumeState::Creating,
                 gone: false,
+                size_bytes: 0,
                 reason: None,
                 busy: false,
                 tries: 0,
@@ -135,13 +138,17 @@ impl Volumes {
         let Some(care) = self.all.get_mut(&id) else { return false };
         care.busy = false;
         match outcome {
-            Outcome::Ready | Outcome::Filling => {
-                let ready = outcome == Outcome::Ready;
+            Outcome::Ready(_) | Outcome::Filling => {
+                let ready = matches!(outcome, Outcome::Ready(_));
+                if let Outcome::Ready(size) = outcome {
+                    care.size_bytes = size;
+                }
                 care.state = if ready { VolumeState::Available } else { VolumeState::Creating };
                 care.retry_at = now + if ready { LOOK_AGAIN } else { FILLING_PAUSE };
                 care.reason = None;
                 care.tries = 0;
-                if care.wish.deleted {
+                let is_behind = ready && care.size_bytes < care.wish.size_bytes;
+                if care.wish.deleted || is_behind {
                     care.retry_at = now;
                 }
                 ready && self.made.insert(id)
@@ -175,6 +182,7 @@ impl Volumes {
                 id: *id,
                 state: care.state,
                 reason: care.reason.clone(),
+                size_bytes: care.size_bytes,
             })
             .collect()
     }
@@ -202,7 +210,7 @@ async fn ensure(volume: &Volume, made: bool, block: &Client, images: &Store) -> 
             Err(e) => return Outcome::Unavailable(e.message),
         };
         return match all.into_iter().find(|v| v.id == volume.id) {
-            Some(found) => health(found.state),
+            Some(found) => adjust(volume, found, block).await,
             None => Outcome::Failed("the block server does not have it any more; it is not made anew, because its data would be gone".into()),
         };
     }
@@ -214,15 +222,36 @@ async fn ensure(volume: &Volume, made: bool, block: &Client, images: &Store) -> 
         },
     };
     match block.put_volume(volume.id, &NewVolume { size_bytes: volume.size_bytes, source }).await {
-        Ok(found) => health(found.state),
+        Ok(found) => adjust(volume, found, block).await,
         Err(e) if e.kind == Kind::Unavailable => Outcome::Unavailable(e.message),
         Err(e) => Outcome::Failed(e.message),
     }
 }
 
-fn health(state: VolumeHealth) -> Outcome {
+/// Makes a volume that is there as fast and as large as it should be. It never shrinks.
+async fn adjust(wish: &Volume, found: block::Volume, block: &Client) -> Outcome {
+    if found.state == VolumeHealth::Ready && found.size_bytes < wish.size_bytes {
+        let size = NewSize { size_bytes: wish.size_bytes, reconnect: true };
+        if let Err(e) = block.resize_volume(wish.id, size).await {
+            return Outcome::Unavailable(e.message);
+        }
+        tracing::info!(volume = %wish.id, from = found.size_bytes, to = wish.size_bytes, "resized");
+    }
+    if found.quality != wish.quality
+        && let Err(e) = block.set_quality(wish.id, &wish.quality).await
+    {
+        if e.kind == Kind::Unavailable {
+            return Outcome::Unavailable(e.message);
+        }
+        // Slower or faster than it should be is better than not at all.
+        tracing::warn!(volume = %wish.id, error = %e, "its limits cannot be set");
+    }
+    health(found.state, found.size_bytes.max(wish.size_bytes))
+}
+
+fn health(state: VolumeHealth, size: u64) -> Outcome {
     match state {
-        VolumeHealth::Ready => Outcome::Ready,
+        VolumeHealth::Ready => Outcome::Ready(size),
         VolumeHealth::Filling => Outcome::Filling,
         VolumeHealth::Failed(reason) => Outcome::Failed(reason),
     }
@@ -233,7 +262,13 @@ mod tests {
     use super::*;
 
     fn volume(deleted: bool) -> Volume {
-        Volume { id: VolumeId::from_random(1), size_bytes: 4096, image: None, deleted }
+        Volume {
+            id: VolumeId::from_random(1),
+            size_bytes: 4096,
+            image: None,
+            quality: block::Quality::default(),
+            deleted,
+        }
     }
 
     #[test]

@@ -121,6 +121,11 @@ pub enum Effect {
     DeleteNode {
         volume: VolumeId,
     },
+    /// Have the guest see this size, where it sees a smaller one. Not answered.
+    ShowSize {
+        volume: VolumeId,
+        size: u64,
+    },
     /// Remove the control group and the run files.
     CleanUp,
 }

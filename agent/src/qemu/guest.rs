@@ -414,11 +414,41 @@ async fn converse(qmp: Option<Qmp>, effect: Effect, context: &Context) -> Vec<Ma
             let gone = matches!(&result, Err(qmp::Error::Refused { description, .. }) if description.contains("Failed to find node"));
             vec![MachineEvent::NodeDeleted(volume, if gone { Ok(()) } else { plain(result) })]
         }
+        Effect::ShowSize { volume, size } => {
+            if let Some(qmp) = &qmp
+                && let Err(error) = show_size(qmp, volume, size).await
+            {
+                tracing::warn!(%volume, size, %error, "the guest does not see the size yet");
+            }
+            Vec::new()
+        }
         other => {
             tracing::error!(effect = ?other, "not QEMU's to do");
             Vec::new()
         }
     }
+}
+
+/// QEMU's NBD client learns an export's size when it connects, and it reconnects
+/// when it has something to ask. So after the block server has let go of the
+/// connection, a read of one sector makes it look again; then it lets itself be told.
+async fn show_size(qmp: &Qmp, volume: VolumeId, size: u64) -> Result<(), qmp::Error> {
+    let name = arguments::node_name(volume);
+    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
+    let mut nodes = nodes.as_array().into_iter().flatten();
+    let node = nodes.find(|n| n.get("node-name").and_then(Value::as_str) == Some(&name));
+    let seen = node.and_then(|n| n.pointer("/image/virtual-size")?.as_u64());
+    if seen.is_none_or(|seen| seen >= size) {
+        return Ok(());
+    }
+    let resize = json!({ "node-name": name, "size": size });
+    if qmp.execute("block_resize", resize.clone()).await.is_err() {
+        let poke = json!({ "command-line": format!("qemu-io {name} \"read 0 512\"") });
+        qmp.execute("human-monitor-command", poke).await?;
+        qmp.execute("block_resize", resize).await?;
+    }
+    tracing::info!(%volume, from = seen, to = size, "the guest sees the new size");
+    Ok(())
 }
 
 /// What QEMU holds: the guest's state, the disks plugged in, the nodes open.

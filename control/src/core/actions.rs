@@ -4,7 +4,7 @@ use super::{Read, Write};
 use super::{
     address, attribute, group, group_rule, image, instance, key_pair, launch, region, tag,
 };
-use super::{volume, vpc};
+use super::{modification, volume, vpc};
 
 pub enum Deed {
     Read(Read),
@@ -117,13 +117,15 @@ pub static ACTIONS: &[Action] = &[
     write("DisassociateAddress", "", &["AssociationId", "PublicIp"], address::disassociate_address),
     write("ReleaseAddress", "refused while associated", &["AllocationId", "NetworkBorderGroup", "PublicIp"], address::release_address),
     read("DescribeAddresses", "", &["AllocationId", "Filter", "PublicIp"], address::describe_addresses),
-    write("CreateVolume", "gp3, gp2 and standard; empty", &[
+    write("CreateVolume", "every type that EC2 has; empty", &[
         "AvailabilityZone", "AvailabilityZoneId", "ClientToken", "Encrypted", "Iops", "MultiAttachEnabled", "Size", "TagSpecification", "Throughput", "VolumeType",
     ], volume::create_volume),
     read("DescribeVolumes", "", &["Filter", "IncludeManagedResources", "MaxResults", "NextToken", "VolumeId"], volume::describe_volumes),
     read("DescribeVolumeStatus", "", &["Filter", "IncludeManagedResources", "MaxResults", "NextToken", "VolumeId"], volume::describe_volume_status),
     write("DeleteVolume", "refused while attached", &["VolumeId"], volume::delete_volume),
     write("AttachVolume", "to a running or a stopped instance", &["Device", "InstanceId", "VolumeId"], volume::attach_volume),
+    write("ModifyVolume", "in use or not; the host has done it when it is `completed`", &["Iops", "MultiAttachEnabled", "Size", "Throughput", "VolumeId", "VolumeType"], modification::modify_volume),
+    read("DescribeVolumesModifications", "the last one of each volume", &["Filter", "IncludeManagedResources", "MaxResults", "NextToken", "VolumeId"], modification::describe_modifications),
     write("DetachVolume", "not of a root volume", &["Device", "Force", "InstanceId", "VolumeId"], volume::detach_volume),
     write("CreateTags", "50 a resource", &["ResourceId", "Tag"], tag::create_tags),
     write("DeleteTags", "", &["ResourceId", "Tag"], tag::delete_tags),

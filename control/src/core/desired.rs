@@ -1,11 +1,12 @@
 //! What a host should be, derived whole from the state each time.
 
-use model::{GroupId, SecurityGroup};
+use model::{GroupId, SecurityGroup, VolumeKind};
+use rpc::block::Quality;
 use rpc::dataplane;
 use rpc::host::{self, AttachedInterface, Desired};
 
 use super::{Context, instance::public_address, metadata};
-use crate::record::{Group, Instance, Interface};
+use crate::record::{Group, Instance, Interface, Volume};
 
 /// The name of a tap: `IFNAMSIZ` leaves fifteen bytes.
 fn tap_name(interface: &Interface) -> String {
@@ -24,6 +25,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
         id: v.id,
         size_bytes: v.size_gib * super::launch::GIB,
         image: v.image_name.clone(),
+        quality: quality(v),
         deleted: v.deleted_ms.is_some(),
     });
     let interfaces = here().filter_map(|i| i.interface.as_ref().map(|n| interface(context, i, n)));
@@ -39,6 +41,22 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             elastic_ranges: context.settings.elastic_range.into_iter().collect(),
             blocklist: Vec::new(),
         },
+    }
+}
+
+/// The figures that its kind lets one ask for; the others follow from the size.
+fn quality(volume: &Volume) -> Quality {
+    // A record from before there were limits may have a kind that cannot be so large.
+    let Ok(kind) = volume.kind.parse::<VolumeKind>() else { return Quality::default() };
+    let (iops, throughput) = kind.settable();
+    let quality = Quality {
+        kind: Some(kind),
+        iops: volume.iops.filter(|_| iops),
+        throughput_mib: volume.throughput.filter(|_| throughput),
+    };
+    match quality.limits(volume.size_gib * super::launch::GIB) {
+        Ok(_) => quality,
+        Err(_) => Quality::default(),
     }
 }
 

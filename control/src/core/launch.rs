@@ -35,9 +35,6 @@ pub const UID_LAST: u32 = 659_999;
 const TYPE_DEFAULT: &str = "t3.micro";
 
 pub const GIB: u64 = 1 << 30;
-/// The largest gp3 volume.
-pub const VOLUME_GIB_MAX: u64 = 16_384;
-
 /// What a request asks for, read and checked.
 struct Wish<'a> {
     image: &'a Image,
@@ -573,6 +570,7 @@ fn instance(
             client_token: None,
             tags: volume_tags.clone(),
             deleted_ms: None,
+            modification: None,
         };
         draft.plan.put(state, &volume);
         attachments.push(Attachment {

@@ -14,7 +14,8 @@ use rpc::host::{Observed, ObservedInstance as Report, Run};
 
 use super::{Context, Draft, launch};
 use crate::record::{
-    Address, Host, Instance, Name, ObservedInstance, ObservedVolume, Reason, Token, Volume,
+    Address, Host, Instance, Modification, Name, ObservedInstance, ObservedVolume, Reason, Token,
+    Volume,
 };
 use crate::state::State;
 
@@ -186,13 +187,24 @@ fn observe_volumes(
         if draft.plan.len() > CHANGES_MAX {
             return false;
         }
-        if state.volumes.get(report.id).is_some_and(|v| v.host == host) {
+        if let Some(volume) = state.volumes.get(report.id).filter(|v| v.host == host) {
             let seen = ObservedVolume {
                 id: report.id,
                 state: report.state,
                 reason: report.reason.clone(),
             };
             draft.plan.put(state, &seen);
+            let looked = observed.revision >= state.volumes.revision_of(volume);
+            let is_large = report.size_bytes >= volume.size_gib * super::launch::GIB;
+            if let Some(modification) = &volume.modification
+                && modification.ended_ms.is_none()
+                && looked
+                && is_large
+            {
+                let ended = Modification { ended_ms: Some(context.now_ms), ..modification.clone() };
+                let modified = Volume { modification: Some(ended), ..volume.clone() };
+                draft.plan.put(state, &modified);
+            }
         }
     }
     for volume in state.volumes.iter().filter(|v| v.host == host && v.deleted_ms.is_some()) {

@@ -3,10 +3,11 @@
 
 use std::borrow::Cow;
 
-use model::{InstanceState, VolumeId, VolumeState};
+use model::volume_kind::Unfit;
+use model::{InstanceState, VolumeId, VolumeKind, VolumeState};
 
 use super::instance::{attachment_state, instance_state};
-use super::launch::{VOLUME_GIB_MAX, redeem, remember};
+use super::launch::{redeem, remember};
 use super::lookup::{find, find_all, with_tags};
 use super::{Answer, Context, Draft, done, page_secret, tag};
 use crate::api::{ApiError, Params, Struct, timestamp};
@@ -27,44 +28,44 @@ pub fn volume_state(state: &State, volume: &Volume) -> VolumeState {
     }
 }
 
+pub fn kind_of(name: &str) -> Result<VolumeKind, ApiError> {
+    name.parse().map_err(|why| {
+        ApiError::new("Unsupported", format!("The volume type is not supported: {why}."))
+    })
+}
+
+/// What a volume of that kind and size has, with EC2's codes where it cannot be.
+pub fn provision(
+    kind: VolumeKind,
+    size_gib: u64,
+    iops: Option<u64>,
+    throughput: Option<u64>,
+) -> Result<(Option<u64>, Option<u64>), ApiError> {
+    kind.provision(size_gib, iops, throughput).map_err(|unfit| match unfit {
+        Unfit::Size { gib, min, max } => ApiError::invalid(format!(
+            "Volume of {gib}GiB is invalid for volume type '{kind}'; it must be between {min} and {max}."
+        )),
+        Unfit::NotSettable { .. } => ApiError::combination(format!(
+            "The parameter is not supported for {kind} volumes: {unfit}."
+        )),
+        Unfit::Missing { .. } => ApiError::missing("Iops"),
+        Unfit::Range { .. } | Unfit::IopsPerGib { .. } | Unfit::ThroughputPerIops { .. } => {
+            ApiError::invalid(format!("For a {kind} volume: {unfit}."))
+        }
+    })
+}
+
 /// Kind, IOPS and throughput of a volume of that size, from parameters that
 /// CreateVolume and RunInstances both have.
 pub fn read_kind(
     params: Option<&Params>,
     size_gib: u64,
 ) -> Result<(String, Option<u64>, Option<u64>), ApiError> {
-    let kind = params.and_then(|p| p.text("VolumeType")).unwrap_or("gp3");
-    let (size_min, iops_default, throughput_default) = match kind {
-        "gp3" => (1, Some(3000), Some(125)),
-        "gp2" => (1, Some((size_gib * 3).clamp(100, 16_000)), None),
-        "standard" => (1, None, None),
-        other => {
-            return Err(ApiError::new(
-                "Unsupported",
-                format!("The volume type {other} is not supported; gp3, gp2 and standard are."),
-            ));
-        }
-    };
-    if size_gib < size_min || size_gib > VOLUME_GIB_MAX {
-        return Err(ApiError::invalid(format!(
-            "Volume of {size_gib}GiB is invalid for volume type '{kind}'; it must be between {size_min} and {VOLUME_GIB_MAX}."
-        )));
-    }
-    let number = |name: &str, default: Option<u64>, min: u64, max: u64| match params
-        .and_then(|p| p.number(name))
-    {
-        None => Ok(default),
-        Some(_) if kind != "gp3" => Err(ApiError::combination(format!(
-            "The parameter {name} is not supported for {kind} volumes."
-        ))),
-        Some(n) if (min as i64..=max as i64).contains(&n) => Ok(Some(n.unsigned_abs())),
-        Some(n) => Err(ApiError::invalid(format!(
-            "Value ({n}) for parameter {name} is invalid; it must be between {min} and {max}."
-        ))),
-    };
-    let iops = number("Iops", iops_default, 3000, 16_000)?;
-    let throughput = number("Throughput", throughput_default, 125, 1000)?;
-    Ok((kind.to_owned(), iops, throughput))
+    let kind = kind_of(params.and_then(|p| p.text("VolumeType")).unwrap_or("gp3"))?;
+    let number =
+        |name: &str| params.and_then(|p| p.number(name)).map(|n| u64::try_from(n).unwrap_or(0));
+    let (iops, throughput) = provision(kind, size_gib, number("Iops"), number("Throughput"))?;
+    Ok((kind.name().to_owned(), iops, throughput))
 }
 
 pub fn create_volume(
@@ -117,6 +118,7 @@ pub fn create_volume(
         client_token: token.map(str::to_owned),
         tags,
         deleted_ms: None,
+        modification: None,
     };
     draft.plan.put(context.state, &volume);
     let made = volume.id.to_string();

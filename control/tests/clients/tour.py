@@ -6,6 +6,7 @@ first thing that is not as EC2 has it.
 
 import base64
 import sys
+import time
 import urllib.request
 
 import boto3
@@ -209,6 +210,21 @@ def volumes(first, second):
     shown = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [first]},
                                           {"Name": "attachment.device", "Values": ["/dev/sd?"]}])["Volumes"]
     assert [v["VolumeId"] for v in shown] == [volume]
+    refused("InvalidParameterValue", ec2.modify_volume, VolumeId=volume, Iops=16001)
+    refused("InvalidParameterCombination", ec2.modify_volume, VolumeId=volume, VolumeType="gp2", Iops=3000)
+    refused("InvalidVolume.NotFound", ec2.modify_volume, VolumeId="vol-00000000000000001", Size=2)
+    change = ec2.modify_volume(VolumeId=volume, Size=12, Iops=6000)["VolumeModification"]
+    assert change["ModificationState"] == "modifying", change
+    assert (change["OriginalSize"], change["TargetSize"], change["OriginalIops"], change["TargetIops"]) == (1, 12, 3000, 6000)
+    for _ in range(100):
+        change = ec2.describe_volumes_modifications(VolumeIds=[volume])["VolumesModifications"][0]
+        if change["ModificationState"] == "completed":
+            break
+        time.sleep(0.1)
+    assert change["ModificationState"] == "completed" and change["Progress"] == 100, change
+    shown = ec2.describe_volumes(VolumeIds=[volume])["Volumes"][0]
+    assert (shown["Size"], shown["Iops"], shown["Throughput"]) == (12, 6000, 125), shown
+    refused("InvalidParameterValue", ec2.modify_volume, VolumeId=volume, Size=11)
     ec2.detach_volume(VolumeId=volume, InstanceId=first)
     wait("volume_available", VolumeIds=[volume])
     ec2.attach_volume(VolumeId=volume, InstanceId=second, Device="/dev/sdf")

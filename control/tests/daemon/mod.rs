@@ -250,7 +250,12 @@ fn step(observed: &mut Observed, desired: &Desired) -> bool {
         .volumes
         .iter()
         .filter(|v| !v.deleted)
-        .map(|v| ObservedVolume { id: v.id, state: VolumeState::Available, reason: None })
+        .map(|v| ObservedVolume {
+            id: v.id,
+            state: VolumeState::Available,
+            reason: None,
+            size_bytes: v.size_bytes,
+        })
         .collect();
     observed.instances = desired
         .instances

@@ -267,6 +267,11 @@ impl Operator for Aws {
         text(&answer, "/VolumeId")
     }
 
+    fn grow_volume(&self, volume: &str, size_gib: u32) -> anyhow::Result<()> {
+        let size = size_gib.to_string();
+        self.call(&["modify-volume", "--volume-id", volume, "--size", &size]).map(drop)
+    }
+
     fn volume_state(&self, volume: &str) -> anyhow::Result<String> {
         text(&self.call(&["describe-volumes", "--volume-ids", volume])?, "/Volumes/0/State")
     }

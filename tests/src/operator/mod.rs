@@ -62,6 +62,7 @@ pub trait Operator: Send {
     fn associate(&self, address: &Address, instance: &str) -> anyhow::Result<()>;
     fn release(&self, address: &Address) -> anyhow::Result<()>;
     fn create_volume(&self, size_gib: u32) -> anyhow::Result<String>;
+    fn grow_volume(&self, volume: &str, size_gib: u32) -> anyhow::Result<()>;
     fn volume_state(&self, volume: &str) -> anyhow::Result<String>;
     fn attach(&self, volume: &str, instance: &str, device: &str) -> anyhow::Result<()>;
     fn detach(&self, volume: &str) -> anyhow::Result<()>;

@@ -189,6 +189,10 @@ impl Operator for Netctl {
         self.id(&["volume", "create", "--size", &size_gib.to_string()])
     }
 
+    fn grow_volume(&self, volume: &str, size_gib: u32) -> anyhow::Result<()> {
+        self.order(&["volume", "modify", volume, "--size", &size_gib.to_string(), "--wait"])
+    }
+
     fn volume_state(&self, volume: &str) -> anyhow::Result<String> {
         text(&self.object(&["volume", "show", volume])?, "state")
     }

@@ -1,6 +1,6 @@
 //! A volume that is attached while the guest runs, and moves with its data.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 
@@ -8,6 +8,8 @@ use super::Story;
 use crate::program;
 
 const SIZE_GIB: u32 = 1;
+const GROWN_GIB: u32 = 2;
+const GROWN_BOUND: Duration = Duration::from_secs(30);
 
 pub fn write(story: &mut Story) -> anyhow::Result<String> {
     story.volume = story.operator.create_volume(SIZE_GIB)?;
@@ -18,16 +20,24 @@ pub fn write(story: &mut Story) -> anyhow::Result<String> {
     let disk = guest.await_disk(&story.volume)?;
     let seen = ordered.elapsed();
     story.await_volume("in-use")?;
-    let bytes: u64 = guest
-        .sh(&format!("cat /sys/block/{}/size", disk.trim_start_matches("/dev/")))?
-        .parse::<u64>()?
-        * 512;
-    ensure!(bytes == u64::from(SIZE_GIB) << 30, "the guest sees {bytes} bytes");
+    let bytes = || -> anyhow::Result<u64> {
+        let size = format!("cat /sys/block/{}/size", disk.trim_start_matches("/dev/"));
+        Ok(guest.sh(&size)?.parse::<u64>()? * 512)
+    };
+    let found = bytes()?;
+    ensure!(found == u64::from(SIZE_GIB) << 30, "the guest sees {found} bytes");
     story.digest = guest.sh(&format!(
         "set -e; mke2fs -q {disk} >/dev/null 2>&1; mkdir -p /mnt; mount {disk} /mnt; \
          dd if=/dev/urandom of=/mnt/data bs=64k count=128 2>/dev/null; sync; \
          sha256sum /mnt/data | cut -d' ' -f1"
     ))?;
+    // It grows under the mounted file system, and the guest sees it.
+    story.operator.grow_volume(&story.volume, GROWN_GIB)?;
+    program::eventually("the guest sees the new size", GROWN_BOUND, || {
+        let found = bytes()?;
+        ensure!(found == u64::from(GROWN_GIB) << 30, "the guest sees {found} bytes");
+        Ok(())
+    })?;
     Ok(format!("{} seen as {disk} after {:.1} s", story.volume, seen.as_secs_f64()))
 }
 
