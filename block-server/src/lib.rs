@@ -1,8 +1,10 @@
-//! Serves volumes by NBD. See `main` for the two ways to start it.
+//! Serves volumes by NBD, and to guests of this host by vhost-user-blk. See `main`
+//! for the two ways to start it.
 //!
 //! ```text
 //!  socket ⇄ nbd::Session ⇄ worker ⇄ volume::Core ⇄ engine ⇄ file
 //!           (protocol)     (shell)  (promises)     (io_uring or threads)
+//!  rings ⇄ vhost::Queue ─────┘
 //! ```
 
 pub mod backing;
@@ -21,6 +23,7 @@ pub mod socket;
 pub mod standalone;
 pub mod throttle;
 pub mod tls;
+pub mod vhost;
 pub mod volume;
 pub mod worker;
 

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use crate::backing::Cache;
 use crate::tls;
-use crate::worker::EngineChoice;
+use crate::worker::{EngineChoice, Front};
 
 /// One thread serves some hundred thousand requests a second.
 pub const THREADS_MAX: usize = 64;
@@ -39,15 +39,28 @@ pub struct Listen {
 pub enum Place {
     /// For root, our own user and this one.
     Unix(PathBuf, Option<u32>),
+    /// The same for QEMU's vhost-user-blk.
+    VhostUser(PathBuf, Option<u32>),
     Tcp(SocketAddr),
     /// Sockets that whoever started us passes on, as systemd does.
     Activated,
+}
+
+impl Place {
+    pub fn front(&self) -> Front {
+        if self.is_vhost_user() { Front::VhostUser } else { Front::Nbd }
+    }
+
+    pub fn is_vhost_user(&self) -> bool {
+        matches!(self, Self::VhostUser(..))
+    }
 }
 
 impl Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path, _) => write!(f, "unix {}", path.display()),
+            Self::VhostUser(path, _) => write!(f, "vhost-user {}", path.display()),
             Self::Tcp(address) => write!(f, "tcp {address}"),
             Self::Activated => f.write_str("activated"),
         }

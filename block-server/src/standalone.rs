@@ -14,7 +14,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::backing::{Backing, Cache};
 use crate::handover::{self, Load, Sockets, Taking};
 use crate::plan::{Export, Listen, Place, Plan};
-use crate::worker::{Access, EngineChoice, Handle, NewVolume, Parked, Served};
+use crate::worker::{Access, EngineChoice, Front, Handle, NewVolume, Parked, Served};
 use crate::{socket, tls};
 
 /// What a hand-over calls us; a `daemon` is another kind.
@@ -27,6 +27,7 @@ const UPGRADES: &str = "take-over";
 const EXAMPLES: &str = "\
 Examples:
   block-server serve --file disk.img --socket /run/x.sock
+  block-server serve --file disk.img --vhost-user /run/x.sock
   block-server serve --export root=/dev/vg/root --read-only --tcp 127.0.0.1:10809
   block-server serve --file disk.img --tcp 0.0.0.0:10809 --tls-certificates /etc/pki/nbd
   block-server serve --config /etc/block-server.toml --check
@@ -42,7 +43,7 @@ The page block-server(8) has the whole of it.";
 pub struct Options {
     /// What to serve, as a TOML file; in place of the options that say so.
     #[arg(long, value_name = "FILE", conflicts_with_all =
-        ["file", "export", "socket", "tcp", "read_only", "cache", "engine", "tls_certificates"])]
+        ["file", "export", "socket", "vhost_user", "tcp", "read_only", "cache", "engine", "tls_certificates"])]
     config: Option<PathBuf>,
     /// Look whether all could be served, say what is wrong, and end.
     #[arg(long)]
@@ -56,6 +57,10 @@ pub struct Options {
     /// The unix socket to listen on, for our own user and root.
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
+    /// A unix socket for QEMU's vhost-user-blk: a guest with shared memory on this
+    /// host gets the only export as its disk.
+    #[arg(long, value_name = "PATH")]
+    vhost_user: Option<PathBuf>,
     /// The TCP address to listen on. Without --tls-certificates there is no
     /// encryption: stay on loopback or a network that you trust.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -103,17 +108,22 @@ impl Options {
         let places = [
             activated.then_some(Place::Activated),
             self.socket.map(|path| Place::Unix(path, None)),
+            self.vhost_user.map(|path| Place::VhostUser(path, None)),
             self.tcp.map(Place::Tcp),
         ];
         let tls = self.tls_certificates.as_deref().map(tls::Files::of_folder);
         let listeners: Vec<Listen> = places
             .into_iter()
             .flatten()
-            .map(|place| Listen { place, tls: tls.is_some() })
+            .map(|place| Listen { tls: tls.is_some() && !place.is_vhost_user(), place })
             .collect();
         ensure!(
             !listeners.is_empty(),
-            "name a --socket or a --tcp address, or pass a socket as systemd does"
+            "name a --socket, a --vhost-user socket or a --tcp address, or pass a socket as systemd does"
+        );
+        ensure!(
+            exports.len() == 1 || !listeners.iter().any(|l| l.place.is_vhost_user()),
+            "a --vhost-user socket serves one export: name only one"
         );
         Ok(Plan { engine: self.engine, threads: None, listeners, exports, tls })
     }
@@ -130,6 +140,7 @@ struct Opened {
 struct Listener {
     /// What a successor knows it by.
     name: String,
+    front: Front,
     access: Access,
     socket: OwnedFd,
 }
@@ -147,7 +158,8 @@ fn open(
     for listen in &plan.listeners {
         let access = access(listen, tls.as_ref());
         for (name, socket) in sockets_of(&listen.place, &activated, old)? {
-            listeners.push(Listener { name, access: access.clone(), socket });
+            let front = listen.place.front();
+            listeners.push(Listener { name, front, access: access.clone(), socket });
         }
     }
     let upgrades = match (old.listening.remove(UPGRADES), take_over) {
@@ -166,13 +178,13 @@ fn sockets_of(
 ) -> anyhow::Result<Vec<(String, OwnedFd)>> {
     let name = place.to_string();
     if let Some(socket) = old.listening.remove(&name) {
-        if let Place::Unix(path, user) = place {
+        if let Place::Unix(path, user) | Place::VhostUser(path, user) = place {
             socket::set_owner(path, *user)?;
         }
         return Ok(vec![(name, socket)]);
     }
     let bound = match place {
-        Place::Unix(path, user) => socket::listen(path, *user)?,
+        Place::Unix(path, user) | Place::VhostUser(path, user) => socket::listen(path, *user)?,
         Place::Tcp(address) => {
             TcpListener::bind(address).with_context(|| format!("cannot bind {address}"))?.into()
         }
@@ -214,7 +226,7 @@ fn open_exports(plan: &Plan) -> anyhow::Result<Vec<(Export, Backing)>> {
 fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     match (tls, &listen.place) {
         (Some(server), _) if listen.tls => Access::Certificate(Arc::clone(server)),
-        (_, Place::Unix(_, user)) => Access::Owner(*user),
+        (_, Place::Unix(_, user) | Place::VhostUser(_, user)) => Access::Owner(*user),
         (_, Place::Tcp(_) | Place::Activated) => Access::Anyone,
     }
 }
@@ -245,9 +257,9 @@ impl Serving {
             exports.push(add(&worker, export, backing, &load.failed).await?);
         }
         let mut serving = Self { worker, names: BTreeMap::new(), sockets: Sockets::default() };
-        for Listener { name, access, socket } in opened.listeners {
+        for Listener { name, front, access, socket } in opened.listeners {
             serving.sockets.listening.insert(name.clone(), socket.try_clone()?);
-            let index = serving.worker.add_listener(socket, access, exports.clone()).await?;
+            let index = serving.worker.add_listener(socket, front, access, exports.clone()).await?;
             serving.names.insert(index, name);
         }
         if let Some(socket) = &opened.upgrades {
@@ -332,7 +344,7 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         serving.worker.await_stop();
     });
     for listen in &plan.listeners {
-        if let Place::Unix(path, _) = &listen.place {
+        if let Place::Unix(path, _) | Place::VhostUser(path, _) = &listen.place {
             let _ = std::fs::remove_file(path);
         }
     }

@@ -34,7 +34,7 @@ use tokio::task::block_in_place;
 use crate::backing::Backing;
 use crate::catalogue::{self, Catalogue, Stage};
 use crate::metrics::{self, Counters};
-use crate::worker::{self, Access, Handle, Served};
+use crate::worker::{self, Access, Front, Handle, Served};
 use crate::{fill, socket};
 
 /// What our folders are called under the state and run directories.
@@ -414,7 +414,7 @@ impl Depot {
         let listening = socket::listen(&path, export.owner_uid)
             .map_err(|e| Error::unavailable(format!("export {name}: {e}")))?;
         let listener = worker
-            .add_listener(listening, access, vec![served.clone()])
+            .add_listener(listening, Front::Nbd, access, vec![served.clone()])
             .await
             .map_err(of_worker)?;
         state.open_exports.insert(name.to_owned(), OpenExport { listener, served });

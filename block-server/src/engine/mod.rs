@@ -55,6 +55,20 @@ pub enum Io {
         offset: u64,
         durable: bool,
     },
+    /// To and from several places at once.
+    ReadVectored {
+        file: FileId,
+        into: *const libc::iovec,
+        count: usize,
+        offset: u64,
+    },
+    WriteVectored {
+        file: FileId,
+        from: *const libc::iovec,
+        count: usize,
+        offset: u64,
+        durable: bool,
+    },
     Sync {
         file: FileId,
     },
@@ -69,6 +83,15 @@ pub enum Io {
     Wake {
         eventfd: RawFd,
         into: *mut u8,
+    },
+    /// Adds to an eventfd what the eight bytes say.
+    Ring {
+        eventfd: RawFd,
+        from: *const u8,
+    },
+    /// Ends when something can be received.
+    Poll {
+        socket: RawFd,
     },
 }
 

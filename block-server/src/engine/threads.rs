@@ -59,6 +59,8 @@ impl Threads {
             Io::Receive { socket, .. } => pollfd(socket, libc::POLLIN),
             Io::Send { socket, .. } => pollfd(socket, libc::POLLOUT),
             Io::Wake { eventfd, .. } => pollfd(eventfd, libc::POLLIN),
+            Io::Ring { eventfd, .. } => pollfd(eventfd, libc::POLLOUT),
+            Io::Poll { socket } => pollfd(socket, libc::POLLIN),
             _ => unreachable!("files are not polled"),
         }));
         let milliseconds = timeout.as_millis().min(60_000) as i32;
@@ -95,7 +97,12 @@ impl Engine for Threads {
 
     unsafe fn start(&mut self, token: Token, io: Io) {
         match io {
-            Io::Accept { .. } | Io::Receive { .. } | Io::Send { .. } | Io::Wake { .. } => {
+            Io::Accept { .. }
+            | Io::Receive { .. }
+            | Io::Send { .. }
+            | Io::Wake { .. }
+            | Io::Ring { .. }
+            | Io::Poll { .. } => {
                 self.polled.push((token, io));
             }
             _ => {
@@ -178,11 +185,20 @@ fn perform(io: Io) -> i32 {
                 let flags = if durable { libc::RWF_DSYNC } else { 0 };
                 libc::pwritev2(file.fd, &raw const vector, 1, offset as i64, flags)
             }
+            Io::ReadVectored { file, into, count, offset } => {
+                libc::preadv(file.fd, into, count as i32, offset as i64)
+            }
+            Io::WriteVectored { file, from, count, offset, durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                libc::pwritev2(file.fd, from, count as i32, offset as i64, flags)
+            }
             Io::Sync { file } => libc::fdatasync(file.fd) as isize,
             Io::Allocate { file, mode, offset, length } => {
                 libc::fallocate(file.fd, mode, offset as i64, length as i64) as isize
             }
             Io::Wake { eventfd, into } => libc::read(eventfd, into.cast(), 8),
+            Io::Ring { eventfd, from } => libc::write(eventfd, from.cast(), 8),
+            Io::Poll { .. } => 0,
         }
     };
     if result >= 0 {

@@ -123,6 +123,23 @@ impl Uring {
                         .build(),
                 }
             }
+            Io::ReadVectored { file, into, count, offset } => match file.fixed {
+                Some(i) => opcode::Readv::new(Fixed(i), into, count as u32).offset(offset).build(),
+                None => opcode::Readv::new(Fd(file.fd), into, count as u32).offset(offset).build(),
+            },
+            Io::WriteVectored { file, from, count, offset, durable } => {
+                let flags = if durable { libc::RWF_DSYNC } else { 0 };
+                match file.fixed {
+                    Some(i) => opcode::Writev::new(Fixed(i), from, count as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                    None => opcode::Writev::new(Fd(file.fd), from, count as u32)
+                        .offset(offset)
+                        .rw_flags(flags)
+                        .build(),
+                }
+            }
             Io::Sync { file } => {
                 opcode::Fsync::new(Fd(file.fd)).flags(FsyncFlags::DATASYNC).build()
             }
@@ -130,6 +147,10 @@ impl Uring {
                 opcode::Fallocate::new(Fd(file.fd), length).offset(offset).mode(mode).build()
             }
             Io::Wake { eventfd, into } => opcode::Read::new(Fd(eventfd), into, 8).build(),
+            Io::Ring { eventfd, from } => opcode::Write::new(Fd(eventfd), from, 8).build(),
+            Io::Poll { socket } => {
+                opcode::PollAdd::new(Fd(socket), (libc::POLLIN | libc::POLLRDHUP) as u32).build()
+            }
         }
     }
 

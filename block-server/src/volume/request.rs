@@ -27,7 +27,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub(super) const fn changes(self) -> bool {
+    pub(crate) const fn changes(self) -> bool {
         matches!(self, Self::Write | Self::Trim | Self::Zero { .. })
     }
 }

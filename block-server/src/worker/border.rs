@@ -6,7 +6,8 @@ use std::os::fd::OwnedFd;
 use super::{Access, Served, Slots, Volume};
 use crate::nbd;
 use crate::tls::Names;
-use crate::volume::{Kind, Trouble};
+use crate::vhost::block::{Disk, QUEUES_MAX, id_of};
+use crate::volume::{Core, Geometry, Kind, Trouble};
 
 /// The exports of one socket, without those whose writer is fenced.
 pub(super) struct View<'a> {
@@ -26,9 +27,7 @@ impl View<'_> {
     }
 
     fn is_current(&self, served: &Served) -> bool {
-        self.volumes
-            .get(served.volume)
-            .is_some_and(|v| served.read_only || served.generation >= v.core.generation())
+        self.volumes.get(served.volume).is_some_and(|v| lawful_writer(served, &v.core))
     }
 }
 
@@ -57,6 +56,21 @@ impl nbd::Exports for View<'_> {
 
     fn names(&self) -> Vec<String> {
         self.exports.iter().filter(|s| self.is_open(s)).map(|s| s.name.clone()).collect()
+    }
+}
+
+/// Whether whoever comes by this export is no fenced writer.
+pub(super) fn lawful_writer(served: &Served, core: &Core) -> bool {
+    served.read_only || served.generation >= core.generation()
+}
+
+/// The disk that a guest is shown.
+pub(super) fn guest_disk(served: &Served, core: &Core, name: &str) -> Disk {
+    Disk {
+        geometry: Geometry { size: served.size, ..core.geometry() },
+        read_only: served.read_only,
+        queues: QUEUES_MAX,
+        id: id_of(name),
     }
 }
 

@@ -41,6 +41,14 @@ pub enum Access {
     Certificate(Arc<tls::Server>),
 }
 
+/// What is spoken on a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Front {
+    Nbd,
+    /// The first export, to one guest at a time.
+    VhostUser,
+}
+
 /// One export on a socket.
 #[derive(Debug, Clone)]
 pub struct Served {
@@ -77,6 +85,7 @@ pub(crate) enum Command {
     RemoveVolume(u32, oneshot::Sender<()>),
     AddListener {
         socket: OwnedFd,
+        front: Front,
         access: Access,
         exports: Vec<Served>,
         done: oneshot::Sender<u32>,
@@ -241,10 +250,11 @@ impl Handle {
     pub async fn add_listener(
         &self,
         socket: OwnedFd,
+        front: Front,
         access: Access,
         exports: Vec<Served>,
     ) -> Result<u32, Gone> {
-        self.ask(|done| Command::AddListener { socket, access, exports, done }).await
+        self.ask(|done| Command::AddListener { socket, front, access, exports, done }).await
     }
 
     pub fn set_exports(

@@ -15,6 +15,8 @@
 mod border;
 mod connection;
 mod control;
+mod device;
+mod guest;
 mod park;
 mod quality;
 mod serve;
@@ -33,11 +35,15 @@ use crate::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Token, Wait};
 use crate::metrics::Counters;
 use crate::nbd;
 use crate::throttle::Admission;
+use crate::vhost::queue::Chain;
 use crate::volume::{Core, ZEROS_MAX};
 
 use connection::Connection;
-pub use control::{Access, ConnectionInfo, EngineChoice, Event, Gone, Handle, NewVolume, Served};
+pub use control::{
+    Access, ConnectionInfo, EngineChoice, Event, Front, Gone, Handle, NewVolume, Served,
+};
 use control::{Command, Waiter};
+use device::{Device, GuestRequest};
 pub use park::{Busy, Parked, Still};
 pub use quality::set_slow_log;
 
@@ -62,6 +68,11 @@ enum Purpose {
     Receive(u32),
     Send(u32),
     Volume(u32, u32),
+    /// Of a vhost-user connection: a message has come.
+    Message(u32),
+    /// A ring's bell: from the guest, and to it.
+    Kick(u32, u16),
+    Call(u32, u16),
 }
 
 impl Purpose {
@@ -73,6 +84,9 @@ impl Purpose {
             Self::Send(index) => 3 << 56 | index as u64,
             // A worker has fewer than 2^24 volumes.
             Self::Volume(index, op) => 4 << 56 | (index as u64) << 32 | op as u64,
+            Self::Message(index) => 5 << 56 | index as u64,
+            Self::Kick(index, ring) => 6 << 56 | (ring as u64) << 32 | index as u64,
+            Self::Call(index, ring) => 7 << 56 | (ring as u64) << 32 | index as u64,
         }
     }
 
@@ -84,6 +98,9 @@ impl Purpose {
             2 => Self::Receive(low),
             3 => Self::Send(low),
             4 => Self::Volume((token >> 32) as u32 & 0x00ff_ffff, low),
+            5 => Self::Message(low),
+            6 => Self::Kick(low, (token >> 32) as u16),
+            7 => Self::Call(low, (token >> 32) as u16),
             kind => unreachable!("no operation of kind {kind} was started"),
         }
     }
@@ -153,6 +170,7 @@ struct Listener {
     socket: OwnedFd,
     access: Access,
     exports: Rc<[Served]>,
+    front: Front,
     closing: bool,
     /// New connections are hung up on.
     draining: bool,
@@ -186,9 +204,16 @@ pub(crate) struct Worker<E> {
     listeners: Slots<Listener>,
     connections: Slots<Box<Connection>>,
     requests: Slots<InFlight>,
+    devices: Slots<Box<Device>>,
+    /// Devices that there ever were.
+    devices_born: u64,
+    guest_requests: Slots<GuestRequest>,
+    /// For taking one request off a ring; kept for its room.
+    chain: Chain,
     /// Connections and volumes with something to do in this turn.
     busy_connections: VecDeque<u32>,
     busy_volumes: VecDeque<u32>,
+    busy_devices: VecDeque<u32>,
     /// File operations that run: then the next event is probably the disk's.
     file_ops: u64,
     zeros: Buffer,
@@ -229,8 +254,13 @@ impl<E: Engine> Worker<E> {
             listeners: Slots::new(),
             connections: Slots::new(),
             requests: Slots::new(),
+            devices: Slots::new(),
+            devices_born: 0,
+            guest_requests: Slots::new(),
+            chain: Chain::default(),
             busy_connections: VecDeque::new(),
             busy_volumes: VecDeque::new(),
+            busy_devices: VecDeque::new(),
             file_ops: 0,
             zeros,
             admission: Admission::default(),
@@ -281,7 +311,11 @@ impl<E: Engine> Worker<E> {
             }
             self.tell_waiters();
             self.try_park(now);
-            if self.stopping && self.connections.len() == 0 && self.listeners.len() == 0 {
+            if self.stopping
+                && self.connections.len() == 0
+                && self.devices.len() == 0
+                && self.listeners.len() == 0
+            {
                 return Ok(());
             }
         }
@@ -299,6 +333,9 @@ impl<E: Engine> Worker<E> {
             Purpose::Receive(connection) => self.received(connection, completion.result),
             Purpose::Send(connection) => self.sent(connection, completion.result),
             Purpose::Volume(volume, op) => self.file_op_ended(volume, op, completion.result),
+            Purpose::Message(device) => self.device_readable(device),
+            Purpose::Kick(device, ring) => self.device_kicked(device, ring, completion.result),
+            Purpose::Call(device, ring) => self.device_called(device, ring),
         }
     }
 
@@ -309,6 +346,8 @@ impl<E: Engine> Worker<E> {
                 self.serve_volume(volume);
             } else if let Some(connection) = self.busy_connections.pop_front() {
                 self.serve_connection(connection);
+            } else if let Some(device) = self.busy_devices.pop_front() {
+                self.serve_device(device);
             } else if !self.admit_waiting() {
                 return;
             }

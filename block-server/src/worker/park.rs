@@ -69,6 +69,11 @@ impl<E: Engine> Worker<E> {
         for id in all {
             self.still(id, now);
         }
+        // Guests come to the successor by themselves; what was taken is marked.
+        let all: Vec<u32> = self.listeners.iter().map(|(index, _)| index).collect();
+        for index in all {
+            self.close_devices(index, now);
+        }
         self.is_parked = false;
     }
 
@@ -115,6 +120,7 @@ impl<E: Engine> Worker<E> {
             self.still(id, now);
         }
         let is_still = self.file_ops == 0
+            && self.devices.len() == 0
             && !self.listeners.iter().any(|(_, l)| l.accepting)
             && self.connections.iter().all(|(_, c)| c.is_still())
             && self.volumes.iter().all(|(_, v)| v.core.in_flight() == 0);

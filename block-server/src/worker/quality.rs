@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::connection::Closing;
 use super::control::ConnectionInfo;
+use super::guest::GUEST;
 use super::{DRAIN_MAX, InFlight, Waiter, Worker};
 use crate::engine::Engine;
 use crate::nbd;
@@ -34,6 +35,32 @@ pub fn set_slow_log(threshold: Option<Duration>) {
 pub(super) struct SlowLog {
     second: u64,
     lines: u32,
+}
+
+/// What is said of a request when it is answered, whichever front it came by.
+pub(super) struct Past {
+    pub volume: u32,
+    /// Its kind, by the name that NBD has for it.
+    pub command: nbd::Command,
+    pub offset: u64,
+    pub length: u64,
+    pub arrived: Instant,
+    pub admitted: Instant,
+    pub begun: Instant,
+}
+
+impl InFlight {
+    pub(super) const fn past(&self) -> Past {
+        Past {
+            volume: self.volume,
+            command: self.request.command,
+            offset: self.request.offset,
+            length: self.request.length,
+            arrived: self.arrived,
+            admitted: self.admitted,
+            begun: self.begun,
+        }
+    }
 }
 
 pub(super) const fn class_of(command: nbd::Command) -> Class {
@@ -69,6 +96,11 @@ impl<E: Engine> Worker<E> {
     pub(super) fn admit_waiting(&mut self) -> bool {
         let mut any = false;
         while let Some((_, ticket)) = self.admission.next(self.clock_ns) {
+            any = true;
+            if ticket >= GUEST {
+                self.admit_guest(ticket);
+                continue;
+            }
             let Some(in_flight) = self.requests.get_mut(ticket) else {
                 unreachable!("request {ticket} waits, so it is in flight")
             };
@@ -83,7 +115,6 @@ impl<E: Engine> Worker<E> {
             }
             self.submit(ticket);
             self.touch_connection(connection);
-            any = true;
         }
         any
     }
@@ -103,11 +134,11 @@ impl<E: Engine> Worker<E> {
     }
 
     /// Counts a request that is being answered; says so where it was slow.
-    pub(super) fn account(&mut self, in_flight: &InFlight, error: Option<nbd::Error>) {
-        let nbd::Request { command, length, offset, .. } = in_flight.request;
-        self.admission.ended(in_flight.volume, class_of(command), length);
-        let Some(volume) = self.volumes.get(in_flight.volume) else { return };
-        let took = self.now.saturating_duration_since(in_flight.arrived);
+    pub(super) fn account(&mut self, past: &Past, error: Option<nbd::Error>) {
+        let Past { command, offset, length, .. } = *past;
+        self.admission.ended(past.volume, class_of(command), length);
+        let Some(volume) = self.volumes.get(past.volume) else { return };
+        let took = self.now.saturating_duration_since(past.arrived);
         volume.counters.answered(command, length, took, error);
         if took.as_micros() < u128::from(SLOW_US.load(Ordering::Relaxed)) {
             return;
@@ -130,9 +161,9 @@ impl<E: Engine> Worker<E> {
                 volume.name,
                 command,
                 ms(took),
-                ms(in_flight.admitted - in_flight.arrived),
-                ms(in_flight.begun - in_flight.admitted),
-                ms(self.now - in_flight.begun),
+                ms(past.admitted - past.arrived),
+                ms(past.begun - past.admitted),
+                ms(self.now - past.begun),
             );
         }
     }
@@ -232,6 +263,7 @@ impl<E: Engine> Worker<E> {
         listener.draining = draining;
         if draining {
             self.drain_connections(now, |c| c.listener == index);
+            self.close_devices(index, now);
         }
     }
 

@@ -6,10 +6,11 @@ use std::time::Instant;
 
 use super::border::{View, admits, error_of, kind_of, report, set_no_delay};
 use super::connection::{Chosen, Closing, Connection, Receiving};
+use super::guest::GUEST;
 use super::quality::BARRIER;
 use super::{
-    Command, DRAIN_MAX, Event, HANDSHAKE_MAX, InFlight, Listener, Purpose, Slots, Volume, Waiter,
-    Worker,
+    Command, DRAIN_MAX, Event, Front, HANDSHAKE_MAX, InFlight, Listener, Purpose, Slots, Volume,
+    Waiter, Worker,
 };
 use crate::engine::{Engine, Io, Window, extents};
 use crate::nbd::session::Answer;
@@ -48,11 +49,12 @@ impl<E: Engine> Worker<E> {
             Command::RemoveVolume(volume, done) => {
                 self.waiters.push(Waiter::VolumeIdle { volume, done });
             }
-            Command::AddListener { socket, access, exports, done } => {
+            Command::AddListener { socket, front, access, exports, done } => {
                 let listener = Listener {
                     socket,
                     access,
                     exports: exports.into(),
+                    front,
                     closing: false,
                     draining: false,
                     accepting: false,
@@ -63,6 +65,9 @@ impl<E: Engine> Worker<E> {
                 let _ = done.send(index);
             }
             Command::SetExports { listener, access, exports } => {
+                if let Some(served) = exports.first() {
+                    self.devices_heard(listener, served);
+                }
                 if let Some(listener) = self.listeners.get_mut(listener) {
                     listener.exports = exports.into();
                     listener.access = access;
@@ -148,11 +153,13 @@ impl<E: Engine> Worker<E> {
         for id in touched {
             self.touch_connection(id);
         }
+        self.close_devices(index, now);
         self.forget_listener(index);
     }
 
-    fn forget_listener(&mut self, index: u32) {
-        let has_connections = self.connections.iter().any(|(_, c)| c.listener == index);
+    pub(super) fn forget_listener(&mut self, index: u32) {
+        let has_connections = self.connections.iter().any(|(_, c)| c.listener == index)
+            || self.devices.iter().any(|(_, d)| d.listener == index);
         if self.listeners.get(index).is_some_and(|l| l.closing && !l.accepting) && !has_connections
         {
             self.listeners.remove(index);
@@ -187,6 +194,10 @@ impl<E: Engine> Worker<E> {
                     limit = CONNECTIONS_MAX,
                     "refused a connection: the limit is reached"
                 );
+            } else if listener.front == Front::VhostUser {
+                if let Some(served) = exports.first().filter(|_| admits(&access, &socket)) {
+                    self.device_came(socket, index, served, now);
+                }
             } else if !is_full && admits(&access, &socket) {
                 set_no_delay(&socket);
                 let deadline = now + HANDSHAKE_MAX;
@@ -506,6 +517,8 @@ impl<E: Engine> Worker<E> {
             } else if let Some(reply) = volume.core.next_reply() {
                 if reply.ticket == BARRIER {
                     self.barrier_ended(index, &reply);
+                } else if reply.ticket >= GUEST {
+                    self.answer_guest(&reply);
                 } else {
                     self.answer(reply);
                 }
@@ -538,6 +551,15 @@ impl<E: Engine> Worker<E> {
             buffer.bytes_mut()[at..at + length].as_mut_ptr()
         };
         let io = match op {
+            Op::Read { ticket, at, offset, length } if ticket >= GUEST => {
+                self.guest_requests.read((ticket & !GUEST, now), file, at, offset, length)
+            }
+            Op::Write { ticket, at, offset, length, durable } if ticket >= GUEST => {
+                self.guest_requests.write((ticket & !GUEST, now), file, at, offset, length, durable)
+            }
+            Op::Copy { ticket, from, to, length } if ticket >= GUEST => {
+                return self.guest_requests.copy((ticket & !GUEST, now), from, to, length);
+            }
             Op::Read { ticket, at, offset, length } => {
                 let into = buffer_of(&mut self.requests, ticket, at, length);
                 Io::Read { file, into, length, offset }
@@ -603,7 +625,7 @@ impl<E: Engine> Worker<E> {
             unreachable!("request {} is answered once", reply.ticket)
         };
         let request = in_flight.request;
-        self.account(&in_flight, reply.result.as_ref().err().map(|errno| error_of(*errno)));
+        self.account(&in_flight.past(), reply.result.as_ref().err().map(|errno| error_of(*errno)));
         let Some(connection) = self.connections.get_mut(in_flight.connection) else {
             unreachable!("a connection stays while its requests are in flight")
         };
