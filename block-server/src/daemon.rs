@@ -28,6 +28,10 @@ pub struct Options {
     /// Threads that serve; by default one a core, at most four.
     #[arg(long, value_name = "COUNT")]
     threads: Option<usize>,
+    /// Log requests that take as long, ten a second at most; changed live over the
+    /// control socket.
+    #[arg(long, value_name = "MS")]
+    slow_log_ms: Option<u64>,
 }
 
 impl Options {
@@ -57,6 +61,8 @@ impl Options {
 /// Serves until `stop` resolves.
 pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let deployment = options.deployment()?;
+    let slow = options.slow_log_ms.filter(|ms| *ms > 0);
+    crate::worker::set_slow_log(slow.map(std::time::Duration::from_millis));
     let (events, mut heard) = unbounded_channel();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let count = options.threads.unwrap_or(cores.min(WORKERS_MAX)).max(1);

@@ -13,6 +13,7 @@ pub mod confine;
 pub mod daemon;
 pub mod depot;
 pub mod engine;
+pub mod exposition;
 pub mod fill;
 pub mod handover;
 pub mod metrics;

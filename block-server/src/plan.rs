@@ -4,13 +4,16 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use model::Limits;
+use rpc::block::Quality;
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::backing::Cache;
-use crate::tls;
 use crate::worker::{EngineChoice, Front};
+use crate::{exposition, tls};
 
 /// One thread serves some hundred thousand requests a second.
 pub const THREADS_MAX: usize = 64;
@@ -26,6 +29,9 @@ pub struct Plan {
     pub listeners: Vec<Listen>,
     pub exports: Vec<Export>,
     pub tls: Option<tls::Files>,
+    pub metrics: Option<exposition::Place>,
+    /// Requests that take as long are logged.
+    pub slow_log: Option<Duration>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +82,7 @@ pub struct Export {
     pub description: String,
     /// Names of certificates; `None` lets in whoever the listener lets in.
     pub clients: Option<Vec<String>>,
+    pub limits: Limits,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +103,8 @@ struct Document {
     engine: Option<Engine>,
     threads: Option<Spanned<usize>>,
     tls: Option<tls::Files>,
+    metrics: Option<Spanned<String>>,
+    slow_log_ms: Option<u64>,
     #[serde(default)]
     listen: Vec<Spanned<ListenTable>>,
     #[serde(default)]
@@ -135,6 +144,8 @@ struct ExportTable {
     cache: Cache,
     description: Option<String>,
     clients: Option<Vec<String>>,
+    iops: Option<u64>,
+    throughput_mib: Option<u64>,
 }
 
 /// A sentence that says what is wrong and what to write, and where.
@@ -205,7 +216,18 @@ fn plan(document: Document) -> Result<Plan, Fault> {
         Some(Engine::Threads) => EngineChoice::Threads,
     };
     let threads = document.threads.map(Spanned::into_inner);
-    Ok(Plan { engine, threads, listeners, exports, tls: document.tls })
+    let place = |text: &Spanned<String>| {
+        text.get_ref().parse().map_err(|why| fault(text, format!("metrics: {why}")))
+    };
+    Ok(Plan {
+        engine,
+        threads,
+        listeners,
+        exports,
+        tls: document.tls,
+        metrics: document.metrics.as_ref().map(place).transpose()?,
+        slow_log: document.slow_log_ms.filter(|ms| *ms > 0).map(Duration::from_millis),
+    })
 }
 
 fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> {
@@ -235,7 +257,9 @@ fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> 
 }
 
 fn export(table: &Spanned<ExportTable>) -> Result<Export, Fault> {
-    let ExportTable { name, path, read_only, cache, description, clients } = table.get_ref();
+    let ExportTable { name, path, read_only, cache, description, clients, .. } = table.get_ref();
+    let ExportTable { iops, throughput_mib, .. } = *table.get_ref();
+    let limits = Quality { kind: None, iops, throughput_mib }.limits(0);
     if name.len() > NAME_MAX {
         return Err(fault(table, format!("name: write at most {NAME_MAX} bytes")));
     }
@@ -252,6 +276,7 @@ fn export(table: &Spanned<ExportTable>) -> Result<Export, Fault> {
         cache: *cache,
         description: description.clone().unwrap_or_else(|| path.display().to_string()),
         clients: clients.clone(),
+        limits: limits.map_err(|why| fault(table, why))?,
     })
 }
 
@@ -271,6 +296,8 @@ mod tests {
         let text = r#"
             engine = "threads"
             threads = 3
+            metrics = "127.0.0.1:9100"
+            slow-log-ms = 250
             [tls]
             certificate = "/c"
             key = "/k"
@@ -289,12 +316,18 @@ mod tests {
             read-only = true
             description = "the root"
             clients = ["host-a"]
+            iops = 500
+            throughput-mib = 20
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
         assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), Some(107)));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
+        assert_eq!(plan.slow_log, Some(Duration::from_millis(250)));
+        assert!(matches!(plan.metrics, Some(exposition::Place::Tcp(_))));
         let export = &plan.exports[0];
+        assert_eq!(export.limits.operations.map(|r| r.sustained), Some(500));
+        assert_eq!(export.limits.bytes.map(|r| r.sustained), Some(20 << 20));
         assert!(export.read_only && export.description == "the root");
         assert_eq!(export.clients.as_deref(), Some(&["host-a".to_owned()][..]));
     }
@@ -314,6 +347,8 @@ mod tests {
             (format!("[[listen]]\ntcp = \"here\"\n{EXPORT}"), &["line 2", "tcp", "address"]),
             (format!("{LISTEN}{EXPORT}{EXPORT}"), &["line 6", "name", "taken"]),
             (format!("{LISTEN}{EXPORT}clients = [\"a\"]\n"), &["line 3", "clients", "tls = true"]),
+            (format!("{LISTEN}{EXPORT}iops = 0\n"), &["line 3", "IOPS", "between 1"]),
+            (format!("metrics = \"x\"\n{LISTEN}{EXPORT}"), &["line 1", "metrics", "ADDRESS:PORT"]),
             (LISTEN.to_owned(), &["[[export]]"]),
             (EXPORT.to_owned(), &["[[listen]]"]),
         ] {

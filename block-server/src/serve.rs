@@ -19,6 +19,7 @@ use rpc::block::{
 use rpc::server::{ControlListener, Peer};
 
 use crate::depot::Depot;
+use crate::exposition::METRICS_TYPE;
 
 type Answer<T> = Result<Json<T>, Error>;
 
@@ -64,9 +65,6 @@ pub fn listen(
 async fn status(State(depot): State<Arc<Depot>>) -> Answer<Status> {
     Ok(Json(depot.status().await))
 }
-
-/// The text format's own type (Prometheus, "Exposition formats").
-const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 async fn metrics(State(depot): State<Arc<Depot>>) -> impl IntoResponse {
     ([(CONTENT_TYPE, METRICS_TYPE)], depot.metrics().await)

@@ -7,18 +7,25 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use rpc::block::Quality;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::backing::{Backing, Cache};
+use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taking};
+use crate::metrics::Counters;
 use crate::plan::{Export, Listen, Place, Plan};
 use crate::worker::{Access, EngineChoice, Front, Handle, NewVolume, Parked, Served};
 use crate::{socket, tls};
 
 /// What a hand-over calls us; a `daemon` is another kind.
 const KIND: &str = "block-server serve";
+
+/// The name of the socket that metrics are asked at.
+const METRICS: &str = "metrics";
 
 /// The name of the socket that successors ask at.
 const UPGRADES: &str = "take-over";
@@ -43,7 +50,8 @@ The page block-server(8) has the whole of it.";
 pub struct Options {
     /// What to serve, as a TOML file; in place of the options that say so.
     #[arg(long, value_name = "FILE", conflicts_with_all =
-        ["file", "export", "socket", "vhost_user", "tcp", "read_only", "cache", "engine", "tls_certificates"])]
+        ["file", "export", "socket", "vhost_user", "tcp", "read_only", "cache", "engine", "tls_certificates",
+         "metrics", "slow_log_ms", "iops", "throughput_mib"])]
     config: Option<PathBuf>,
     /// Look whether all could be served, say what is wrong, and end.
     #[arg(long)]
@@ -81,6 +89,18 @@ pub struct Options {
     cache: Cache,
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
+    /// Operations a second that each export may do, 256 KiB each at most.
+    #[arg(long, value_name = "COUNT")]
+    iops: Option<u64>,
+    /// MiB a second that each export may read and write.
+    #[arg(long, value_name = "MIB")]
+    throughput_mib: Option<u64>,
+    /// Serve Prometheus' metrics there: GET /metrics.
+    #[arg(long, value_name = "ADDRESS:PORT|PATH")]
+    metrics: Option<exposition::Place>,
+    /// Log requests that take as long, ten a second at most.
+    #[arg(long, value_name = "MS")]
+    slow_log_ms: Option<u64>,
 }
 
 fn named(text: &str) -> Result<(String, PathBuf), String> {
@@ -93,6 +113,8 @@ impl Options {
         if let Some(path) = &self.config {
             return Ok(Plan::read(path)?);
         }
+        let quality = Quality { kind: None, iops: self.iops, throughput_mib: self.throughput_mib };
+        let limits = quality.limits(0).map_err(anyhow::Error::msg)?;
         let all = self.file.map(|path| (String::new(), path)).into_iter().chain(self.export);
         let exports: Vec<Export> = all
             .map(|(name, path)| Export {
@@ -102,6 +124,7 @@ impl Options {
                 description: path.display().to_string(),
                 path,
                 clients: None,
+                limits,
             })
             .collect();
         ensure!(!exports.is_empty(), "name a --file, an --export or a --config");
@@ -125,7 +148,15 @@ impl Options {
             exports.len() == 1 || !listeners.iter().any(|l| l.place.is_vhost_user()),
             "a --vhost-user socket serves one export: name only one"
         );
-        Ok(Plan { engine: self.engine, threads: None, listeners, exports, tls })
+        Ok(Plan {
+            engine: self.engine,
+            threads: None,
+            listeners,
+            exports,
+            tls,
+            metrics: self.metrics,
+            slow_log: self.slow_log_ms.filter(|ms| *ms > 0).map(Duration::from_millis),
+        })
     }
 }
 
@@ -135,6 +166,7 @@ struct Opened {
     listeners: Vec<Listener>,
     /// Where another server may ask for all this.
     upgrades: Option<OwnedFd>,
+    metrics: Option<OwnedFd>,
 }
 
 struct Listener {
@@ -167,7 +199,12 @@ fn open(
         (_, Some(path)) => Some(socket::listen(path, None)?),
         (_, None) => None,
     };
-    Ok(Opened { exports, listeners, upgrades })
+    let metrics = match (&plan.metrics, old.listening.remove(METRICS)) {
+        (Some(_), Some(socket)) => Some(socket),
+        (Some(place), None) => Some(place.bind()?),
+        (None, _) => None,
+    };
+    Ok(Opened { exports, listeners, upgrades, metrics })
 }
 
 /// The sockets of one place, taken over, passed on or bound.
@@ -244,6 +281,7 @@ struct Serving {
     /// Which listener has which name.
     names: BTreeMap<u32, String>,
     sockets: Sockets,
+    metrics: Vec<(String, Arc<Counters>)>,
 }
 
 impl Serving {
@@ -252,11 +290,14 @@ impl Serving {
         opened: Opened,
         load: Load,
     ) -> anyhow::Result<(Self, Option<OwnedFd>)> {
-        let mut exports = Vec::new();
+        let (mut exports, mut metrics) = (Vec::new(), Vec::new());
         for (export, backing) in opened.exports {
-            exports.push(add(&worker, export, backing, &load.failed).await?);
+            let counters = Arc::<Counters>::default();
+            metrics.push((export.path.display().to_string(), Arc::clone(&counters)));
+            exports.push(add(&worker, export, backing, &load.failed, counters).await?);
         }
-        let mut serving = Self { worker, names: BTreeMap::new(), sockets: Sockets::default() };
+        let mut serving =
+            Self { worker, names: BTreeMap::new(), sockets: Sockets::default(), metrics };
         for Listener { name, front, access, socket } in opened.listeners {
             serving.sockets.listening.insert(name.clone(), socket.try_clone()?);
             let index = serving.worker.add_listener(socket, front, access, exports.clone()).await?;
@@ -264,6 +305,9 @@ impl Serving {
         }
         if let Some(socket) = &opened.upgrades {
             serving.sockets.listening.insert(UPGRADES.to_owned(), socket.try_clone()?);
+        }
+        if let Some(socket) = opened.metrics {
+            serving.sockets.listening.insert(METRICS.to_owned(), socket);
         }
         serving.take_up(load)?;
         Ok((serving, opened.upgrades))
@@ -327,12 +371,23 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         None => Load::default(),
     };
     let taken = load.connections.len();
+    let scraped_at = opened.metrics.as_ref().map(OwnedFd::try_clone).transpose()?;
     let (serving, upgrades) = Serving::start(worker, opened, load).await?;
+    crate::worker::set_slow_log(plan.slow_log);
+    let scraped = async {
+        match (&plan.metrics, scraped_at) {
+            (Some(place), Some(socket)) => {
+                exposition::serve(place.clone(), socket, serving.metrics.clone()).await
+            }
+            _ => std::future::pending().await,
+        }
+    };
     let (engine, exports) = (serving.worker.engine(), plan.exports.len());
     tracing::info!(engine, exports, taken, "serving");
     println!("ready");
     tokio::select! {
         () = stop => {}
+        ended = scraped => ended.context("the metrics' socket failed")?,
         succeeded = succession(&serving, upgrades) => {
             succeeded?;
             tracing::info!("a successor serves");
@@ -343,6 +398,9 @@ pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Re
         serving.worker.begin_stop();
         serving.worker.await_stop();
     });
+    if let Some(exposition::Place::Unix(path)) = &plan.metrics {
+        let _ = std::fs::remove_file(path);
+    }
     for listen in &plan.listeners {
         if let Place::Unix(path, _) | Place::VhostUser(path, _) = &listen.place {
             let _ = std::fs::remove_file(path);
@@ -368,6 +426,7 @@ async fn add(
     export: Export,
     backing: Backing,
     failed: &[(String, String)],
+    counters: Arc<Counters>,
 ) -> anyhow::Result<Served> {
     let size = backing.geometry.size;
     let name = export.path.display().to_string();
@@ -378,8 +437,8 @@ async fn add(
         fd: backing.fd,
         geometry: backing.geometry,
         generation: 0,
-        counters: Arc::default(),
-        limits: model::Limits::none(),
+        counters,
+        limits: export.limits,
     };
     Ok(Served {
         name: export.name,

@@ -285,3 +285,60 @@ fn tcp_serves_as_a_socket_does() {
         assert!(!told.contains("failed"), "{told}");
     }
 }
+
+/// Metrics at a socket, limits from the command line, and the slow operations in the log.
+#[test]
+fn a_server_alone_keeps_limits_tells_metrics_and_what_was_slow() {
+    const TEST: &str = "a_server_alone_keeps_limits_tells_metrics_and_what_was_slow";
+    let bench = Bench::new(8);
+    let metrics = bench.path("metrics.sock");
+    let log = bench.path("log");
+    let server = std::process::Command::new(env!("CARGO_BIN_EXE_block-server"))
+        .args(["serve", "--file", text(&bench.image()), "--socket", text(&bench.socket())])
+        .args(["--iops", "20", "--slow-log-ms", "20", "--metrics", text(&metrics)])
+        .stderr(std::fs::File::create(&log).unwrap())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let server = Ended(server);
+    for _ in 0..200 {
+        if metrics.exists() && bench.socket().exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let uri = bench.uri();
+    // Eight that are apart: two at once, the others at twenty a second.
+    let writes: Vec<String> = (0..8).map(|i| format!("write {i}M 4k")).collect();
+    let mut arguments = vec!["-f", "raw"];
+    writes.iter().for_each(|write| arguments.extend(["-c", write.as_str()]));
+    arguments.push(&uri);
+    if succeed(TEST, "qemu-io", &arguments).is_none() {
+        return;
+    }
+    let mut stream = std::os::unix::net::UnixStream::connect(&metrics).unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    std::io::Write::write_all(&mut stream, request).unwrap();
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut stream, &mut told).unwrap();
+    assert!(told.contains("text/plain; version=0.0.4"), "{told}");
+    let count = |name: &str| -> u64 {
+        let line = told.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{told}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(count("hostplane_volume_throttled_operations_total") >= 4, "{told}");
+    assert!(count("hostplane_volume_slow_operations_total") >= 4, "{told}");
+    drop(server);
+    let log = std::fs::read_to_string(&log).unwrap();
+    let slow = log.lines().find(|l| l.contains("slow Write of 4096 bytes at")).expect(&log);
+    assert!(slow.contains("throttled") && slow.contains("disk"), "{slow}");
+}
+
+struct Ended(std::process::Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -140,6 +140,16 @@ impl<E: Engine> Worker<E> {
         let Some(volume) = self.volumes.get(past.volume) else { return };
         let took = self.now.saturating_duration_since(past.arrived);
         volume.counters.answered(command, length, took, error);
+        // Off, it costs a load and a comparison (docs/adr/0039).
+        tracing::trace!(
+            volume = volume.name,
+            ?command,
+            offset,
+            length,
+            us = took.as_micros() as u64,
+            ?error,
+            "answered"
+        );
         if took.as_micros() < u128::from(SLOW_US.load(Ordering::Relaxed)) {
             return;
         }
