@@ -366,7 +366,9 @@ impl<P: Payload> Session<P> {
                     } else {
                         0
                     });
-                    if busy_bytes > 0 && busy_bytes + occupied > IN_FLIGHT_BYTES_MAX {
+                    // A peer may claim any length that 64 bits can hold.
+                    let with_it = busy_bytes.saturating_add(occupied);
+                    if busy_bytes > 0 && with_it > IN_FLIGHT_BYTES_MAX {
                         return None;
                     }
                     self.input.consume(transmission.header_length());

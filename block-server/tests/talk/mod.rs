@@ -6,9 +6,9 @@
 use super::nbd::session::{Answer, IN_FLIGHT_MAX, PAYLOAD_MAX, TRANSMISSION_SPACE};
 use super::nbd::{Command, Export, Exports, Request, Session};
 
-pub const SIZE: u64 = 1 << 20;
+pub const SIZE: u64 = 128 << 10;
 
-/// One volume of 1 MiB, by two names.
+/// One volume of [`SIZE`], by two names.
 pub struct One;
 
 impl Exports for One {
@@ -214,6 +214,16 @@ pub fn holds(requests: &[Request], output: &[u8]) -> Result<(), String> {
     match left.iter().find(|r| r.error == 0) {
         Some(reply) => Err(format!("nobody asked for {reply:?}")),
         None => Ok(()),
+    }
+}
+
+/// What fuzzing tries: two bytes say how it is sent and answered, the rest is sent.
+pub fn hold(input: &[u8]) {
+    let [patience, piece, rest @ ..] = input else { return };
+    let piece = if *piece == 0 { usize::MAX } else { usize::from(*piece) };
+    let (requests, output) = converse(rest, usize::from(patience % 8), |_| piece);
+    if let Err(told) = holds(&requests, &output) {
+        panic!("{told}");
     }
 }
 
