@@ -10,7 +10,7 @@ use benches::packet::contender::{Contender, Stage};
 use benches::packet::frame::{Client, Ends, Template};
 use benches::packet::namespace;
 use benches::packet::nftables::{Shape, ruleset};
-use benches::packet::ours::{Ours, early_program};
+use benches::packet::ours::{Ours, Way, early_program};
 use benches::packet::scene::{CLIENT_MAC, End, Scene, UPLINK_INDEX, UPLINK_MAC, nft};
 use benches::packet::world::{PORT, SOURCES, World};
 
@@ -114,7 +114,7 @@ fn frames_go_through_the_early_program_where_it_is_said() {
     }
     let world = World::with_rules(RULES);
     let scene = Scene::build(world.measured()).unwrap();
-    let _ours = scene.router.within(|| Ours::build(&world, false)).unwrap();
+    let _ours = scene.router.within(|| Ours::build(&world, Way::Early)).unwrap();
     let early = scene.router.within(early_program).unwrap();
     let template = Template::new(
         Ends {

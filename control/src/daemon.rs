@@ -155,7 +155,11 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
             .to_owned(),
     };
     let uplink = options.uplink.clone().zip(options.uplink_gateway);
-    let uplink = uplink.map(|(device, gateway)| rpc::dataplane::Uplink { device, gateway });
+    let uplink = uplink.map(|(device, gateway)| rpc::dataplane::Uplink {
+        device,
+        gateway,
+        early_drop: None,
+    });
     let mut elastic_reserved = options.elastic_reserved.clone();
     if let Some(uplink) = &uplink {
         elastic_reserved.extend(addresses_of(&uplink.device));

@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf::layout::{Config, Elastic, Interface, Local, LocalKey, Prefix};
 
-use crate::compile::{Attachment, Placed, Tables};
+use crate::compile::{Attachment, Placed, Role, Tables};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -92,7 +92,14 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     changes
 }
 
-/// A device that changes its role is detached before it is attached anew.
+/// Whether a device may change from one role to the other without a gap.
+fn together(a: Role, b: Role) -> bool {
+    let uplink = |role| matches!(role, Role::Uplink | Role::UplinkEarly);
+    a == b || uplink(a) && uplink(b)
+}
+
+/// A device that changes its role is detached before it is attached anew, but for
+/// the uplink's two roles.
 fn exchange_attachments(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     let role = |tables: &Tables, i: &u32| tables.attachments.get(i).map(|a| a.role);
     let detach = |ifindex: u32, attachment: &Attachment| Change::Detach {
@@ -100,7 +107,7 @@ fn exchange_attachments(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
         attachment: attachment.clone(),
     };
     for (ifindex, old) in &from.attachments {
-        if role(to, ifindex).is_some_and(|new| new != old.role) {
+        if role(to, ifindex).is_some_and(|new| !together(new, old.role)) {
             changes.push(detach(*ifindex, old));
         }
     }

@@ -11,8 +11,10 @@
 //! What comes from a guest never reaches the host's own stack.
 
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
-use crate::layout::{Elastic, FlowKey, Interface, LocalKey, METADATA, SOURCE_CHECK, TO_NAMESPACE};
-use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, mac_number};
+use crate::layout::{
+    Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, SOURCE_CHECK, TO_NAMESPACE,
+};
+use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::{Rewrite, corrected, sum32};
@@ -76,6 +78,7 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
         IPV4 => {}
         ARP => return arp_from_instance(frame, interface, work),
         IPV6 => return Err(Reason::Ipv6),
+        VLAN | VLAN_OUTER => return Err(Reason::Vlan),
         _ => return Err(Reason::EtherType),
     }
     work.packet.parse(frame, head)?;
@@ -86,6 +89,9 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
             return Err(Reason::SpoofedAddress);
         }
         return punt(interface, head, Reason::PuntDhcp, work);
+    }
+    if packet.is_dhcp_reply() {
+        return Err(Reason::SpoofedDhcp);
     }
     if !own_source && interface.flags & SOURCE_CHECK != 0 {
         return Err(Reason::SpoofedAddress);
@@ -364,7 +370,14 @@ pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
     if head.ether_type != IPV4 || !arrival.to_host {
         return;
     }
+    let config = tables.config();
+    if config.blocked != 0 && tables.blocked(head.source) {
+        return work.verdict.refuse(Reason::Blocked);
+    }
     let Some(elastic) = tables.elastic(head.destination) else {
+        if config.ranges == RANGES_LATE && tables.in_elastic_range(head.destination) {
+            work.verdict.refuse(Reason::UnknownElastic);
+        }
         return;
     };
     work.verdict.slots[0] = elastic.interface.slot;

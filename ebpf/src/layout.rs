@@ -226,7 +226,7 @@ pub struct Config {
     pub uplink: u32,
     /// Not zero: `BLOCKED` has entries.
     pub blocked: u32,
-    /// Not zero: `RANGES` has entries.
+    /// 0: `RANGES` is empty; else who looks there: [`RANGES_EARLY`] or [`RANGES_LATE`].
     pub ranges: u32,
     pub uplink_mac: [u8; 6],
     pub zero: u16,
@@ -235,6 +235,11 @@ pub struct Config {
     pub seed: u64,
 }
 const _: () = assert!(size_of::<Config>() == 32);
+
+/// [`Config::ranges`]: the XDP program on the uplink drops what is for nobody.
+pub const RANGES_EARLY: u32 = 1;
+/// [`Config::ranges`]: the uplink's tc program does.
+pub const RANGES_LATE: u32 = 2;
 
 /// Key of the prefix tries `BLOCKED` and `RANGES`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
 #[repr(C)]

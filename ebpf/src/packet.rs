@@ -41,6 +41,9 @@ const ICMP_LEN: u32 = 8;
 pub const ARP: u16 = 0x0806;
 pub const IPV4: u16 = 0x0800;
 pub const IPV6: u16 = 0x86dd;
+/// 802.1Q and 802.1ad, where the device left the tag in the frame.
+pub const VLAN: u16 = 0x8100;
+pub const VLAN_OUTER: u16 = 0x88a8;
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -288,6 +291,11 @@ impl Packet {
     #[inline(always)]
     pub fn is_rst(&self) -> bool {
         self.tcp_flags & RST != 0
+    }
+
+    #[inline(always)]
+    pub fn is_dhcp_reply(&self) -> bool {
+        self.kind == Kind::Udp && self.source_port == 67 && self.destination_port == 68
     }
 
     #[inline(always)]

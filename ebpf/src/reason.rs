@@ -98,6 +98,8 @@ reasons! {
     UnknownElastic = 40, drop, "unknown-elastic-address";
     /// From the world with a source that cannot be there.
     Martian = 41, drop, "martian";
+    /// A guest that plays the DHCP server.
+    SpoofedDhcp = 42, drop, "spoofed-dhcp";
 }
 
 impl Reason {

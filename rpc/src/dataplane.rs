@@ -42,6 +42,11 @@ pub struct Uplink {
     pub device: String,
     /// The next hop for all that leaves by it.
     pub gateway: Ipv4Addr,
+    /// Whether packets for nobody and from blocked sources are dropped by XDP in the
+    /// device's driver, and not only by the program after it. `None`: unless the
+    /// device is a veth, which has nothing to gain by it.
+    #[serde(default)]
+    pub early_drop: Option<bool>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use crate::packet::Flows;
 use crate::packet::bpf::Sender;
 use crate::packet::frame::{Client, Ends, Template};
 use crate::packet::nftables::{self, Shape};
-use crate::packet::ours::{self, Ours};
+use crate::packet::ours::{self, Ours, Way};
 use crate::packet::scene::{CLIENT_MAC, End, Scene, TAP_INDEX, UPLINK_INDEX, UPLINK_MAC, nft};
 use crate::packet::world::{Instance, PORT, SOURCES, World};
 
@@ -22,9 +22,9 @@ pub enum Contender {
     /// Routing and nothing else: no address is translated, nothing is judged.
     Plain,
     Nft(Shape, usize),
-    /// All of ours: the early program by XDP, then tcx.
+    /// Ours with the early program by XDP before it, as on a device of its own driver.
     Ours(usize),
-    /// Ours without the early program.
+    /// Ours as it is on a veth: by tcx alone.
     OursOnTcx(usize),
     /// The same, and packets put into the instance's namespace at once, as they are
     /// where an instance is a namespace and not a guest.
@@ -84,8 +84,12 @@ impl Stage {
                 scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
             }
             Contender::Ours(_) | Contender::OursOnTcx(_) | Contender::OursToNamespace(_) => {
-                let enters = matches!(contender, Contender::OursToNamespace(_));
-                ours = Some(scene.router.within(|| Ours::build(&world, enters))?);
+                let way = match contender {
+                    Contender::OursToNamespace(_) => Way::ToNamespace,
+                    Contender::Ours(_) => Way::Early,
+                    _ => Way::Tc,
+                };
+                ours = Some(scene.router.within(|| Ours::build(&world, way))?);
                 if let Contender::Ours(_) = contender {
                     early = Some(scene.router.within(ours::early_program)?);
                 }
@@ -220,9 +224,9 @@ impl fmt::Display for Contender {
             Self::Nft(Shape::Set, rules) => write!(f, "nftables, one set, {rules} rules"),
             Self::Nft(Shape::Sets, rules) => write!(f, "nftables, map and sets, {rules} rules"),
             Self::Nft(Shape::Lines, rules) => write!(f, "nftables, a line a rule, {rules} rules"),
-            Self::Ours(rules) => write!(f, "hostplane, {rules} rules"),
+            Self::Ours(rules) => write!(f, "hostplane, XDP early drop too, {rules} rules"),
             Self::OursToNamespace(rules) => write!(f, "hostplane, to a namespace, {rules} rules"),
-            Self::OursOnTcx(rules) => write!(f, "hostplane, tcx alone, {rules} rules"),
+            Self::OursOnTcx(rules) => write!(f, "hostplane, {rules} rules"),
         }
     }
 }

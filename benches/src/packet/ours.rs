@@ -4,7 +4,7 @@
 use std::process::Command;
 
 use anyhow::Context;
-use dataplane::compile::{DeviceFact, Devices, compile};
+use dataplane::compile::{DeviceFact, DeviceKind, Devices, compile};
 use dataplane::load::Loaded;
 use ipnet::{IpNet, Ipv4Net};
 use model::{GroupId, InterfaceId, Mac, Peer, PortRange, RuleId, SecurityGroup, VpcId};
@@ -19,6 +19,17 @@ use crate::process;
 /// Sixteen groups are the most that an interface may have, and a thousand rules.
 const RULES_A_GROUP: usize = 100;
 
+/// How packets go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// By tc, handed to the instance's device as to a tap.
+    Tc,
+    /// By tc, put into the instance's namespace at once.
+    ToNamespace,
+    /// By XDP first, then as `Tc`.
+    Early,
+}
+
 #[derive(Debug)]
 pub struct Ours {
     loaded: Loaded,
@@ -26,9 +37,8 @@ pub struct Ours {
 
 impl Ours {
     /// Loads the programs and makes the world theirs. Pins go to the bpffs of this
-    /// process's own mount namespace. `to_namespace`: packets are put into the
-    /// instance's namespace at once, else handed to its device as to a tap.
-    pub fn build(world: &World, to_namespace: bool) -> anyhow::Result<Self> {
+    /// process's own mount namespace.
+    pub fn build(world: &World, way: Way) -> anyhow::Result<Self> {
         // The measured instance's device is there; the others' have nobody behind them.
         for instance in &world.instances[1..] {
             let tap = &instance.device;
@@ -36,7 +46,11 @@ impl Ours {
         }
         let deployment = Deployment::new(&own_name(), "/nonexistent", "/nonexistent")?;
         let mut loaded = Loaded::open(&deployment)?;
-        let tables = compile(&desired(world)?, &devices(world, to_namespace)?, loaded.tables())?;
+        let tables = compile(
+            &desired(world, way == Way::Early)?,
+            &devices(world, way == Way::ToNamespace)?,
+            loaded.tables(),
+        )?;
         loaded.update(tables)?;
         Ok(Self { loaded })
     }
@@ -73,18 +87,25 @@ fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
     let names = world.instances.iter().map(|instance| instance.device.as_str());
     let measured = world.measured().device.as_str();
     for name in names.chain([UPLINK]) {
-        let to_namespace = to_namespace && name == measured;
+        let kind = match to_namespace && name == measured {
+            true => DeviceKind::VethToNamespace,
+            false => DeviceKind::Veth,
+        };
         let ifindex = if_nametoindex(name).with_context(|| format!("device {name}: find"))?;
         let mac = Mac(if name == UPLINK { UPLINK_MAC } else { ebpf::GATEWAY_MAC });
-        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac, to_namespace });
+        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac, kind });
     }
     Ok(devices)
 }
 
-fn desired(world: &World) -> anyhow::Result<Desired> {
+fn desired(world: &World, early_drop: bool) -> anyhow::Result<Desired> {
     let mut desired = Desired {
         generation: 1,
-        uplink: Some(Uplink { device: UPLINK.to_owned(), gateway: CLIENT }),
+        uplink: Some(Uplink {
+            device: UPLINK.to_owned(),
+            gateway: CLIENT,
+            early_drop: Some(early_drop),
+        }),
         elastic_ranges: vec!["203.0.113.0/24".parse()?],
         ..Desired::default()
     };
@@ -165,7 +186,7 @@ mod tests {
     #[test]
     fn the_groups_permit_what_the_world_permits_and_nothing_else() {
         let world = World::with_rules(1500);
-        let desired = desired(&world).unwrap();
+        let desired = desired(&world, true).unwrap();
         let groups = |interface: &Interface| {
             let own = interface.groups.clone();
             desired.groups.iter().filter(move |g| own.contains(&g.id))

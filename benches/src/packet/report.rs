@@ -19,8 +19,8 @@ which neither judges nor translates. nftables does connection tracking, anti-spo
 the rules, state first. Both have at most 1000 rules an instance; of 10000 rules there are ten instances, and
 \"a line a rule\" comes to the measured instance last.
 This kernel has no nftables flowtable (CONFIG_NF_FLOW_TABLE is off): where there is one, nftables' established flows
-cost less than here. \"tcx alone\" leaves out our early drop by XDP on the uplink (it runs before the rest, so the rows
-without these words are what a packet costs).
+cost less than here. \"to a namespace\" is the way to an instance that is a namespace and no guest (bpf_redirect_peer); \"XDP early drop
+too\" is what ours adds on an uplink whose driver is a network card's. On a veth that stage is off unless asked for.
 ";
 
 /// What was measured, on what; taken before the run.

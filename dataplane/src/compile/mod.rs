@@ -15,7 +15,7 @@ use std::net::Ipv4Addr;
 
 use ebpf::layout::{
     self, Elastic, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX,
-    Prefix, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
+    Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -42,8 +42,16 @@ pub const OTHER_IDLE_S: u32 = 600;
 pub struct DeviceFact {
     pub ifindex: u32,
     pub mac: Mac,
-    /// It is one end of a veth pair, and the other is in another namespace.
-    pub to_namespace: bool,
+    pub kind: DeviceKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// One end of a pair, the other in this namespace too.
+    Veth,
+    /// One end of a pair, the other in another namespace.
+    VethToNamespace,
+    Other,
 }
 
 /// What `compile` needs to know of the host.
@@ -117,7 +125,11 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     if let Some(uplink) = uplink {
         tables.config.uplink = uplink.ifindex;
         tables.config.uplink_mac = uplink.mac.octets();
-        let attachment = Attachment { device: uplink.device, role: Role::Uplink };
+        if !uplink.early_drop && tables.config.ranges != 0 {
+            tables.config.ranges = RANGES_LATE;
+        }
+        let role = if uplink.early_drop { Role::UplinkEarly } else { Role::Uplink };
+        let attachment = Attachment { device: uplink.device, role };
         tables.attachments.insert(uplink.ifindex, attachment);
     }
     if let Some((name, punt)) = punt(devices) {
@@ -190,6 +202,7 @@ struct Uplink {
     ifindex: u32,
     mac: Mac,
     gateway: Ipv4Addr,
+    early_drop: bool,
 }
 
 fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error> {
@@ -199,7 +212,13 @@ fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error>
         device: uplink.device.clone(),
     })?;
     let device = uplink.device.clone();
-    Ok(Some(Uplink { device, ifindex: fact.ifindex, mac: fact.mac, gateway: uplink.gateway }))
+    Ok(Some(Uplink {
+        device,
+        ifindex: fact.ifindex,
+        mac: fact.mac,
+        gateway: uplink.gateway,
+        early_drop: uplink.early_drop.unwrap_or(fact.kind == DeviceKind::Other),
+    }))
 }
 
 fn punt(devices: &Devices) -> Option<(&str, DeviceFact)> {
@@ -223,7 +242,7 @@ fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Resu
     limit("blocked prefixes", tables.blocked.len(), PREFIXES_MAX)?;
     limit("elastic ranges", tables.ranges.len(), PREFIXES_MAX)?;
     tables.config.blocked = u32::from(!tables.blocked.is_empty());
-    tables.config.ranges = u32::from(!tables.ranges.is_empty());
+    tables.config.ranges = if tables.ranges.is_empty() { 0 } else { RANGES_EARLY };
     Ok(())
 }
 
@@ -301,7 +320,10 @@ impl Compiler<'_> {
         let id = id_number(&i.id.digits());
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
-        let to_namespace = if device.to_namespace { TO_NAMESPACE } else { 0 };
+        let to_namespace = match device.kind {
+            DeviceKind::VethToNamespace => TO_NAMESPACE,
+            _ => 0,
+        };
         let set = i.groups.iter().copied().collect();
         Ok(Interface {
             id,

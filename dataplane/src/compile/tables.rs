@@ -46,6 +46,8 @@ pub struct Attachment {
 pub enum Role {
     Guest,
     Uplink,
+    /// With the early drop by XDP before it.
+    UplinkEarly,
     Punt,
 }
 

@@ -35,6 +35,8 @@ pub enum Kind {
     Tun {
         owner_uid: Option<u32>,
     },
+    /// One end of a pair, the other in this namespace too.
+    Veth,
     /// One end of a pair whose other end is in another namespace.
     VethToNamespace,
     Other,
@@ -138,9 +140,10 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::LinkInfo(infos) if infos.contains(&LinkInfo::Kind(InfoKind::Veth)) => {
                 // The kernel tells the other end's namespace where it is not this one.
                 let elsewhere = |a: &LinkAttribute| matches!(a, LinkAttribute::LinkNetNsId(_));
-                if message.attributes.iter().any(elsewhere) {
-                    link.kind = Kind::VethToNamespace;
-                }
+                link.kind = match message.attributes.iter().any(elsewhere) {
+                    true => Kind::VethToNamespace,
+                    false => Kind::Veth,
+                };
             }
             _ => {}
         }

@@ -21,7 +21,7 @@ use rpc::Deployment;
 use rpc::dataplane::{Desired, Device};
 use serde::{Deserialize, Serialize};
 
-use crate::compile::{DeviceFact, Devices};
+use crate::compile::{DeviceFact, DeviceKind, Devices};
 use crate::record;
 
 pub mod link;
@@ -129,7 +129,11 @@ impl Host {
             let fact = DeviceFact {
                 ifindex: link.ifindex,
                 mac: link.mac,
-                to_namespace: link.kind == Kind::VethToNamespace,
+                kind: match link.kind {
+                    Kind::Veth => DeviceKind::Veth,
+                    Kind::VethToNamespace => DeviceKind::VethToNamespace,
+                    Kind::Tun { .. } | Kind::Other => DeviceKind::Other,
+                },
             };
             devices.by_name.insert(name.to_owned(), fact);
         }

@@ -4,7 +4,8 @@
 //! |---|---|---|---|
 //! | guest | `tap_ingress` | `tap_guard` | |
 //! | punt | `punt_ingress` | `tap_guard` | |
-//! | uplink | `uplink_ingress` | | `uplink_early` |
+//! | uplink | `uplink_ingress` | | |
+//! | uplink with early drop | `uplink_ingress` | | `uplink_early` |
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,11 +31,12 @@ const TAP_GUARD: &str = "tap_guard";
 const CLASSIFIERS: [&str; 4] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD];
 
 /// The guard comes first, so that nothing slips by while the device is being dressed.
-fn programs(role: Role) -> [&'static str; 2] {
+fn programs(role: Role) -> &'static [&'static str] {
     match role {
-        Role::Guest => [TAP_GUARD, TAP_INGRESS],
-        Role::Punt => [TAP_GUARD, PUNT_INGRESS],
-        Role::Uplink => [UPLINK_EARLY, UPLINK_INGRESS],
+        Role::Guest => &[TAP_GUARD, TAP_INGRESS],
+        Role::Punt => &[TAP_GUARD, PUNT_INGRESS],
+        Role::Uplink => &[UPLINK_INGRESS],
+        Role::UplinkEarly => &[UPLINK_EARLY, UPLINK_INGRESS],
     }
 }
 
@@ -117,7 +119,14 @@ pub fn attach(
     ifindex: u32,
     attachment: &Attachment,
 ) -> Result<(), Error> {
-    for program in programs(attachment.role) {
+    // A device that changes its role keeps what both roles have.
+    for (program, index) in pins.pinned_links()? {
+        if index == ifindex && !programs(attachment.role).contains(&program.as_str()) {
+            let path = pins.link(&program, ifindex);
+            absent_is_fine(fs::remove_file(&path), &path)?;
+        }
+    }
+    for &program in programs(attachment.role) {
         let path = pins.link(program, ifindex);
         if path.exists() {
             continue;
@@ -169,7 +178,7 @@ fn unusable(cause: LinkError) -> ProgramError {
 
 pub fn detach(pins: &Pins, ifindex: u32, role: Role) -> Result<(), Error> {
     // The guard goes last.
-    for program in programs(role).into_iter().rev() {
+    for program in programs(role).iter().rev() {
         let path = pins.link(program, ifindex);
         absent_is_fine(fs::remove_file(&path), &path)?;
     }
@@ -194,9 +203,9 @@ pub fn attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
     let has = |program: &str, ifindex| pinned.iter().any(|(p, i)| p == program && *i == ifindex);
     let mut attachments = BTreeMap::new();
     for (_, ifindex) in &pinned {
-        let roles = [Role::Guest, Role::Punt, Role::Uplink];
-        // The ingress program is attached last, and is another one for each role.
-        let complete = |role: &Role| has(programs(*role)[1], *ifindex);
+        let roles = [Role::Guest, Role::Punt, Role::UplinkEarly, Role::Uplink];
+        // The ingress program is attached last.
+        let complete = |role: &Role| programs(*role).iter().all(|p| has(p, *ifindex));
         let Some(role) = roles.into_iter().find(complete) else { continue };
         match if_indextoname(*ifindex) {
             Ok(name) => {

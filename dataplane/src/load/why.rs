@@ -34,7 +34,7 @@ pub fn run(
     mark: u32,
 ) -> Result<Run, Error> {
     let name = match tables.attachments.get(&ifindex).map(|a| a.role) {
-        Some(Role::Uplink) => UPLINK_INGRESS,
+        Some(Role::Uplink | Role::UplinkEarly) => UPLINK_INGRESS,
         Some(Role::Punt) => "punt_ingress",
         _ => TAP_INGRESS,
     };

@@ -115,7 +115,7 @@ impl World {
         self.ip(&format!("-n {host} link set {uplink} up"));
         self.ip(&format!("-n {internet} addr add {INTERNET}/24 dev eth0"));
         self.ip(&format!("-n {internet} link set eth0 up"));
-        self.desired.uplink = Some(Uplink { device: uplink, gateway: INTERNET });
+        self.desired.uplink = Some(Uplink { device: uplink, gateway: INTERNET, early_drop: None });
         self.desired.elastic_ranges = vec!["198.51.100.128/25".parse().unwrap()];
     }
 

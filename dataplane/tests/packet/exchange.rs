@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use dataplane::compile::{Placed, Tables, compile};
+use dataplane::compile::{Placed, Role, Tables, compile};
 use dataplane::diff::{Change, diff};
 use ebpf::layout::Policy;
 
@@ -36,7 +36,9 @@ impl Kernel {
             Change::PutRange { prefix, kind } => drop(t.ranges.insert(*prefix, *kind)),
             Change::PutConfig(config) => t.config = *config,
             Change::Attach { ifindex, attachment } => {
-                assert!(t.attachments.insert(*ifindex, attachment.clone()).is_none());
+                let before = t.attachments.insert(*ifindex, attachment.clone());
+                let uplink = |role| matches!(role, Role::Uplink | Role::UplinkEarly);
+                assert!(before.is_none_or(|b| uplink(b.role) && uplink(attachment.role)));
             }
             Change::Detach { ifindex, .. } => assert!(t.attachments.remove(ifindex).is_some()),
             Change::RemoveElastic(address) => drop(t.elastics.remove(address)),

@@ -14,7 +14,7 @@ pub fn frame(random: &mut Random, from: Option<&Interface>, others: &[Interface]
     let mut frame = match random.below(100) {
         0..=5 => arp(random, from),
         6..=13 => icmp_error(random, from, others),
-        14..=17 => dhcp(from),
+        14..=17 => dhcp(random, from),
         18 | 19 => other_kind(random, from),
         _ => packet(random, from, others),
     };
@@ -150,17 +150,19 @@ fn icmp_error(random: &mut Random, from: Option<&Interface>, others: &[Interface
 fn other_kind(random: &mut Random, from: Option<&Interface>) -> Vec<u8> {
     let mut frame = vec![0xff; 6];
     frame.extend(from.map_or([2; 6], |i| i.mac));
-    frame.extend(random.pick(&[0x86dd_u16, 0x8847]).to_be_bytes());
+    frame.extend(random.pick(&[0x86dd_u16, 0x8847, 0x8100]).to_be_bytes());
     frame.extend([0x60; 46]);
     frame
 }
 
-fn dhcp(from: Option<&Interface>) -> Vec<u8> {
+fn dhcp(random: &mut Random, from: Option<&Interface>) -> Vec<u8> {
     let mac = from.map_or([2; 6], |i| i.mac);
+    let own = from.map_or([0; 4], |i| i.address.to_be_bytes());
+    let reply = random.chance(25);
     let mut frame = Vec::new();
     PacketBuilder::ethernet2(mac, [0xff; 6])
-        .ipv4([0; 4], [255; 4], 64)
-        .udp(68, 67)
+        .ipv4(if reply { own } else { [0; 4] }, [255; 4], 64)
+        .udp(if reply { 67 } else { 68 }, if reply { 68 } else { 67 })
         .write(&mut frame, &[1; 16])
         .unwrap();
     frame

@@ -5,6 +5,7 @@ mod agree;
 mod exchange;
 mod flows;
 mod frames;
+mod hostile;
 mod permits;
 mod random;
 mod world;

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use dataplane::compile::{DeviceFact, Devices};
+use dataplane::compile::{DeviceFact, DeviceKind, Devices};
 use ipnet::{IpNet, Ipv4Net};
 use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
@@ -47,8 +47,11 @@ pub fn devices(ifindex_of: impl Fn(&str) -> u32) -> Devices {
     let mut devices = Devices { punt: Some(PUNT.to_owned()), ..Devices::default() };
     let mut add = |name: String, mac: Mac| {
         // Half of the guests live in namespaces.
-        let to_namespace = name == guest(1) || name == guest(3);
-        let fact = DeviceFact { ifindex: ifindex_of(&name), mac, to_namespace };
+        let kind = match name == guest(1) || name == guest(3) {
+            true => DeviceKind::VethToNamespace,
+            false => DeviceKind::Other,
+        };
+        let fact = DeviceFact { ifindex: ifindex_of(&name), mac, kind };
         devices.by_name.insert(name, fact);
     };
     (0..GUESTS).for_each(|n| add(guest(n), guest_mac(n)));
@@ -82,6 +85,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         uplink: random.chance(90).then(|| Uplink {
             device: UPLINK.to_owned(),
             gateway: Ipv4Addr::new(198, 51, 100, 254),
+            early_drop: random.pick(&[None, Some(true), Some(false)]),
         }),
         interfaces,
         groups,

@@ -1,0 +1,170 @@
+//! What a hostile guest sends: nothing of it passes, each frame is counted under
+//! its reason, and the loaded programs are the ones that are asked.
+
+use std::collections::BTreeMap;
+
+use dataplane::compile::compile;
+use dataplane::load::Loaded;
+use ebpf::layout::Interface;
+use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK};
+use etherparse::PacketBuilder;
+use model::{Peer, Protocol, Rule, RuleId};
+use nix::net::if_::if_nametoindex;
+use rpc::dataplane::Desired;
+
+use crate::agree::Bench;
+use crate::random::Random;
+use crate::world::{GUESTS, desired, devices, elastic};
+
+const FRAMES: usize = 10_000;
+const DROP: i32 = 2;
+
+/// A liar, and what it is caught at.
+type Lie = (Reason, fn(&mut Random, &Interface, &Interface) -> Vec<u8>);
+
+const LIES: [Lie; 17] = [
+    (Reason::SpoofedMac, |r, me, _| udp(any_mac(r), me.address, any(r), r)),
+    (Reason::SpoofedMac, |_, me, other| arp(other.mac, me.mac, me.address, me.subnet + 1, 1)),
+    (Reason::SpoofedAddress, |r, me, _| udp(me.mac, any(r), any(r), r)),
+    (Reason::SpoofedAddress, |r, me, other| udp(me.mac, other.address, any(r), r)),
+    (Reason::SpoofedAddress, |r, me, _| udp(me.mac, me.elastic, any(r), r)),
+    (Reason::SpoofedArp, |_, me, other| arp(me.mac, me.mac, other.address, me.subnet + 1, 1)),
+    (Reason::SpoofedArp, |_, me, other| arp(me.mac, other.mac, me.address, me.subnet + 1, 1)),
+    // A gratuitous answer: "I am the gateway".
+    (Reason::SpoofedArp, |_, me, _| arp(me.mac, me.mac, me.subnet + 1, me.subnet + 9, 2)),
+    (Reason::ArpIgnored, |_, me, other| arp(me.mac, me.mac, me.address, other.address, 2)),
+    (Reason::SpoofedDhcp, |_, me, other| dhcp_offer(me, other.address)),
+    (Reason::SpoofedDhcp, |_, me, _| dhcp_offer(me, u32::MAX)),
+    (Reason::Vlan, |r, me, _| with_type(udp(me.mac, me.address, any(r), r), &[0x8100, 0x88a8], r)),
+    (Reason::EtherType, |r, me, _| {
+        with_type(udp(me.mac, me.address, any(r), r), &[0x8847, 0x8863, 0x88cc, 0x0842], r)
+    }),
+    (Reason::Ipv6, |r, me, _| with_type(udp(me.mac, me.address, any(r), r), &[0x86dd], r)),
+    (Reason::Malformed, runt),
+    (Reason::Malformed, contradiction),
+    (Reason::NoRoute, |r, me, _| udp(me.mac, me.address, nowhere(r), r)),
+];
+
+fn any(random: &mut Random) -> u32 {
+    0x0b00_0000 | random.next() as u32 & 0x00ff_ffff
+}
+
+fn nowhere(random: &mut Random) -> u32 {
+    random.pick(&[0x7f00_0001, 0xe000_0001, 0xffff_ffff, 0, 0xa9fe_0101])
+}
+
+fn any_mac(random: &mut Random) -> [u8; 6] {
+    let [a, b, c, d, ..] = random.next().to_be_bytes();
+    [0x0e, 0, a, b, c, d]
+}
+
+fn udp(mac: [u8; 6], from: u32, to: u32, random: &mut Random) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac, GATEWAY_MAC)
+        .ipv4(from.to_be_bytes(), to.to_be_bytes(), 64)
+        .udp(1024 + random.below(60_000) as u16, 53)
+        .write(&mut frame, &[0; 20])
+        .unwrap();
+    frame
+}
+
+fn arp(mac: [u8; 6], sender_mac: [u8; 6], sender: u32, target: u32, operation: u8) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend(mac);
+    frame.extend([8, 6, 0, 1, 8, 0, 6, 4, 0, operation]);
+    frame.extend(sender_mac);
+    frame.extend(sender.to_be_bytes());
+    frame.extend([0; 6]);
+    frame.extend(target.to_be_bytes());
+    frame
+}
+
+fn dhcp_offer(me: &Interface, to: u32) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(me.mac, [0xff; 6])
+        .ipv4(me.address.to_be_bytes(), to.to_be_bytes(), 64)
+        .udp(67, 68)
+        .write(&mut frame, &[2; 240])
+        .unwrap();
+    frame
+}
+
+fn with_type(mut frame: Vec<u8>, types: &[u16], random: &mut Random) -> Vec<u8> {
+    frame[12..14].copy_from_slice(&random.pick(types).to_be_bytes());
+    frame
+}
+
+/// Cut short, behind the shortest that the kernel runs a program on.
+fn runt(random: &mut Random, me: &Interface, _: &Interface) -> Vec<u8> {
+    let mut frame = udp(me.mac, me.address, any(random), random);
+    frame.truncate(34 + random.below(20) as usize);
+    frame
+}
+
+/// Lengths that cannot be.
+fn contradiction(random: &mut Random, me: &Interface, _: &Interface) -> Vec<u8> {
+    let mut frame = udp(me.mac, me.address, any(random), random);
+    match random.below(4) {
+        0 => frame[14] = 0x45 - 1 - random.below(5) as u8,
+        1 => frame[14] = 0x55,
+        2 => frame[17] = frame[17].wrapping_add(1 + random.below(100) as u8),
+        _ => frame[39] = random.below(8) as u8,
+    }
+    frame
+}
+
+/// Groups that permit everything: what is caught is not caught by a rule.
+fn open_world(random: &mut Random) -> Desired {
+    let mut world = desired(random, 0);
+    while world.interfaces.len() < GUESTS || world.uplink.is_none() {
+        world = desired(random, 0);
+    }
+    for (n, interface) in world.interfaces.iter_mut().enumerate() {
+        interface.source_check = true;
+        interface.elastic = Some(elastic(n));
+        interface.groups = vec![world.groups[if n < 3 { 0 } else { 4 }].id];
+    }
+    for (n, group) in world.groups.iter_mut().enumerate() {
+        let id = RuleId::from_random(n as u128);
+        let peer = Peer::Cidr("0.0.0.0/0".parse().unwrap());
+        group.egress = vec![Rule { id, protocol: Protocol::Any, peer }];
+        group.ingress = group.egress.clone();
+    }
+    world
+}
+
+#[test]
+fn of_ten_thousand_hostile_frames_none_passes_and_each_is_counted() {
+    let name = "of_ten_thousand_hostile_frames_none_passes_and_each_is_counted";
+    let Some(bench) = Bench::new(name, "pkthosti") else { return };
+    let mut random = Random::seeded("hostile", 61);
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let tables = compile(&open_world(&mut random), &devices, loaded.tables()).unwrap();
+    loaded.update(tables).unwrap();
+    let guests: Vec<Interface> = loaded.tables().interfaces.values().copied().collect();
+    // All is well with the same guest's honest packets.
+    let honest = udp(guests[0].mac, guests[0].address, any(&mut random), &mut random);
+    let run = loaded.run(guests[0].ifindex, &honest, TRACE_MARK).unwrap();
+    assert_eq!(run.reason, Some(Reason::NewFlow));
+
+    let mut sent: BTreeMap<String, u64> = BTreeMap::new();
+    for n in 0..FRAMES {
+        let (reason, lie) = LIES[n % LIES.len()];
+        let me = &guests[n / LIES.len() % 2];
+        let frame = lie(&mut random, me, &guests[2]);
+        let run = loaded.run(me.ifindex, &frame, TRACE_MARK).unwrap();
+        assert_eq!(run.code, DROP, "{reason:?} passed: {frame:02x?}");
+        assert_eq!(run.reason, Some(reason), "{frame:02x?}");
+        *sent.entry(reason.name().to_owned()).or_default() += 1;
+    }
+    let mut counted: BTreeMap<String, u64> = BTreeMap::new();
+    for reasons in loaded.counters().unwrap().interfaces.into_values() {
+        for (reason, count) in reasons {
+            *counted.entry(reason).or_default() += count;
+        }
+    }
+    assert_eq!(counted.remove("new-flow"), Some(1));
+    assert_eq!(counted, sent);
+    eprintln!("{FRAMES} hostile frames, 0 passed: {sent:#?}");
+}
