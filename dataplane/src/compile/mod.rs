@@ -12,6 +12,7 @@ mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ebpf::layout::{
     self, Elastic, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX,
@@ -279,8 +280,8 @@ struct Compiler<'a> {
     groups: &'a BTreeMap<GroupId, &'a SecurityGroup>,
     identities: &'a BTreeMap<u64, BTreeSet<GroupId>>,
     places: Places,
-    /// Slots of policies made already, by the groups in their order.
-    policies: BTreeMap<(Direction, Vec<GroupId>), u32>,
+    /// Slots and rules of policies made already, by the groups in their order.
+    policies: BTreeMap<(Direction, Vec<GroupId>), (u32, Arc<[RuleId]>)>,
     slots: Slots,
     uplink: Option<Uplink>,
     tables: Tables,
@@ -338,8 +339,8 @@ impl Compiler<'_> {
             uplink: self.uplink.as_ref().map_or(0, |u| u.ifindex),
             next_hop: self.uplink.as_ref().map_or(0, |u| u.gateway.into()),
             punt: punt(self.devices).map_or(0, |(_, fact)| fact.ifindex),
-            ingress: self.policy(i, Direction::Ingress)?,
-            egress: self.policy(i, Direction::Egress)?,
+            ingress: self.policy(i, device.ifindex, Direction::Ingress)?,
+            egress: self.policy(i, device.ifindex, Direction::Egress)?,
             flows_max: FLOWS_AN_INTERFACE_MAX,
             tcp_idle_s: TCP_IDLE_S,
             udp_idle_s: UDP_IDLE_S,
@@ -350,7 +351,12 @@ impl Compiler<'_> {
         })
     }
 
-    fn policy(&mut self, i: &dataplane::Interface, direction: Direction) -> Result<u32, Error> {
+    fn policy(
+        &mut self,
+        i: &dataplane::Interface,
+        ifindex: u32,
+        direction: Direction,
+    ) -> Result<u32, Error> {
         if i.groups.len() > GROUPS_AN_INTERFACE_MAX {
             let count = i.groups.len();
             return Err(Error::TooManyGroups { interface: i.id, count });
@@ -367,21 +373,21 @@ impl Compiler<'_> {
             groups.push(*found);
         }
         let key = (direction, i.groups.clone());
-        if let Some(slot) = self.policies.get(&key) {
+        let names = &mut self.tables.names.rules;
+        if let Some((slot, rules)) = self.policies.get(&key) {
+            names.insert((ifindex, direction), rules.clone());
             return Ok(*slot);
         }
-        let rules: Vec<RuleId> =
+        let rules: Arc<[RuleId]> =
             groups.iter().flat_map(|g| g.rules(direction)).map(|r| r.id).collect();
         if rules.len() > RULES_AN_INTERFACE_MAX {
             let count = rules.len();
             return Err(Error::TooManyRules { interface: i.id, direction, count });
         }
+        names.insert((ifindex, direction), rules.clone());
         let content = policy::content(&groups, direction, self.identities);
         let slot = self.places.slot(content)?;
-        // Two lists of rules with one content (the same rules under other ids) share
-        // a place; then `why` names the rule of the first.
-        self.tables.names.rules.entry(slot).or_insert(rules);
-        self.policies.insert(key, slot);
+        self.policies.insert(key, (slot, rules));
         Ok(slot)
     }
 }

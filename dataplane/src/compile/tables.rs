@@ -1,11 +1,12 @@
 //! The tables as the host holds them: plain maps, whole and comparable.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use ebpf::layout::{
     Config, Elastic, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step,
 };
-use model::{InterfaceId, RuleId};
+use model::{Direction, InterfaceId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,8 +56,9 @@ pub enum Role {
 pub struct Names {
     /// By ifindex.
     pub interfaces: BTreeMap<u32, InterfaceId>,
-    /// The rules of a policy, by slot, in the order of its bits.
-    pub rules: BTreeMap<u32, Vec<RuleId>>,
+    /// The rules of an interface by ifindex, in the order of its policy's bits. Not by the
+    /// policy: other rules with the same content share it.
+    pub rules: BTreeMap<(u32, Direction), Arc<[RuleId]>>,
 }
 
 /// A policy without its place. Two with the same content share one place.

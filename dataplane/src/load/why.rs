@@ -128,12 +128,12 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
     };
     let run = run(bpf, tables, ifindex, &frame, ASK_MARK)?;
     let reason = run.reason.unwrap_or(Reason::Undecided);
-    let (slot, rule) = match question.direction {
-        Direction::Egress => (interface.egress, run.egress_rule),
-        Direction::Ingress => (interface.ingress, run.ingress_rule),
+    let rule = match question.direction {
+        Direction::Egress => run.egress_rule,
+        Direction::Ingress => run.ingress_rule,
     };
     let rule = usize::from(rule).checked_sub(1);
-    let rules = tables.names.rules.get(&slot);
+    let rules = tables.names.rules.get(&(interface.ifindex, question.direction));
     Ok(Verdict {
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),

@@ -69,7 +69,7 @@ fn compare(random: &mut Random, desired: &Desired, host: &Host, headers: u64) ->
                     model::Direction::Egress => record.egress,
                 };
                 let rule = host.classify(slot, &question) as usize;
-                let named = &host.tables().names.rules[&slot];
+                let named = &host.tables().names.rules[&(record.ifindex, direction)];
                 let got = rule.checked_sub(1).map(|bit| named[bit]);
                 let expected = permits(
                     groups(desired, interface),
