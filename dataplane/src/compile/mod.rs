@@ -275,13 +275,15 @@ impl Slots {
     }
 }
 
+type SlotAndRules = (u32, Arc<[RuleId]>);
+
 struct Compiler<'a> {
     devices: &'a Devices,
     groups: &'a BTreeMap<GroupId, &'a SecurityGroup>,
     identities: &'a BTreeMap<u64, BTreeSet<GroupId>>,
     places: Places,
     /// Slots and rules of policies made already, by the groups in their order.
-    policies: BTreeMap<(Direction, Vec<GroupId>), (u32, Arc<[RuleId]>)>,
+    policies: BTreeMap<(Direction, Vec<GroupId>), SlotAndRules>,
     slots: Slots,
     uplink: Option<Uplink>,
     tables: Tables,
