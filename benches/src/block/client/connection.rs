@@ -117,6 +117,11 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether requests wait for room in the socket.
+    pub fn is_blocked(&self) -> bool {
+        !self.output.is_empty()
+    }
+
     fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
         let (mut count, mut skip) = (0, self.output_sent);
         for header in self.output.iter().take(SLICES_MAX / 2) {
