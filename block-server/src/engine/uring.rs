@@ -248,7 +248,10 @@ impl Engine for Uring {
                 }
             }
             Wait::SpinThen { spin, sleep } => {
-                self.enter()?;
+                // After a reply that went at once there is nothing to tell the kernel.
+                if self.has_work() {
+                    self.enter()?;
+                }
                 if self.collect(completions) {
                     return Ok(());
                 }

@@ -160,6 +160,8 @@ struct Volume {
     counters: Arc<Counters>,
     /// Operations of the engine that run.
     ops: u32,
+    /// It stands in `busy_volumes`.
+    is_busy: bool,
     /// Changes wait until then, or until control lets them go on.
     held_until: Option<Instant>,
     /// How the last [`quality::BARRIER`] ended.
@@ -363,7 +365,9 @@ impl<E: Engine> Worker<E> {
     }
 
     fn touch_volume(&mut self, index: u32) {
-        if !self.busy_volumes.contains(&index) {
+        if let Some(volume) = self.volumes.get_mut(index)
+            && !std::mem::replace(&mut volume.is_busy, true)
+        {
             self.busy_volumes.push_back(index);
         }
     }

@@ -39,6 +39,7 @@ impl<E: Engine> Worker<E> {
                     _fd: new.fd,
                     counters: new.counters,
                     ops: 0,
+                    is_busy: false,
                     held_until: None,
                     barrier: None,
                 };
@@ -510,6 +511,9 @@ impl<E: Engine> Worker<E> {
     }
 
     pub(super) fn serve_volume(&mut self, index: u32) {
+        if let Some(volume) = self.volumes.get_mut(index) {
+            volume.is_busy = false;
+        }
         loop {
             let Some(volume) = self.volumes.get_mut(index) else { return };
             if let Some((token, op)) = volume.core.next_op() {
