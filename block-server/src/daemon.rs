@@ -50,10 +50,9 @@ impl Options {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot make {}", folder.display()))?;
         }
-        match confine::to_folders(&[&home, deployment.run_dir()]) {
-            Ok(how) => tracing::info!("{how}"),
-            Err(error) => tracing::warn!(%error, "not confined by landlock"),
-        }
+        let folders = vec![home.as_path(), deployment.run_dir()];
+        let held = confine::confine(&confine::Needs::Keeping { folders });
+        tracing::info!("confined by {held}");
         Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Arguments and signals.
 
 use anyhow::Context;
+use block_server::standalone::Prepared;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -14,6 +15,12 @@ enum Arguments {
     Serve(block_server::standalone::Options),
 }
 
+/// What is to be done once the process is confined.
+enum Work {
+    Daemon(block_server::daemon::Options),
+    Serve(Prepared),
+}
+
 fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(
@@ -23,31 +30,43 @@ fn main() -> anyhow::Result<()> {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
-    raise_descriptor_limit();
-    if let Arguments::Daemon(options) = &arguments {
-        options.confine()?;
-    }
+    raise_limits();
+    let work = match arguments {
+        Arguments::Daemon(options) => {
+            options.confine()?;
+            Work::Daemon(options)
+        }
+        Arguments::Serve(options) => {
+            let Some(prepared) = Prepared::new(options)? else { return Ok(()) };
+            prepared.confine();
+            Work::Serve(prepared)
+        }
+    };
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the runtime")?
         .block_on(async {
-            match arguments {
-                Arguments::Daemon(options) => {
-                    block_server::daemon::run(options, asked_to_end()?).await
-                }
-                Arguments::Serve(options) => {
-                    block_server::standalone::run(options, asked_to_end()?).await
+            match work {
+                Work::Daemon(options) => block_server::daemon::run(options, asked_to_end()?).await,
+                Work::Serve(prepared) => {
+                    block_server::standalone::run(prepared, asked_to_end()?).await
                 }
             }
         })
 }
 
 /// Each volume takes a few descriptors, and the usual soft limit of 1024 would
-/// end at some hundred volumes. A failure only leaves it as it was.
-fn raise_descriptor_limit() {
+/// end at some hundred volumes. Registered buffers count as locked memory, and
+/// without its capability root has a limit too. A failure leaves it as it was.
+fn raise_limits() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let unlimited = Rlimit { current: None, maximum: None };
+    if setrlimit(Resource::Memlock, unlimited).is_err() {
+        let Rlimit { maximum, .. } = getrlimit(Resource::Memlock);
+        let _ = setrlimit(Resource::Memlock, Rlimit { current: maximum, maximum });
+    }
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         tracing::warn!(%error, "cannot raise the limit of open files");

@@ -14,6 +14,7 @@ use rpc::block::Quality;
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::backing::{Backing, Cache};
+use crate::confine::{Needs, confine};
 use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taking};
 use crate::metrics::Counters;
@@ -344,26 +345,54 @@ impl Serving {
     }
 }
 
-/// Serves until `stop` resolves or a successor has taken over.
-pub async fn run(options: Options, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let activated = socket::inherited();
-    let (is_check, take_over) = (options.check, options.take_over.clone());
-    let mut old = Sockets::default();
-    let mut taking = None;
-    if let Some(path) = take_over.as_deref().filter(|_| !is_check) {
-        let begun = tokio::task::block_in_place(|| Taking::begin(path, KIND))
-            .with_context(|| format!("take over by {}", path.display()))?;
-        if let Some((begun, sockets)) = begun {
-            (taking, old) = (Some(begun), sockets);
+/// All that was read and opened, before any thread is started.
+pub struct Prepared {
+    plan: Plan,
+    opened: Opened,
+    taking: Option<Taking>,
+}
+
+impl Prepared {
+    /// Opens all that is to be served; `None` where only that was asked.
+    pub fn new(options: Options) -> anyhow::Result<Option<Self>> {
+        let activated = socket::inherited();
+        let (is_check, take_over) = (options.check, options.take_over.clone());
+        let mut old = Sockets::default();
+        let mut taking = None;
+        if let Some(path) = take_over.as_deref().filter(|_| !is_check) {
+            let begun = Taking::begin(path, KIND)
+                .with_context(|| format!("take over by {}", path.display()))?;
+            if let Some((begun, sockets)) = begun {
+                (taking, old) = (Some(begun), sockets);
+            }
         }
+        let has_activated = !activated.is_empty()
+            || old.listening.keys().any(|name| name.starts_with(&Place::Activated.to_string()));
+        let plan = options.plan(has_activated)?;
+        if is_check {
+            check(&plan)?;
+            return Ok(None);
+        }
+        let opened = open(&plan, take_over.as_deref(), activated, &mut old)?;
+        Ok(Some(Self { plan, opened, taking }))
     }
-    let has_activated = !activated.is_empty()
-        || old.listening.keys().any(|name| name.starts_with(&Place::Activated.to_string()));
-    let plan = options.plan(has_activated)?;
-    if is_check {
-        return check(&plan);
+
+    /// Gives up what serving does not need. Called before any thread is started.
+    pub fn confine(&self) {
+        let folders = self.plan.listeners.iter().filter_map(|listen| match &listen.place {
+            Place::Unix(path, _) | Place::VhostUser(path, _) => {
+                path.parent().map(|p| if p == "" { Path::new(".") } else { p })
+            }
+            Place::Tcp(_) | Place::Activated => None,
+        });
+        let held = confine(&Needs::Serving { folders: folders.collect() });
+        tracing::info!("confined by {held}");
     }
-    let opened = open(&plan, take_over.as_deref(), activated, &mut old)?;
+}
+
+/// Serves until `stop` resolves or a successor has taken over.
+pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let Prepared { plan, opened, taking } = prepared;
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, plan.engine, events).context("cannot start the I/O engine")?;
     let load = match taking {

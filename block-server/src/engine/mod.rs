@@ -7,6 +7,7 @@
 //! one script on both and on the simulated disk.
 
 pub mod buffer;
+mod restrict;
 pub mod threads;
 pub mod uring;
 

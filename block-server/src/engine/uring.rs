@@ -39,6 +39,7 @@ impl Uring {
             .setup_defer_taskrun()
             .setup_taskrun_flag()
             .setup_cqsize(COMPLETIONS)
+            .setup_r_disabled()
             .build(ENTRIES)?;
         let free_files = match ring.submitter().register_files_sparse(FILES_MAX) {
             Ok(()) => (0..FILES_MAX).rev().collect(),
@@ -59,6 +60,7 @@ impl Uring {
                 None
             }
         };
+        super::restrict::enable(&ring)?;
         Ok(Self { ring, free_files, arena })
     }
 
