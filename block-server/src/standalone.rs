@@ -379,13 +379,21 @@ impl Prepared {
 
     /// Gives up what serving does not need. Called before any thread is started.
     pub fn confine(&self) {
-        let folders = self.plan.listeners.iter().filter_map(|listen| match &listen.place {
-            Place::Unix(path, _) | Place::VhostUser(path, _) => {
-                path.parent().map(|p| if p == "" { Path::new(".") } else { p })
-            }
+        let sockets = self.plan.listeners.iter().filter_map(|listen| match &listen.place {
+            Place::Unix(path, _) | Place::VhostUser(path, _) => Some(path.as_path()),
             Place::Tcp(_) | Place::Activated => None,
         });
-        let held = confine(&Needs::Serving { folders: folders.collect() });
+        let metrics = match &self.plan.metrics {
+            Some(exposition::Place::Unix(path)) => Some(path.as_path()),
+            _ => None,
+        };
+        let folder = |path: &'_ Path| match path.parent() {
+            Some(folder) if folder != Path::new("") => folder.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let folders: Vec<PathBuf> = sockets.chain(metrics).map(folder).collect();
+        let folders = folders.iter().map(PathBuf::as_path).collect();
+        let held = confine(&Needs::Serving { folders });
         tracing::info!("confined by {held}");
     }
 }

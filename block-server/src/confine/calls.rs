@@ -16,6 +16,10 @@ const SERVING: &[libc::c_long] = &[
     libc::SYS_read, libc::SYS_write, libc::SYS_readv, libc::SYS_writev,
     libc::SYS_pread64, libc::SYS_pwrite64, libc::SYS_preadv2, libc::SYS_pwritev2,
     libc::SYS_preadv, libc::SYS_pwritev,
+    // The record of what is in flight, for a guest to keep.
+    libc::SYS_memfd_create, libc::SYS_ftruncate,
+    // Which kind a descriptor is that a hypervisor sent.
+    libc::SYS_readlinkat,
     libc::SYS_lseek, libc::SYS_fdatasync, libc::SYS_fsync, libc::SYS_fallocate,
     libc::SYS_close, libc::SYS_fstat, libc::SYS_statx, libc::SYS_newfstatat,
     libc::SYS_fcntl, libc::SYS_dup, libc::SYS_dup3, libc::SYS_ioctl,
@@ -41,7 +45,7 @@ const SERVING: &[libc::c_long] = &[
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const SERVING_OLD: &[libc::c_long] = &[
-    libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_unlink, libc::SYS_pipe, libc::SYS_dup2,
+    libc::SYS_poll, libc::SYS_epoll_wait, libc::SYS_readlink, libc::SYS_unlink, libc::SYS_pipe, libc::SYS_dup2,
     libc::SYS_arch_prctl, libc::SYS_stat, libc::SYS_lstat,
 ];
 #[cfg(not(target_arch = "x86_64"))]
@@ -51,9 +55,9 @@ const SERVING_OLD: &[libc::c_long] = &[];
 #[rustfmt::skip]
 const KEEPING: &[libc::c_long] = &[
     libc::SYS_openat, libc::SYS_openat2, libc::SYS_getdents64, libc::SYS_mkdirat,
-    libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_readlinkat, libc::SYS_faccessat,
+    libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_faccessat,
     libc::SYS_faccessat2, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_fchown,
-    libc::SYS_fchownat, libc::SYS_ftruncate, libc::SYS_flock, libc::SYS_getcwd,
+    libc::SYS_fchownat, libc::SYS_flock, libc::SYS_getcwd,
     libc::SYS_copy_file_range, libc::SYS_sendfile, libc::SYS_linkat, libc::SYS_statfs,
     libc::SYS_fstatfs, libc::SYS_fadvise64, libc::SYS_sync_file_range, libc::SYS_utimensat,
     libc::SYS_bind, libc::SYS_listen,
@@ -62,7 +66,7 @@ const KEEPING: &[libc::c_long] = &[
 #[cfg(target_arch = "x86_64")]
 #[rustfmt::skip]
 const KEEPING_OLD: &[libc::c_long] = &[
-    libc::SYS_open, libc::SYS_mkdir, libc::SYS_rmdir, libc::SYS_rename, libc::SYS_readlink,
+    libc::SYS_open, libc::SYS_mkdir, libc::SYS_rmdir, libc::SYS_rename,
     libc::SYS_access, libc::SYS_chmod, libc::SYS_chown, libc::SYS_lchown, libc::SYS_link,
 ];
 #[cfg(not(target_arch = "x86_64"))]

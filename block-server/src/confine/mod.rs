@@ -15,6 +15,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, Ruleset, RulesetAttr, RulesetCreatedAttr,
     RulesetError, RulesetStatus, path_beneath_rules,
 };
+use rustix::process::{Resource, getrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, clear_ambient_capability_set,
     remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
@@ -36,7 +37,7 @@ pub enum Needs<'a> {
 /// is. Says what holds, for the log.
 pub fn confine(needs: &Needs<'_>) -> String {
     let parts = [
-        ("no capabilities", drop_capabilities(needs).err().map(|e| e.to_string())),
+        ("few capabilities", drop_capabilities(needs).err().map(|e| e.to_string())),
         ("landlock", landlock(needs).err()),
         ("seccomp", calls::filter(needs).err().map(|e| e.to_string())),
     ];
@@ -50,13 +51,16 @@ pub fn confine(needs: &Needs<'_>) -> String {
 }
 
 fn drop_capabilities(needs: &Needs<'_>) -> rustix::io::Result<()> {
-    let kept = match needs {
-        Needs::Serving { .. } => CapabilitySet::empty(),
+    let mut wanted = CapabilitySet::empty();
+    if let Needs::Keeping { .. } = needs {
         // An export's socket is given to its user.
-        Needs::Keeping { .. } => {
-            CapabilitySet::CHOWN & rustix::thread::capabilities(None)?.permitted
-        }
-    };
+        wanted |= CapabilitySet::CHOWN;
+    }
+    if getrlimit(Resource::Memlock).current.is_some() {
+        // Registered buffers are locked memory, and the limit could not be lifted.
+        wanted |= CapabilitySet::IPC_LOCK;
+    }
+    let kept = wanted & rustix::thread::capabilities(None)?.permitted;
     set_no_new_privs(true)?;
     for capability in CapabilitySet::all().iter().filter(|c| !kept.contains(*c)) {
         // Only the privileged may and need; an older kernel knows fewer of them.
@@ -127,12 +131,13 @@ mod tests {
                     refused(std::net::UdpSocket::bind("127.0.0.1:0")),
                     refused(std::net::TcpStream::connect("127.0.0.1:1")),
                     refused(std::os::unix::net::UnixStream::connect("/nowhere")),
-                    rustix::thread::capabilities(None).unwrap().permitted.is_empty(),
+                    CapabilitySet::IPC_LOCK
+                        .contains(rustix::thread::capabilities(None).unwrap().permitted),
                     std::io::Read::read(&mut &before, &mut byte).is_ok(),
                 ]
             },
         );
-        assert!(held.contains("seccomp") && held.contains("no capabilities"), "{held}");
+        assert!(held.contains("seccomp") && held.contains("few capabilities"), "{held}");
         assert_eq!(done, [true; 8]);
     }
 
