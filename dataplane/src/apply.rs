@@ -69,6 +69,21 @@ impl From<Error> for rpc::Error {
     }
 }
 
+/// Applies a state without a daemon, which nobody else may have meanwhile: tables
+/// and devices. Nothing answers DHCP then, and flows are aged when this is called.
+pub fn enforce(deployment: &Deployment, desired: Desired) -> Result<Applied, Error> {
+    parse(&desired)?;
+    let mut host = Host::open(deployment)?;
+    let mut loaded = Loaded::open(deployment)?;
+    let (devices, made) = host.ensure(&desired)?;
+    let tables = compile(&desired, &devices, loaded.tables())?;
+    record::write(&deployment.state_of("dataplane").join("desired.json"), &desired)?;
+    let changed = loaded.update(tables)?;
+    let removed = host.prune(&desired)?;
+    loaded.sweep_all()?;
+    Ok(Applied { generation: desired.generation, changes: made + changed + removed })
+}
+
 /// The state of this host's packets, and what changes it.
 pub struct Applier {
     host: Host,

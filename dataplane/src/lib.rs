@@ -6,11 +6,14 @@
 //!        device facts ────────┘            ▲ loaded.tables()
 //! ```
 
+pub mod alone;
 pub mod apply;
+pub mod cli;
 pub mod compile;
 pub mod device;
 pub mod diff;
 pub mod load;
+pub mod lock;
 pub mod record;
 pub mod respond;
 pub mod serve;

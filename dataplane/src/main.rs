@@ -3,48 +3,20 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand};
+use anyhow::Context as _;
+use clap::Parser as _;
 use dataplane::apply::{Applier, Handle};
+use dataplane::cli::{self, Arguments, Deed, Place};
 use dataplane::device::Host;
+use dataplane::lock::{self, Lock};
 use dataplane::respond::metadata::TokenKey;
 use dataplane::respond::thread::{RespondThread, random};
-use dataplane::{load, serve};
-use nix::fcntl::{Flock, FlockArg};
+use dataplane::{alone, load, serve};
 use rpc::Deployment;
 use rpc::server::{ControlListener, Peer};
 use tokio::signal::unix::{SignalKind, signal};
-
-/// Packets: security groups, elastic addresses, DHCP and instance metadata.
-#[derive(Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(subcommand)]
-    deed: Deed,
-}
-
-#[derive(Subcommand)]
-enum Deed {
-    /// Serve `dataplane.sock` until SIGTERM. What is in the kernel stays when it ends.
-    Daemon(Place),
-    /// With no daemon alive: remove every device, program and map of this deployment.
-    Teardown(Place),
-}
-
-#[derive(Args)]
-struct Place {
-    /// The deployment's name.
-    #[arg(long)]
-    name: String,
-    /// What must outlive a reboot.
-    #[arg(long)]
-    state_dir: PathBuf,
-    /// Sockets; gone after a reboot.
-    #[arg(long)]
-    run_dir: PathBuf,
-}
 
 fn main() -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
@@ -52,8 +24,20 @@ fn main() -> anyhow::Result<()> {
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     die_whole();
     match Arguments::parse().deed {
-        Deed::Daemon(place) => daemon(&place.deployment()?),
-        Deed::Teardown(place) => teardown(&place.deployment()?),
+        Deed::Check { file } => {
+            alone::read(&file)?;
+            say(false, &(), format!("{}: right", file.display()))
+        }
+        Deed::Apply(deed) => put(&deed),
+        Deed::Show(deed) => show(&deed),
+        Deed::Remove(deed) => remove(&deed),
+        Deed::Serve { file, folders } => {
+            let deployment = folders.deployment(&alone::read(&file)?.deployment)?;
+            lock::folders(&deployment)?;
+            daemon(&deployment, Some(&file))
+        }
+        Deed::Daemon(place) => daemon(&of(&place)?, None),
+        Deed::Teardown(place) => teardown(&of(&place)?),
     }
 }
 
@@ -67,17 +51,41 @@ fn die_whole() {
     }));
 }
 
-impl Place {
-    fn deployment(&self) -> anyhow::Result<Deployment> {
-        let deployment = Deployment::new(&self.name, &self.state_dir, &self.run_dir)?;
-        for folder in [deployment.run_dir(), &deployment.state_of("dataplane")] {
-            fs::create_dir_all(folder).with_context(|| format!("make {}", folder.display()))?;
-        }
-        Ok(deployment)
-    }
+fn of(place: &Place) -> anyhow::Result<Deployment> {
+    let deployment = Deployment::new(&place.name, &place.state_dir, &place.run_dir)?;
+    lock::folders(&deployment)?;
+    Ok(deployment)
 }
 
-fn daemon(deployment: &Deployment) -> anyhow::Result<()> {
+fn put(deed: &cli::Apply) -> anyhow::Result<()> {
+    let plan = alone::read(&deed.file)?;
+    let deployment = deed.folders.deployment(&plan.deployment)?;
+    let outcome = alone::apply(plan, &deployment, deed.dry_run)?;
+    say(deed.json, &outcome, outcome.told())
+}
+
+fn show(deed: &cli::Alone) -> anyhow::Result<()> {
+    let shown = alone::look(&deed.folders.deployment(&deed.name)?)?;
+    say(deed.json, &shown, shown.told().trim_end().to_owned())
+}
+
+fn remove(deed: &cli::Alone) -> anyhow::Result<()> {
+    let deployment = deed.folders.deployment(&deed.name)?;
+    lock::folders(&deployment)?;
+    teardown(&deployment)?;
+    for folder in [deployment.state_dir(), deployment.run_dir()] {
+        fs::remove_dir_all(folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    Ok(())
+}
+
+fn say(json: bool, value: &impl serde::Serialize, text: String) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(value)? } else { text };
+    Ok(writeln!(std::io::stdout(), "{text}")?)
+}
+
+/// `file`: what it is to hold, read again on SIGHUP; else it is told by its socket.
+fn daemon(deployment: &Deployment, file: Option<&Path>) -> anyhow::Result<()> {
     let _lock = lock(deployment)?;
     let mut host = Host::open(deployment)?;
     let punt = host.open_punt()?;
@@ -89,20 +97,37 @@ fn daemon(deployment: &Deployment) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("start the control socket's runtime")?
-        .block_on(listen(deployment, handle))
+        .block_on(listen(deployment, handle, file))
 }
 
-async fn listen(deployment: &Deployment, handle: Handle) -> anyhow::Result<()> {
+async fn listen(
+    deployment: &Deployment,
+    handle: Handle,
+    file: Option<&Path>,
+) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    if let Some(file) = file {
+        renew(file, deployment, &handle).await?;
+    }
     let path = deployment.socket_of("dataplane");
     let listener =
         ControlListener::bind(&path).with_context(|| format!("listen on {}", path.display()))?;
-    let service = serve::router(handle).into_make_service_with_connect_info::<Peer>();
+    let service = serve::router(handle.clone()).into_make_service_with_connect_info::<Peer>();
     println!("ready");
     std::io::stdout().flush()?;
+    let renewing = async {
+        // Whoever is told by its socket ends by SIGHUP, as any program does.
+        while let (Some(()), Some(file)) = (hangup.recv().await, file) {
+            if let Err(error) = renew(file, deployment, &handle).await {
+                tracing::error!("{error:#}; what was in force stays");
+            }
+        }
+    };
     tokio::select! {
         served = axum::serve(listener, service) => served.context("serve the control socket")?,
+        () = renewing => tracing::info!("ended by SIGHUP; packets flow on"),
         _ = terminate.recv() => tracing::info!("ended by SIGTERM; packets flow on"),
         _ = interrupt.recv() => tracing::info!("ended by SIGINT; packets flow on"),
     }
@@ -130,17 +155,21 @@ fn teardown(deployment: &Deployment) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Held as long as the process lives; the kernel lets go of it on kill -9 too.
-fn lock(deployment: &Deployment) -> anyhow::Result<Flock<File>> {
-    let path = deployment.run_dir().join("dataplane.lock");
-    let file = File::create(&path).with_context(|| format!("open {}", path.display()))?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(lock) => Ok(lock),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
-            bail!("deployment {}: another dataplane is alive: end it first", deployment.name())
-        }
-        Err((_, error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+/// Puts what a file says in force, by the daemon of this process.
+async fn renew(file: &Path, deployment: &Deployment, handle: &Handle) -> anyhow::Result<()> {
+    let prepared = alone::Prepared::new(alone::read(file)?, deployment)?;
+    prepared.begin()?;
+    let applied = handle.apply(prepared.desired.clone()).await?;
+    for line in &prepared.finish(applied)?.difference {
+        tracing::info!("{line}");
     }
+    Ok(())
+}
+
+fn lock(deployment: &Deployment) -> anyhow::Result<Lock> {
+    lock::take(deployment)?.with_context(|| {
+        format!("deployment {}: another dataplane is alive: end it first", deployment.name())
+    })
 }
 
 /// The key that metadata tokens are sealed with, made once a boot and kept where

@@ -1,5 +1,5 @@
-//! Man pages, completions and the guide's reference of `netctl`, from the one
-//! definition of its command line.
+//! Man pages and completions of `netctl` and `dataplane`, and the guide's reference
+//! of `netctl`, from the one definition of each command line.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,16 +16,19 @@ pub struct Args {
 pub fn run(args: Args) -> anyhow::Result<()> {
     let root = crate::root();
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    // A program of netctl's own, so that xtask need not be built with all of netctl.
-    let status = Command::new(cargo)
-        .args(["run", "--quiet", "--package", "netctl", "--example", "manual", "--"])
-        .arg(root.join("docs/guide/netctl.md"))
-        .arg(root.join(args.dir))
-        .current_dir(&root)
-        .status()
-        .context("run cargo")?;
-    if !status.success() {
-        bail!("manual: {status}");
+    // A program of each package's own, so that xtask need not be built with all of it.
+    let dir = root.join(args.dir);
+    let guide = root.join("docs/guide/netctl.md");
+    for (package, arguments) in [("netctl", vec![&guide, &dir]), ("dataplane", vec![&dir])] {
+        let status = Command::new(&cargo)
+            .args(["run", "--quiet", "--package", package, "--example", "manual", "--"])
+            .args(arguments)
+            .current_dir(&root)
+            .status()
+            .context("run cargo")?;
+        if !status.success() {
+            bail!("manual: {package}: {status}");
+        }
     }
     Ok(())
 }

@@ -94,8 +94,10 @@ impl Host {
     /// Makes the taps that are missing and looks up every device named, which
     /// is the answer; and how many it made.
     pub fn ensure(&mut self, desired: &Desired) -> Result<(Devices, usize), Error> {
+        // Where no daemon ever was, nobody reads from one.
+        let punt = self.made.taps.contains_key(&self.punt_name).then(|| self.punt_name.clone());
         let mut devices = Devices {
-            punt: Some(self.punt_name.clone()),
+            punt: punt.clone(),
             host_addresses: host_addresses()?,
             seed: seed()?,
             ..Devices::default()
@@ -121,7 +123,7 @@ impl Host {
         }
         let named = desired.interfaces.iter().map(|i| i.device.name());
         let uplink = desired.uplink.iter().map(|u| u.device.as_str());
-        for name in named.chain(uplink).chain([self.punt_name.as_str()]) {
+        for name in named.chain(uplink).chain(punt.as_deref()) {
             let link = self.existing(name)?;
             if !self.made.taps.contains_key(name) {
                 self.links.bring_up(name, link.ifindex)?;
@@ -149,6 +151,22 @@ impl Host {
             self.made.taps.keys().filter(|name| !wanted(name)).cloned().collect();
         self.remove(&stale)?;
         Ok(stale.len())
+    }
+
+    /// Names in the desired state whose device is not on this host and that nobody
+    /// here would make.
+    pub fn missing(&self, desired: &Desired) -> Result<Vec<String>, Error> {
+        let existing = desired.interfaces.iter().filter_map(|i| match &i.device {
+            Device::Existing { name } => Some(name),
+            Device::Tap { .. } => None,
+        });
+        let mut missing = Vec::new();
+        for name in existing.chain(desired.uplink.iter().map(|u| &u.device)) {
+            if self.links.find(name)?.is_none() {
+                missing.push(name.clone());
+            }
+        }
+        Ok(missing)
     }
 
     /// Removes everything that this deployment made.

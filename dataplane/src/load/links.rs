@@ -7,7 +7,7 @@
 //! | uplink | `uplink_ingress` | | |
 //! | uplink with early drop | `uplink_ingress` | | `uplink_early` |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 
@@ -199,21 +199,33 @@ pub fn detach_others(pins: &Pins, wanted: &BTreeMap<u32, Attachment>) -> Result<
 /// Devices that carry the programs of their role. One that was attached half is
 /// attached again; one that is gone is forgotten.
 pub fn attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
-    let pinned = pins.pinned_links()?;
-    let has = |program: &str, ifindex| pinned.iter().any(|(p, i)| p == program && *i == ifindex);
-    let mut attachments = BTreeMap::new();
-    for (_, ifindex) in &pinned {
-        let roles = [Role::Guest, Role::Punt, Role::UplinkEarly, Role::Uplink];
-        // The ingress program is attached last.
-        let complete = |role: &Role| programs(*role).iter().all(|p| has(p, *ifindex));
-        let Some(role) = roles.into_iter().find(complete) else { continue };
-        match if_indextoname(*ifindex) {
-            Ok(name) => {
-                let device = name.to_string_lossy().into_owned();
-                attachments.insert(*ifindex, Attachment { device, role });
-            }
-            Err(_) => detach(pins, *ifindex, role)?,
+    let attachments = pinned_attachments(pins)?;
+    for (ifindex, role) in complete(pins)? {
+        if !attachments.contains_key(&ifindex) {
+            detach(pins, ifindex, role)?;
         }
     }
     Ok(attachments)
+}
+
+/// The same, without touching anything.
+pub fn pinned_attachments(pins: &Pins) -> Result<BTreeMap<u32, Attachment>, Error> {
+    let named = |(ifindex, role)| {
+        let device = if_indextoname(ifindex).ok()?.to_string_lossy().into_owned();
+        Some((ifindex, Attachment { device, role }))
+    };
+    Ok(complete(pins)?.into_iter().filter_map(named).collect())
+}
+
+/// Whatever carries the programs of a role, by what is pinned.
+fn complete(pins: &Pins) -> Result<Vec<(u32, Role)>, Error> {
+    let pinned = pins.pinned_links()?;
+    let has = |program: &str, ifindex| pinned.iter().any(|(p, i)| p == program && *i == ifindex);
+    let roles = [Role::Guest, Role::Punt, Role::UplinkEarly, Role::Uplink];
+    // The ingress program is attached last.
+    let role = |ifindex: u32| {
+        roles.into_iter().find(|role| programs(*role).iter().all(|p| has(p, ifindex)))
+    };
+    let devices: BTreeSet<u32> = pinned.iter().map(|(_, ifindex)| *ifindex).collect();
+    Ok(devices.into_iter().filter_map(|ifindex| Some((ifindex, role(ifindex)?))).collect())
 }

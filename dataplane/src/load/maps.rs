@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Ebpf;
+use aya::maps::MapData;
 use ebpf::REASONS_MAX;
 use ebpf::layout::{
     Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE,
@@ -11,6 +13,7 @@ use ebpf::layout::{
 };
 
 use super::Error;
+use super::pins::Pins;
 use super::syscall::{self, Map};
 use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
@@ -53,6 +56,19 @@ pub struct Maps {
 
 impl Maps {
     pub fn open(bpf: &Ebpf) -> Result<Self, Error> {
+        Self::with(&|name| of_object(bpf, name))
+    }
+
+    /// Those that are pinned, without any object: to look at what is in force.
+    pub fn open_pinned(pins: &Pins) -> Result<Self, Error> {
+        Self::with(&|name| {
+            let map = MapData::from_pin(pins.map(name));
+            let map = map.map_err(|e| Error::new("open", pins.map(name).display(), e))?;
+            map.fd().as_fd().try_clone_to_owned().map_err(|e| Error::new("open", name, e))
+        })
+    }
+
+    fn with(bpf: Opener<'_>) -> Result<Self, Error> {
         Ok(Self {
             config: map(bpf, "CONFIG")?,
             interfaces: map(bpf, "INTERFACES")?,
@@ -120,6 +136,13 @@ impl Maps {
             .map_err(|e| Error::new("read", "COUNTERS", e))
     }
 
+    pub fn flows_open(&self, slot: u32) -> Result<u64, Error> {
+        let quota = self.quotas.get(&slot).map_err(|e| Error::new("read", "QUOTAS", e))?;
+        let swept = self.swept.get(&slot).map_err(|e| Error::new("read", "SWEPT", e))?;
+        let Some(Quota { opened, closed }) = quota else { return Ok(0) };
+        Ok(opened.saturating_sub(closed).saturating_sub(swept.unwrap_or(0)))
+    }
+
     /// What the kernel decides by. Attachments and names are not in the maps.
     pub fn read_back(&self) -> Result<Tables, Error> {
         let failed = |cause| Error::new("read back", "maps", cause);
@@ -171,7 +194,17 @@ impl Maps {
 
 const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };
 
-fn map<K: bytemuck::Pod, V: bytemuck::Pod>(bpf: &Ebpf, name: &str) -> Result<Map<K, V>, Error> {
+/// A map's descriptor, by its name.
+type Opener<'a> = &'a dyn Fn(&str) -> Result<OwnedFd, Error>;
+
+fn map<K: bytemuck::Pod, V: bytemuck::Pod>(
+    open: Opener<'_>,
+    name: &str,
+) -> Result<Map<K, V>, Error> {
+    Map::open(open(name)?).map_err(|e| Error::new("open", name, e))
+}
+
+fn of_object(bpf: &Ebpf, name: &str) -> Result<OwnedFd, Error> {
     use aya::maps::Map as M;
     let data = match bpf.map(name) {
         Some(
@@ -186,5 +219,5 @@ fn map<K: bytemuck::Pod, V: bytemuck::Pod>(bpf: &Ebpf, name: &str) -> Result<Map
             return Err(Error::new("open", name, cause));
         }
     };
-    Map::open(data.fd()).map_err(|e| Error::new("open", name, e))
+    data.fd().as_fd().try_clone_to_owned().map_err(|e| Error::new("open", name, e))
 }

@@ -89,7 +89,7 @@ impl Loaded {
     pub fn open(deployment: &Deployment) -> Result<Self, Error> {
         if let Err(cause) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             // Kernels since 5.11 account maps to the control group instead.
-            tracing::warn!(%cause, "RLIMIT_MEMLOCK: not raised");
+            tracing::debug!(%cause, "RLIMIT_MEMLOCK: not raised");
         }
         let pins = Pins::of(deployment);
         let same_layout = pins.has_maps();
@@ -171,6 +171,19 @@ impl Loaded {
         self.sweep.slice(&self.maps, &self.tables)
     }
 
+    /// Ages all flows at once, for whoever has no daemon that does it each second.
+    pub fn sweep_all(&mut self) -> Result<u64, Error> {
+        let mut removed = 0;
+        for _ in 0..=ebpf::layout::FLOWS_MAX {
+            let (swept, done) = self.sweep.whole_slice(&self.maps, &self.tables)?;
+            removed += swept.removed;
+            if done {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
     /// Runs the loaded program on a packet made for the question. Leaves no trace
     /// in flows or counters.
     pub fn why(&self, question: &Question) -> Result<Verdict, Error> {
@@ -223,6 +236,38 @@ fn named(counts: &[u64]) -> Reasons {
         .map(|reason| (reason.name().to_owned(), counts[*reason as usize]))
         .filter(|(_, count)| *count > 0)
         .collect()
+}
+
+/// What is in force, looked at without touching it: no program is loaded or
+/// exchanged, and a daemon that is alive is not disturbed.
+#[derive(Debug)]
+pub struct Look {
+    maps: Maps,
+    pub tables: Tables,
+}
+
+impl Look {
+    /// `None` where nothing of this layout is pinned.
+    pub fn open(deployment: &Deployment) -> Result<Option<Self>, Error> {
+        let pins = Pins::of(deployment);
+        if !pins.has_maps() {
+            return Ok(None);
+        }
+        let maps = Maps::open_pinned(&pins)?;
+        let mut tables = maps.read_back()?;
+        tables.attachments = links::pinned_attachments(&pins)?;
+        Ok(Some(Self { maps, tables }))
+    }
+
+    /// Packets by reason of a counter slot; 0 is the uplink's.
+    pub fn reasons(&self, slot: u32) -> Result<Reasons, Error> {
+        Ok(named(&self.maps.counters(slot)?))
+    }
+
+    /// Tracked flows of the interface with this slot.
+    pub fn flows(&self, slot: u32) -> Result<u64, Error> {
+        self.maps.flows_open(slot)
+    }
 }
 
 /// Removes every program, map and link of this deployment; also when no daemon lives.

@@ -67,6 +67,12 @@ impl Sweep {
         Ok(swept)
     }
 
+    /// A slice, and whether it was the last of a pass.
+    pub fn whole_slice(&mut self, maps: &Maps, tables: &Tables) -> Result<(Swept, bool), Error> {
+        let swept = self.slice(maps, tables)?;
+        Ok((swept, self.cursor.is_none()))
+    }
+
     /// Nobody else writes `SWEPT`.
     fn give_back(&mut self, maps: &Maps, slot: u32) -> Result<(), Error> {
         let failed = |e| Error::new("count", "SWEPT", e);

@@ -4,6 +4,7 @@
 //! Needs root. Every world has names of its own, so tests run side by side.
 
 mod address;
+mod alone;
 mod elastic;
 mod survive;
 mod teardown;

@@ -1,0 +1,138 @@
+//! What a new desired state would change, as people read it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use model::{Direction, SecurityGroup};
+use rpc::dataplane::{Desired, Interface};
+use serde::Serialize;
+
+use super::rule;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sign {
+    Added,
+    Removed,
+    Changed,
+}
+
+/// One line of a difference.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Line {
+    pub sign: Sign,
+    /// `interface`, `group`, `rule`, `uplink`, `blocklist`.
+    pub what: &'static str,
+    pub name: String,
+    pub detail: String,
+}
+
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = match self.sign {
+            Sign::Added => '+',
+            Sign::Removed => '-',
+            Sign::Changed => '~',
+        };
+        write!(f, "{sign} {} {}", self.what, self.name)?;
+        if self.detail.is_empty() { Ok(()) } else { write!(f, ": {}", self.detail) }
+    }
+}
+
+/// `names` are of both states.
+pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>) -> Vec<Line> {
+    let mut lines = Vec::new();
+    single("uplink", &mut lines, told_uplink(old), told_uplink(new));
+    let tell = |i: &Interface| (named(&i.id.to_string(), names), told_interface(i, names));
+    let interfaces = |d: &Desired| d.interfaces.iter().map(tell).collect();
+    compare("interface", &mut lines, &interfaces(old), &interfaces(new));
+    let groups = |d: &Desired| {
+        d.groups.iter().map(|g| (named(&g.id.to_string(), names), Vec::new())).collect()
+    };
+    compare("group", &mut lines, &groups(old), &groups(new));
+    compare("rule", &mut lines, &rules(old, names), &rules(new, names));
+    let prefixes = |all: &[ipnet::IpNet]| all.iter().map(|p| (p.to_string(), Vec::new())).collect();
+    compare("blocklist", &mut lines, &prefixes(&old.blocklist), &prefixes(&new.blocklist));
+    let ranges =
+        |d: &Desired| d.elastic_ranges.iter().map(|p| (p.to_string(), Vec::new())).collect();
+    compare("range", &mut lines, &ranges(old), &ranges(new));
+    lines
+}
+
+/// What a thing is called, and its properties as `key value`.
+type Things = BTreeMap<String, Vec<(&'static str, String)>>;
+
+fn compare(what: &'static str, lines: &mut Vec<Line>, old: &Things, new: &Things) {
+    let line = |sign, name: &String, detail| Line { sign, what, name: name.clone(), detail };
+    let whole = |properties: &Vec<(&str, String)>| {
+        let all: Vec<String> = properties
+            .iter()
+            .filter(|(_, value)| value != NONE)
+            .map(|(key, value)| format!("{key} {value}"))
+            .collect();
+        all.join(", ")
+    };
+    for name in old.keys().filter(|name| !new.contains_key(*name)) {
+        lines.push(line(Sign::Removed, name, String::new()));
+    }
+    for (name, properties) in new {
+        let Some(before) = old.get(name) else {
+            lines.push(line(Sign::Added, name, whole(properties)));
+            continue;
+        };
+        let changed: Vec<String> = before
+            .iter()
+            .zip(properties)
+            .filter(|(a, b)| a != b)
+            .map(|((key, a), (_, b))| format!("{key} {a} → {b}"))
+            .collect();
+        if !changed.is_empty() {
+            lines.push(line(Sign::Changed, name, changed.join(", ")));
+        }
+    }
+}
+
+const NONE: &str = "none";
+
+fn single(what: &'static str, lines: &mut Vec<Line>, old: Option<String>, new: Option<String>) {
+    let (sign, name, detail) = match (old, new) {
+        (None, Some(new)) => (Sign::Added, new, String::new()),
+        (Some(old), None) => (Sign::Removed, old, String::new()),
+        (Some(old), Some(new)) if old != new => (Sign::Changed, old, format!("→ {new}")),
+        _ => return,
+    };
+    lines.push(Line { sign, what, name, detail });
+}
+
+fn told_uplink(desired: &Desired) -> Option<String> {
+    desired.uplink.as_ref().map(|u| format!("{} by {}", u.device, u.gateway))
+}
+
+fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'static str, String)> {
+    let groups: Vec<String> = i.groups.iter().map(|g| named(&g.to_string(), names)).collect();
+    vec![
+        ("device", i.device.name().to_owned()),
+        ("mac", i.mac.to_string()),
+        ("address", format!("{} in {}", i.address, i.subnet)),
+        ("network", i.vpc.to_string()),
+        ("elastic", i.elastic.map_or_else(|| NONE.into(), |e| e.to_string())),
+        ("groups", if groups.is_empty() { NONE.into() } else { groups.join(" ") }),
+        ("source-check", if i.source_check { "on" } else { "off" }.into()),
+        ("dhcp", format!("{} {} {} {:?}", i.dhcp.hostname, i.dhcp.domain, i.dhcp.mtu, i.dhcp.dns)),
+    ]
+}
+
+fn rules(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let of = |group: &SecurityGroup, direction: Direction| {
+        let name = named(&group.id.to_string(), names);
+        let tell = |r| (format!("{name}: {}", rule::told(direction, r, names)), Vec::new());
+        group.rules(direction).iter().map(tell).collect::<Vec<_>>()
+    };
+    let both = |g| [of(g, Direction::Ingress), of(g, Direction::Egress)].concat();
+    desired.groups.iter().flat_map(both).collect()
+}
+
+/// What people call it, or its id.
+pub fn named(id: &str, names: &BTreeMap<String, String>) -> String {
+    names.get(id).map_or_else(|| id.to_owned(), Clone::clone)
+}

@@ -1,0 +1,351 @@
+//! A TOML file of interfaces, groups and addresses, as a desired state.
+//!
+//! ```text
+//! text ─toml─▶ File ─▶ Plan { deployment, Desired, names }
+//!        └──── Wrong: file, line, what is wrong, what to write
+//! ```
+//! Pure. Ids follow from the names, and a rule's id from what it says, so that
+//! the same file gives the same ids for ever: flows and counters of what stays
+//! are kept, whatever moves around it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+
+use ipnet::{IpNet, Ipv4Net};
+use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
+use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+use toml::Spanned;
+
+use super::rule;
+use crate::respond::Served;
+
+/// The deployment of a file that names none.
+pub const NAME_DEFAULT: &str = "alone";
+const NETWORK_DEFAULT: &str = "default";
+const MTU_DEFAULT: u16 = 1500;
+
+/// What is wrong in a file, where, and what to write in its place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}; {instead}")]
+pub struct Wrong {
+    pub line: usize,
+    pub what: String,
+    pub instead: String,
+}
+
+/// A file, understood.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub deployment: String,
+    /// Its generation is 0: whoever applies it knows the one before.
+    pub desired: Desired,
+    /// What people call a thing, by its id.
+    pub names: BTreeMap<String, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    name: Option<Spanned<String>>,
+    uplink: Option<UplinkEntry>,
+    #[serde(default)]
+    blocklist: Vec<Spanned<String>>,
+    #[serde(default)]
+    group: BTreeMap<String, GroupEntry>,
+    #[serde(default)]
+    interface: BTreeMap<String, Spanned<InterfaceEntry>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct UplinkEntry {
+    device: String,
+    gateway: Spanned<String>,
+    /// Where elastic addresses are taken from.
+    #[serde(default)]
+    ranges: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct GroupEntry {
+    network: Option<String>,
+    #[serde(default)]
+    ingress: Vec<Spanned<rule::Entry>>,
+    egress: Option<Vec<Spanned<rule::Entry>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct InterfaceEntry {
+    device: Option<Spanned<String>>,
+    tap: Option<Spanned<String>>,
+    owner: Option<u32>,
+    mac: Spanned<String>,
+    address: Spanned<String>,
+    network: Option<String>,
+    elastic: Option<Spanned<String>>,
+    #[serde(default)]
+    groups: Vec<Spanned<String>>,
+    source_check: Option<bool>,
+    hostname: Option<String>,
+    domain: Option<String>,
+    #[serde(default)]
+    dns: Vec<Spanned<String>>,
+    mtu: Option<u16>,
+}
+
+/// Places in the text, as lines.
+pub struct Text<'a>(pub &'a str);
+
+impl Text<'_> {
+    fn line(&self, at: Range<usize>) -> usize {
+        1 + self.0.bytes().take(at.start).filter(|b| *b == b'\n').count()
+    }
+
+    pub fn wrong(&self, at: Range<usize>, what: impl fmt::Display, instead: &str) -> Wrong {
+        Wrong { line: self.line(at), what: what.to_string(), instead: format!("write {instead}") }
+    }
+
+    /// A word of the file, as the kind that it should be.
+    pub fn parse<T: std::str::FromStr>(
+        &self,
+        key: &str,
+        word: &Spanned<String>,
+        kind: &str,
+        example: &str,
+    ) -> Result<T, Wrong> {
+        let text = word.get_ref();
+        text.trim().parse().map_err(|_| {
+            let instead = format!("{key} = \"{example}\"");
+            self.wrong(word.span(), format_args!("{key}: `{text}` is not {kind}"), &instead)
+        })
+    }
+}
+
+/// Reads a file's text.
+pub fn read(text: &str) -> Result<Plan, Wrong> {
+    let file: File = toml::from_str(text).map_err(|error| Wrong {
+        line: error.span().map_or(1, |at| Text(text).line(at)),
+        what: error.message().trim().replace('\n', " "),
+        instead: "docs/guide/dataplane.md lists every key".into(),
+    })?;
+    Reader { text: Text(text), names: BTreeMap::new() }.plan(&file)
+}
+
+struct Reader<'a> {
+    text: Text<'a>,
+    names: BTreeMap<String, String>,
+}
+
+impl Reader<'_> {
+    fn plan(mut self, file: &File) -> Result<Plan, Wrong> {
+        let deployment = match &file.name {
+            Some(name) => self.deployment(name)?,
+            None => NAME_DEFAULT.to_owned(),
+        };
+        let mut desired = Desired { uplink: self.uplink(file)?, ..Desired::default() };
+        desired.elastic_ranges = match &file.uplink {
+            Some(uplink) => self.prefixes("ranges", &uplink.ranges)?,
+            None => Vec::new(),
+        };
+        desired.blocklist = self.prefixes::<IpNet>("blocklist", &file.blocklist)?;
+        for (name, entry) in &file.group {
+            desired.groups.push(self.group(name, entry, file)?);
+        }
+        for (name, entry) in &file.interface {
+            desired.interfaces.push(self.interface(name, entry, file)?);
+        }
+        Ok(Plan { deployment, desired, names: self.names })
+    }
+
+    fn deployment(&self, name: &Spanned<String>) -> Result<String, Wrong> {
+        match rpc::Deployment::new(name.get_ref(), "/", "/") {
+            Ok(_) => Ok(name.get_ref().clone()),
+            Err(error) => {
+                let example = format!("name = \"{NAME_DEFAULT}\", or leave it out");
+                Err(self.text.wrong(name.span(), error.message, &example))
+            }
+        }
+    }
+
+    fn uplink(&self, file: &File) -> Result<Option<Uplink>, Wrong> {
+        let Some(entry) = &file.uplink else { return Ok(None) };
+        let gateway = self.text.parse("gateway", &entry.gateway, "an IPv4 address", "192.0.2.1")?;
+        Ok(Some(Uplink { device: entry.device.clone(), gateway }))
+    }
+
+    fn prefixes<T: std::str::FromStr>(
+        &self,
+        key: &str,
+        words: &[Spanned<String>],
+    ) -> Result<Vec<T>, Wrong> {
+        let one = |word| self.text.parse(key, word, "a prefix", "192.0.2.0/24");
+        words.iter().map(one).collect()
+    }
+
+    fn group(
+        &mut self,
+        name: &str,
+        entry: &GroupEntry,
+        file: &File,
+    ) -> Result<SecurityGroup, Wrong> {
+        let id = group_id(name);
+        self.names.insert(id.to_string(), name.to_owned());
+        let rules = |direction, entries: &[Spanned<rule::Entry>]| {
+            let mut all = Vec::new();
+            for entry in entries {
+                let known = |group: &str| file.group.contains_key(group);
+                all.extend(rule::rules(&self.text, name, direction, entry, &known)?);
+            }
+            Ok(all)
+        };
+        let ingress = rules(model::Direction::Ingress, &entry.ingress)?;
+        let egress = match &entry.egress {
+            Some(entries) => rules(model::Direction::Egress, entries)?,
+            // As a new group of EC2's has it.
+            None => vec![rule::anything(name)],
+        };
+        Ok(SecurityGroup { id, vpc: network_id(entry.network.as_deref()), ingress, egress })
+    }
+
+    fn interface(
+        &mut self,
+        name: &str,
+        entry: &Spanned<InterfaceEntry>,
+        file: &File,
+    ) -> Result<Interface, Wrong> {
+        let (at, entry) = (entry.span(), entry.get_ref());
+        let text = &self.text;
+        let id = InterfaceId::from_random(number("interface", name));
+        let (address, subnet) = self.address(&entry.address)?;
+        let interface = Interface {
+            id,
+            device: self.device(name, &at, entry)?,
+            mac: text.parse::<Mac>("mac", &entry.mac, "a hardware address", "02:00:00:00:00:0a")?,
+            vpc: network_id(entry.network.as_deref()),
+            address,
+            subnet,
+            elastic: self.elastic(entry, file)?,
+            groups: self.groups(entry, file)?,
+            source_check: entry.source_check.unwrap_or(true),
+            dhcp: Dhcp {
+                hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
+                domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),
+                dns: self.resolvers(&entry.dns)?,
+                mtu: entry.mtu.unwrap_or(MTU_DEFAULT),
+            },
+            metadata: None,
+        };
+        if let Err(error) = Served::try_from(&interface) {
+            let what = format!("interface {name}: {}", error.cause);
+            return Err(text.wrong(at, what, "what a guest can be given"));
+        }
+        self.names.insert(id.to_string(), name.to_owned());
+        Ok(interface)
+    }
+
+    fn device(
+        &self,
+        name: &str,
+        at: &Range<usize>,
+        entry: &InterfaceEntry,
+    ) -> Result<Device, Wrong> {
+        let word = match (&entry.device, &entry.tap) {
+            (Some(word), None) | (None, Some(word)) => word,
+            _ => {
+                let what = format!("interface {name}: it must have either `device` or `tap`");
+                let instead = "device = \"veth0\" for one that is there, \
+                               or tap = \"tap0\" for one to be made";
+                return Err(self.text.wrong(at.clone(), what, instead));
+            }
+        };
+        // linux/if.h, IFNAMSIZ with its ending zero.
+        if !(1..=15).contains(&word.get_ref().len()) || word.get_ref().contains(['/', ' ']) {
+            let what = format!("interface {name}: `{}` cannot be a device", word.get_ref());
+            return Err(self.text.wrong(word.span(), what, "1 to 15 letters and digits"));
+        }
+        let name = word.get_ref().clone();
+        Ok(match entry.tap {
+            Some(_) => Device::Tap { name, owner_uid: entry.owner.unwrap_or(0) },
+            None => Device::Existing { name },
+        })
+    }
+
+    fn address(&self, word: &Spanned<String>) -> Result<(Ipv4Addr, Ipv4Net), Wrong> {
+        let kind = "an address with its prefix length";
+        let net: Ipv4Net = self.text.parse("address", word, kind, "10.0.0.10/24")?;
+        if net.prefix_len() > 30 || net.addr() == net.network() || net.addr() == net.broadcast() {
+            let what = format!("address: `{}` leaves no room for a router", word.get_ref());
+            return Err(self.text.wrong(word.span(), what, "address = \"10.0.0.10/24\""));
+        }
+        if Some(net.addr()) == net.hosts().next() {
+            let what = format!("address: `{}` is the subnet's router", net.addr());
+            return Err(self.text.wrong(word.span(), what, "any later address of the subnet"));
+        }
+        Ok((net.addr(), net.trunc()))
+    }
+
+    fn elastic(&self, entry: &InterfaceEntry, file: &File) -> Result<Option<Ipv4Addr>, Wrong> {
+        let Some(word) = &entry.elastic else { return Ok(None) };
+        if file.uplink.is_none() {
+            let what = "elastic: it is reached by the uplink, and the file names none";
+            let instead = "a table [uplink] with device and gateway";
+            return Err(self.text.wrong(word.span(), what, instead));
+        }
+        self.text.parse("elastic", word, "an IPv4 address", "192.0.2.10").map(Some)
+    }
+
+    fn groups(&self, entry: &InterfaceEntry, file: &File) -> Result<Vec<GroupId>, Wrong> {
+        let mut groups = Vec::new();
+        for word in &entry.groups {
+            let name = word.get_ref();
+            let known = file.group.get(name).ok_or_else(|| {
+                let instead = format!("a table [group.{name}], or one of: {}", listed(file));
+                self.text.wrong(
+                    word.span(),
+                    format!("groups: there is no group `{name}`"),
+                    &instead,
+                )
+            })?;
+            if network_id(known.network.as_deref()) != network_id(entry.network.as_deref()) {
+                let what = format!("groups: group `{name}` belongs to another network");
+                return Err(self.text.wrong(word.span(), what, "a group of the same network"));
+            }
+            groups.push(group_id(name));
+        }
+        Ok(groups)
+    }
+
+    fn resolvers(&self, words: &[Spanned<String>]) -> Result<Vec<Ipv4Addr>, Wrong> {
+        let one = |word| self.text.parse("dns", word, "an IPv4 address", "192.0.2.53");
+        words.iter().map(one).collect()
+    }
+}
+
+fn listed(file: &File) -> String {
+    let names: Vec<&str> = file.group.keys().map(String::as_str).collect();
+    if names.is_empty() { "(there are none)".into() } else { names.join(", ") }
+}
+
+pub fn group_id(name: &str) -> GroupId {
+    GroupId::from_random(number("group", name))
+}
+
+fn network_id(name: Option<&str>) -> VpcId {
+    VpcId::from_random(number("network", name.unwrap_or(NETWORK_DEFAULT)))
+}
+
+/// What stands for a name of its kind: the first bits of a digest of both.
+pub fn number(kind: &str, name: &str) -> u128 {
+    let digest = Sha256::digest(format!("{kind}\0{name}").as_bytes());
+    digest.iter().take(16).fold(0, |n, byte| n << 8 | u128::from(*byte))
+}
+
+#[cfg(test)]
+#[path = "file_tests.rs"]
+mod tests;

@@ -1,0 +1,152 @@
+use model::{Direction, Peer, PortRange, Protocol};
+use rpc::dataplane::{Desired, Device};
+
+use super::super::difference::difference;
+use super::super::rule::told;
+use super::*;
+
+const WHOLE: &str = r#"
+name = "fw"
+blocklist = ["203.0.113.0/24"]
+
+[uplink]
+device = "eth1"
+gateway = "198.51.100.1"
+ranges = ["198.51.100.128/25"]
+
+[group.web]
+ingress = [
+  { protocol = "tcp", ports = 443, from = "0.0.0.0/0" },
+  { protocol = "tcp", ports = "8000-8010", from = ["10.0.0.0/8", "group:web"] },
+  { protocol = "icmp", type = 8, from = "192.0.2.7" },
+]
+
+[group.shut]
+egress = []
+
+[interface.a]
+device = "veth-a"
+mac = "02:00:00:00:00:0a"
+address = "10.0.0.10/24"
+groups = ["web"]
+elastic = "198.51.100.130"
+
+[interface.b]
+tap = "tap-b"
+owner = 1000
+mac = "02:00:00:00:00:0b"
+address = "10.0.0.11/24"
+groups = ["web", "shut"]
+source-check = false
+"#;
+
+#[test]
+fn a_whole_file_becomes_a_desired_state_under_ids_that_stay() {
+    let plan = read(WHOLE).unwrap();
+    assert_eq!(plan.deployment, "fw");
+    let Desired { interfaces, groups, .. } = &plan.desired;
+    assert_eq!(interfaces.len(), 2);
+    assert_eq!(interfaces[0].device, Device::Existing { name: "veth-a".into() });
+    assert_eq!(interfaces[0].subnet.to_string(), "10.0.0.0/24");
+    assert_eq!(interfaces[1].device, Device::Tap { name: "tap-b".into(), owner_uid: 1000 });
+    assert!(!interfaces[1].source_check);
+    let web = groups.iter().find(|g| g.id == group_id("web")).unwrap();
+    assert_eq!(web.ingress.len(), 4, "a rule for each peer");
+    assert_eq!(web.ingress[0].protocol, Protocol::Tcp(PortRange::single(443)));
+    assert_eq!(web.ingress[2].peer, Peer::Group(group_id("web")));
+    assert_eq!(web.egress.len(), 1, "without a word on egress, all may leave");
+    let shut = groups.iter().find(|g| g.id == group_id("shut")).unwrap();
+    assert_eq!(shut.egress.len(), 0);
+    // Another order and another rule before it: the ids are the same.
+    let moved = WHOLE.replace(
+        "ingress = [\n",
+        "ingress = [\n  { protocol = \"udp\", ports = 53, from = \"10.0.0.0/8\" },\n",
+    );
+    let moved = read(&moved).unwrap().desired;
+    let web_moved = moved.groups.iter().find(|g| g.id == web.id).unwrap();
+    assert_eq!(web_moved.ingress[1..], web.ingress[..]);
+    assert_eq!(moved.interfaces, *interfaces);
+}
+
+#[test]
+fn rules_read_as_people_say_them() {
+    let plan = read(WHOLE).unwrap();
+    let web = plan.desired.groups.iter().find(|g| g.id == group_id("web")).unwrap();
+    let said: Vec<String> =
+        web.ingress.iter().map(|r| told(Direction::Ingress, r, &plan.names)).collect();
+    assert_eq!(
+        said,
+        [
+            "ingress tcp 443 from 0.0.0.0/0",
+            "ingress tcp 8000-8010 from 10.0.0.0/8",
+            "ingress tcp 8000-8010 from group:web",
+            "ingress icmp type 8 from 192.0.2.7/32",
+        ]
+    );
+}
+
+/// Line, a word of what is wrong, a word of what to write.
+fn wrong(from: &str, to: &str) -> (usize, String, String) {
+    assert!(WHOLE.contains(from), "{from}");
+    let error = read(&WHOLE.replacen(from, to, 1)).unwrap_err();
+    (error.line, error.what, error.instead)
+}
+
+#[test]
+fn each_mistake_is_named_with_its_line_and_what_to_write() {
+    let line_of = |text: &str| 1 + WHOLE[..WHOLE.find(text).unwrap()].matches('\n').count();
+    for (from, to, what, instead) in [
+        ("device = \"eth1\"", "devise = \"eth1\"", "unknown field `devise`", "docs/guide"),
+        ("gateway = \"198.51.100.1\"", "gateway = \"here\"", "`here` is not", "192.0.2.1"),
+        ("ports = 443", "ports = 70000", "70000 is no port", "ports = 443"),
+        ("ports = \"8000-8010\"", "ports = \"9-8\"", "no port and no range", "8000-8010"),
+        ("protocol = \"icmp\"", "protocol = \"icpm\"", "`icpm` is none", "\"tcp\""),
+        ("type = 8", "ports = 8", "protocol `icmp` has none", "\"tcp\""),
+        ("from = \"192.0.2.7\"", "to = \"192.0.2.7\"", "no such end", "from ="),
+        ("type = 8, from = \"192.0.2.7\"", "type = 8", "must say `from`", "0.0.0.0/0"),
+        ("\"group:web\"]", "\"group:wbe\"]", "`group:wbe` is neither", "group:NAME"),
+        ("mac = \"02:00:00:00:00:0a\"", "mac = \"2:x\"", "not a hardware address", "mac = "),
+        ("10.0.0.10/24", "10.0.0.300/24", "not an address", "10.0.0.10/24"),
+        ("10.0.0.10/24", "10.0.0.1/24", "the subnet's router", "later"),
+        ("10.0.0.10/24", "10.0.0.255/24", "no room", "10.0.0.10/24"),
+        ("groups = [\"web\"]", "groups = [\"wbe\"]", "no group `wbe`", "shut, web"),
+        ("tap = \"tap-b\"", "tap = \"a-name-that-is-too-long\"", "cannot be", "1 to 15"),
+        ("name = \"fw\"", "name = \"FW-1\"", "deployment name", "leave it out"),
+        ("203.0.113.0/24", "203.0.113.0/33", "not a prefix", "192.0.2.0/24"),
+    ] {
+        let (line, said, advice) = wrong(from, to);
+        assert_eq!(line, line_of(from), "{from} → {to}: {said}");
+        assert!(said.contains(what), "{to}: {said}");
+        assert!(advice.contains(instead), "{to}: {advice}");
+    }
+    let (_, said, _) = wrong("tap = \"tap-b\"\n", "");
+    assert!(said.contains("either `device` or `tap`"), "{said}");
+    let no_uplink = WHOLE.replace("[uplink]", "[group.uplink]");
+    assert!(read(&no_uplink).is_err());
+}
+
+#[test]
+fn a_difference_says_what_would_change_and_nothing_where_nothing_would() {
+    let old = read(WHOLE).unwrap();
+    let none = Desired::default();
+    let all = difference(&none, &old.desired, &old.names);
+    assert_eq!(all.iter().filter(|l| l.what == "interface").count(), 2);
+    assert_eq!(all.iter().filter(|l| l.what == "rule").count(), 5);
+    assert!(difference(&old.desired, &old.desired, &old.names).is_empty());
+    let changed = WHOLE
+        .replace("ports = 443", "ports = 444")
+        .replace("elastic = \"198.51.100.130\"", "elastic = \"198.51.100.131\"");
+    let new = read(&changed).unwrap();
+    let said: Vec<String> = difference(&old.desired, &new.desired, &new.names)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(
+        said,
+        [
+            "~ interface a: elastic 198.51.100.130 → 198.51.100.131",
+            "- rule web: ingress tcp 443 from 0.0.0.0/0",
+            "+ rule web: ingress tcp 444 from 0.0.0.0/0",
+        ]
+    );
+}
