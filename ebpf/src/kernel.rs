@@ -31,6 +31,7 @@ use crate::maps::{
     BLOCKED, CONFIG, COUNTERS, ELASTICS, FLOWS, HALF_FLOWS, INTERFACES, LOCALS, POLICIES, QUOTAS,
     RANGES, STEPS, SWEPT, WORDS, WORK,
 };
+use crate::watch;
 
 /// linux/if_packet.h: addressed to the device itself.
 const PACKET_HOST: u32 = 0;
@@ -467,6 +468,9 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     }
     if !asked {
         account(verdict);
+        if watch::wanted(verdict) {
+            watch::watch(ctx);
+        }
     }
     match verdict.action {
         Action::Drop => TC_ACT_SHOT,

@@ -12,10 +12,12 @@
 //! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
 //! | [`verdict`], [`rewrite`] | what follows from it |
+//! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
 #![cfg_attr(not(test), no_std)]
 
 pub mod decide;
+pub mod event;
 pub mod flow;
 pub mod half;
 pub mod judge;

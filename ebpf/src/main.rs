@@ -8,6 +8,8 @@
 mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
+#[cfg(target_arch = "bpf")]
+mod watch;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

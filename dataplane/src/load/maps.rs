@@ -19,7 +19,7 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 15] = [
     "CONFIG",
     "INTERFACES",
     "LOCALS",
@@ -34,6 +34,7 @@ pub const NAMES: [&str; 14] = [
     "BLOCKED",
     "RANGES",
     "COUNTERS",
+    "HITS",
 ];
 
 #[derive(Debug)]

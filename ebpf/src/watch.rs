@@ -1,0 +1,197 @@
+//! Tells what is seen: `ebpf::event` says what of it, and how much.
+
+use core::arch::asm;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use ebpf::event::{
+    CAPTURED_MAX, EVENTS, EVENTS_BYTES, Event, HITS_MAX, HitKey, Pace, TALLIES_MAX, TALLY, Tally,
+    TallyKey, Wanted,
+};
+use ebpf::{Reason, Verdict};
+
+use crate::maps::WORK;
+
+/// Memory only for what is there.
+const NO_PREALLOC: u32 = 1;
+/// linux/bpf.h: insert, but never replace.
+const BPF_NOEXIST: u64 = 1;
+const NS_A_SECOND: u64 = 1_000_000_000;
+
+#[map]
+static WANTED: Array<Wanted> = Array::with_max_entries(1, 0);
+#[map]
+static PACE: PerCpuArray<Pace> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static EVENT_RING: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
+/// Pinned: what was counted outlives the daemon.
+#[map]
+static HITS: HashMap<HitKey, u64> = HashMap::with_max_entries(HITS_MAX, NO_PREALLOC);
+#[map]
+static TALLIES: HashMap<TallyKey, Tally> = HashMap::with_max_entries(TALLIES_MAX, NO_PREALLOC);
+
+/// Whether anything is to be told of a packet with this verdict. All that an
+/// established flow pays while nothing is wanted is one word read.
+#[inline(always)]
+pub fn wanted(verdict: &Verdict) -> bool {
+    let what = WANTED.get(0).map_or(0, |w| w.what);
+    what & TALLY != 0 || verdict.reason == Reason::NewFlow || what != 0 && !verdict.reason.accepts()
+}
+
+/// Tells of the packet in this CPU's work space. A global function, walked by the
+/// verifier once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
+    let Some(work) = WORK.get_ptr(0) else { return 0 };
+    // SAFETY: the pointer was checked, and `carry_out` has a verdict there.
+    let verdict = unsafe { &(*work).verdict };
+    let [first, second] = verdict.slots;
+    if verdict.reason == Reason::NewFlow {
+        if verdict.egress_rule != 0 {
+            hit(HitKey { slot: first, rule: verdict.egress_rule, direction: 1 });
+        }
+        if verdict.ingress_rule != 0 {
+            let slot = if second != 0 { second } else { first };
+            hit(HitKey { slot, rule: verdict.ingress_rule, direction: 2 });
+        }
+    }
+    let Some(wanted) = WANTED.get(0) else { return 0 };
+    let told = verdict.reason == Reason::NewFlow || !verdict.reason.accepts();
+    if wanted.what & EVENTS != 0 && told {
+        tell(ctx, verdict, wanted.events_a_second_max);
+    }
+    if wanted.what & TALLY != 0 {
+        tally(ctx, verdict);
+    }
+    0
+}
+
+#[inline(always)]
+fn hit(key: HitKey) {
+    let count = match HITS.get_ptr_mut(key) {
+        Some(count) => count,
+        None if HITS.insert(key, 1, BPF_NOEXIST).is_ok() => return,
+        // Another CPU was first; or there is no place.
+        None => match HITS.get_ptr_mut(key) {
+            Some(count) => count,
+            None => return,
+        },
+    };
+    // SAFETY: the pointer was checked, and all add to it atomically.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) count, in(reg) 1_u64) }
+}
+
+#[inline(always)]
+fn tell(ctx: *mut __sk_buff, verdict: &Verdict, limit: u32) {
+    let Some(pace) = PACE.get_ptr_mut(0) else { return };
+    // SAFETY: the pointer was checked, and the entry is this CPU's own.
+    let pace = unsafe { &mut *pace };
+    let second = now_s();
+    if pace.second != second {
+        pace.second = second;
+        pace.told = 0;
+    }
+    if pace.told >= limit {
+        pace.left_out += 1;
+        return;
+    }
+    let Some(mut entry) = EVENT_RING.reserve::<Event>(0) else {
+        pace.left_out += 1;
+        return;
+    };
+    pace.told += 1;
+    let event: *mut Event = MaybeUninit::as_mut_ptr(&mut entry);
+    // SAFETY: the entry has an event's size and alignment; every field is written
+    // before it is submitted, and the context is valid for the program's run.
+    unsafe {
+        (*event).time_ns = bpf_ktime_get_ns();
+        (*event).ifindex = (*ctx).ifindex;
+        (*event).length = (*ctx).len;
+        (*event).slots = verdict.slots;
+        (*event).egress_rule = verdict.egress_rule;
+        (*event).ingress_rule = verdict.ingress_rule;
+        (*event).reason = verdict.reason as u8;
+        (*event).zero = 0;
+        (*event).captured = capture(ctx, &raw mut (*event).frame);
+    }
+    entry.submit(0);
+}
+
+/// The frame's beginning, and how much of it: the helper loads all or nothing.
+///
+/// # Safety
+/// `frame` must be writable.
+#[inline(always)]
+unsafe fn capture(ctx: *mut __sk_buff, frame: *mut [u8; CAPTURED_MAX]) -> u8 {
+    for length in [CAPTURED_MAX as u32, 74, 54, 42, 34, 14] {
+        // SAFETY: `length` is at most the frame's.
+        if unsafe { bpf_skb_load_bytes(ctx.cast(), 0, frame.cast(), length) } == 0 {
+            return length as u8;
+        }
+    }
+    0
+}
+
+/// Adds an IPv4 packet to its flow.
+#[inline(always)]
+fn tally(ctx: *mut __sk_buff, verdict: &Verdict) {
+    let mut head = [0_u8; 34];
+    // SAFETY: the helper writes 34 bytes or none.
+    let loaded = unsafe { bpf_skb_load_bytes(ctx.cast(), 0, head.as_mut_ptr().cast(), 34) };
+    if loaded != 0 || head[12] != 0x08 || head[13] != 0 {
+        return;
+    }
+    let fragment = u16::from_be_bytes([head[20], head[21]]) & 0x1fff != 0;
+    let mut ports = [0_u8; 4];
+    if matches!(head[23], 6 | 17) && !fragment {
+        let at = 14 + u32::from(head[14] & 0x0f) * 4;
+        // SAFETY: the helper writes four bytes or none.
+        unsafe { bpf_skb_load_bytes(ctx.cast(), at, ports.as_mut_ptr().cast(), 4) };
+    }
+    // SAFETY: the context is valid for the program's run.
+    let (ifindex, length) = unsafe { ((*ctx).ifindex, (*ctx).len) };
+    let key = TallyKey {
+        ifindex,
+        slots: verdict.slots,
+        source: u32::from_be_bytes([head[26], head[27], head[28], head[29]]),
+        destination: u32::from_be_bytes([head[30], head[31], head[32], head[33]]),
+        source_port: u16::from_be_bytes([ports[0], ports[1]]),
+        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
+        protocol: head[23],
+        accepted: verdict.reason.accepts() as u8,
+        zero: 0,
+    };
+    // A superframe is one packet here; its length is the IP datagram's, as AWS counts.
+    let bytes = u64::from(length.saturating_sub(14));
+    let now_s = now_s();
+    match TALLIES.get_ptr_mut(key) {
+        // SAFETY: the pointer was checked; sums are added to atomically, and whoever
+        // writes the time last is as right as any.
+        Some(tally) => unsafe {
+            let packets = &raw mut (*tally).packets;
+            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) packets, in(reg) 1_u64);
+            let sum = &raw mut (*tally).bytes;
+            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) sum, in(reg) bytes);
+            (*tally).last_s = now_s;
+        },
+        None => {
+            let tally = Tally { packets: 1, bytes, first_s: now_s, last_s: now_s };
+            if TALLIES.insert(key, tally, BPF_NOEXIST).is_err()
+                && let Some(pace) = PACE.get_ptr_mut(0)
+            {
+                // SAFETY: the pointer was checked, and the entry is this CPU's own.
+                unsafe { (*pace).untallied += 1 }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn now_s() -> u32 {
+    // SAFETY: the helper has no precondition.
+    (unsafe { bpf_ktime_get_coarse_ns() } / NS_A_SECOND) as u32
+}
