@@ -16,17 +16,26 @@
 //! Every step may be done twice. A state that is on disk and could not be applied
 //! whole (its uplink is not there yet, after a reboot) is tried again.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use ebpf::event;
 use rpc::Deployment;
-use rpc::dataplane::{Applied, Desired, InterfaceStatus, Question, Status, Verdict};
+use rpc::dataplane::{
+    Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, InterfaceStatus, MovedFlows,
+    Observed, Question, RuleHits, Status, Traffic, Verdict,
+};
+use tokio::sync::broadcast;
 use tokio::sync::oneshot;
 
 use crate::compile::{self, Devices, compile};
 use crate::device::{self, Host};
-use crate::load::{self, Counters, Loaded};
+use crate::flow_log::{Interval, file::Files, records};
+use crate::load::{self, Counters, Hits, Loaded};
+use crate::observe::Directory;
+use crate::observe::thread::{EVENTS_A_SECOND_MAX, ObserveThread, boot_ms};
 use crate::record;
 use crate::respond::thread::RespondThread;
 use crate::respond::{Served, Unanswerable};
@@ -59,7 +68,9 @@ impl From<Error> for rpc::Error {
         let message = error.to_string();
         match error {
             Error::Older { .. } => Self::conflict(message),
-            Error::Unanswerable(_) | Error::Compile(_) => Self::refused(message),
+            Error::Unanswerable(_) | Error::Compile(_) | Error::Load(load::Error::Refused(_)) => {
+                Self::refused(message)
+            }
             Error::Device(device::Error::Foreign { .. }) => Self::conflict(message),
             Error::Record(record::Error::Damaged { .. }) => Self::damaged(message),
             Error::Device(_) | Error::Load(_) | Error::Record(_) | Error::Gone(_) => {
@@ -96,6 +107,14 @@ pub struct Applier {
     /// Why not, so that it is said once and not each second.
     hindrance: Option<String>,
     flows: u64,
+    observe: ObserveThread,
+    /// What the programs are to tell now.
+    wanted: event::Wanted,
+    /// Events and tallies that were lost, as last looked at.
+    lost: (u64, u64),
+    /// When the flow log's interval began, since 1970.
+    interval_start: u64,
+    hits: PathBuf,
 }
 
 impl Applier {
@@ -109,8 +128,17 @@ impl Applier {
     ) -> Result<Self, Error> {
         let record = deployment.state_of("dataplane").join("desired.json");
         let accepted = record::read::<Desired>(&record)?.unwrap_or_default();
-        let loaded = Loaded::open(deployment)?;
+        let mut loaded = Loaded::open(deployment)?;
+        let ring = loaded.ring()?;
+        let observe = ObserveThread::start(ring).map_err(|_| Error::Gone("observe"))?;
+        let hits = deployment.state_of("dataplane").join("hits.json");
+        loaded.watch.remember(record::read::<Hits>(&hits)?.unwrap_or_default());
         let mut applier = Self {
+            observe,
+            wanted: event::Wanted::default(),
+            lost: (0, 0),
+            interval_start: boot_ms() / 1000 + since_boot_s(),
+            hits,
             host,
             loaded,
             respond,
@@ -145,6 +173,10 @@ impl Applier {
         self.accepted = desired;
         self.respond.configure(at_devices(served, &self.accepted, &devices));
         let changed = self.loaded.update(tables)?;
+        self.observe.know(Directory::new(self.loaded.tables()));
+        if changed > 0 {
+            record::write(&self.hits, self.loaded.watch.earlier())?;
+        }
         let removed = self.host.prune(&self.accepted)?;
         self.applied = true;
         let generation = self.accepted.generation;
@@ -175,6 +207,93 @@ impl Applier {
             Ok(swept) => self.flows = swept.flows,
             Err(error) => tracing::error!(%error, "flows were not aged"),
         }
+        if let Err(error) = self.watch() {
+            tracing::error!(%error, "what is observed was not told");
+        }
+    }
+
+    /// Has the programs tell what somebody wants to know, and no more.
+    fn watch(&mut self) -> Result<(), Error> {
+        let events = if self.observe.heard() { event::EVENTS } else { 0 };
+        let tally = if self.accepted.flow_log.is_some() { event::TALLY } else { 0 };
+        let events_a_second_max = EVENTS_A_SECOND_MAX;
+        let wanted = event::Wanted { what: events | tally, events_a_second_max };
+        if wanted != self.wanted {
+            self.loaded.watch.want(wanted)?;
+            self.wanted = wanted;
+        }
+        if wanted.what == 0 {
+            return Ok(());
+        }
+        let lost = self.loaded.watch.lost()?;
+        if lost.0 > self.lost.0 {
+            self.observe.left_out(lost.0 - self.lost.0);
+        }
+        self.lost.0 = lost.0;
+        let now = boot_ms() / 1000 + since_boot_s();
+        match self.accepted.flow_log.clone() {
+            Some(log) if now >= self.interval_start + u64::from(log.interval_s) => {
+                self.write_flow_log(&log, now, lost.1)
+            }
+            Some(_) => Ok(()),
+            None => {
+                self.interval_start = now;
+                Ok(())
+            }
+        }
+    }
+
+    fn write_flow_log(&mut self, log: &FlowLog, now: u64, untallied: u64) -> Result<(), Error> {
+        let tallies = self.loaded.watch.take_tallies()?;
+        let interval = Interval {
+            start: self.interval_start,
+            end: now,
+            boot: boot_ms() / 1000,
+            skipped: untallied > self.lost.1,
+        };
+        let directory = Directory::new(self.loaded.tables());
+        let lines = records(&directory, &tallies, interval, log.format, &log.account);
+        if let Err(error) = Files::new(log).append(&lines) {
+            tracing::error!(directory = %log.directory.display(), %error, "flow log: not written");
+        }
+        (self.interval_start, self.lost.1) = (now, untallied);
+        Ok(())
+    }
+
+    /// What is observed from now on.
+    pub fn listen(&mut self) -> Result<broadcast::Receiver<Observed>, Error> {
+        let receiver = self.observe.listen();
+        self.watch()?;
+        Ok(receiver)
+    }
+
+    /// Every rule, with the flows that it let in.
+    pub fn rules(&self) -> Result<Vec<RuleHits>, Error> {
+        let hits = self.loaded.watch.hits(self.loaded.tables())?;
+        let mut rules = Vec::new();
+        for group in &self.accepted.groups {
+            for direction in [model::Direction::Ingress, model::Direction::Egress] {
+                rules.extend(group.rules(direction).iter().map(|rule| RuleHits {
+                    rule: rule.id,
+                    group: group.id,
+                    direction,
+                    flows: hits.get(&rule.id).copied().unwrap_or(0),
+                }));
+            }
+        }
+        Ok(rules)
+    }
+
+    pub fn explain(&self, question: &FrameQuestion) -> Result<Explained, Error> {
+        Ok(self.loaded.explain(question)?)
+    }
+
+    pub fn export(&self, interface: model::InterfaceId) -> Result<MovedFlows, Error> {
+        Ok(self.loaded.export(interface)?)
+    }
+
+    pub fn import(&self, moved: &MovedFlows) -> Result<Imported, Error> {
+        Ok(Imported { flows: self.loaded.import(moved)? })
     }
 
     pub fn accepted(&self) -> &Desired {
@@ -190,6 +309,7 @@ impl Applier {
         let answered = self.respond.counters();
         let mut reasons = uplink;
         let mut described = Vec::new();
+        let traffic = traffic();
         for interface in &self.accepted.interfaces {
             let mut own = interfaces.get(&interface.id).cloned().unwrap_or_default();
             for (reason, count) in &own {
@@ -204,6 +324,8 @@ impl Applier {
                 address: interface.address,
                 elastic: interface.elastic,
                 reasons: own,
+                traffic: traffic.get(interface.device.name()).copied().unwrap_or_default(),
+                flows: self.loaded.flows_open(interface.id).unwrap_or(0),
             });
         }
         Ok(Status {
@@ -216,6 +338,29 @@ impl Applier {
             reasons,
         })
     }
+}
+
+fn since_boot_s() -> u64 {
+    let clock = nix::time::ClockId::CLOCK_MONOTONIC;
+    nix::time::clock_gettime(clock).map_or(0, |t| Duration::from(t).as_secs())
+}
+
+/// Every device of this network namespace, as the kernel counts.
+fn traffic() -> BTreeMap<String, Traffic> {
+    // The thread's own namespace, which is the process' first.
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    text.lines().filter_map(device_line).collect()
+}
+
+/// proc(5): `name: bytes packets errs drop fifo frame compressed multicast`, and
+/// eight more of what was sent. What a device received came from its guest.
+fn device_line(line: &str) -> Option<(String, Traffic)> {
+    let (name, counts) = line.split_once(':')?;
+    let counts: Vec<u64> = counts.split_whitespace().filter_map(|n| n.parse().ok()).collect();
+    let [from_bytes, from_packets, _, _, _, _, _, _, to_bytes, to_packets, ..] = counts[..] else {
+        return None;
+    };
+    Some((name.trim().to_owned(), Traffic { from_packets, from_bytes, to_packets, to_bytes }))
 }
 
 fn parse(desired: &Desired) -> Result<Vec<Served>, Unanswerable> {
@@ -237,6 +382,11 @@ enum Command {
     Accepted(Reply<Desired>),
     Why(Question, Reply<Verdict>),
     Status(Reply<Status>),
+    Listen(Reply<broadcast::Receiver<Observed>>),
+    Rules(Reply<Vec<RuleHits>>),
+    Explain(FrameQuestion, Reply<Explained>),
+    Export(model::InterfaceId, Reply<MovedFlows>),
+    Import(MovedFlows, Reply<Imported>),
 }
 
 /// How the control socket reaches the applier's thread. Cheap to clone.
@@ -265,6 +415,26 @@ impl Handle {
 
     pub async fn status(&self) -> Result<Status, Error> {
         self.ask("tell its status", Command::Status).await
+    }
+
+    pub async fn listen(&self) -> Result<broadcast::Receiver<Observed>, Error> {
+        self.ask("observe", Command::Listen).await
+    }
+
+    pub async fn rules(&self) -> Result<Vec<RuleHits>, Error> {
+        self.ask("tell its rules", Command::Rules).await
+    }
+
+    pub async fn explain(&self, question: FrameQuestion) -> Result<Explained, Error> {
+        self.ask("judge a frame", |reply| Command::Explain(question, reply)).await
+    }
+
+    pub async fn export(&self, interface: model::InterfaceId) -> Result<MovedFlows, Error> {
+        self.ask("export flows", |reply| Command::Export(interface, reply)).await
+    }
+
+    pub async fn import(&self, moved: MovedFlows) -> Result<Imported, Error> {
+        self.ask("import flows", |reply| Command::Import(moved, reply)).await
     }
 
     async fn ask<T>(
@@ -300,5 +470,24 @@ fn obey(applier: &mut Applier, command: Command) {
         Command::Accepted(reply) => _ = reply.send(Ok(applier.accepted().clone())),
         Command::Why(question, reply) => _ = reply.send(applier.why(&question)),
         Command::Status(reply) => _ = reply.send(applier.status()),
+        Command::Listen(reply) => _ = reply.send(applier.listen()),
+        Command::Rules(reply) => _ = reply.send(applier.rules()),
+        Command::Explain(question, reply) => _ = reply.send(applier.explain(&question)),
+        Command::Export(interface, reply) => _ = reply.send(applier.export(interface)),
+        Command::Import(moved, reply) => _ = reply.send(applier.import(&moved)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_devices_counts_are_read_from_its_line() {
+        let line =
+            "  tap-a: 100 2 0 0 0 0 0 0      700    9    0    0    0     0       0          0";
+        let (name, traffic) = device_line(line).unwrap();
+        assert_eq!((name.as_str(), traffic.from_bytes, traffic.to_packets), ("tap-a", 100, 9));
+        assert!(device_line("Inter-|   Receive  |  Transmit").is_none());
     }
 }

@@ -9,8 +9,8 @@ use crate::deployment::{doctor, down, launch, logs, report, supervise, up, versi
 use crate::failure::Outcome;
 use crate::output::Format;
 use crate::{
-    address, group, image, instance, instance_type, interface, key, subnet, tag, volume, vpc, why,
-    zone,
+    address, flow, group, image, instance, instance_type, interface, key, subnet, tag, top, volume,
+    vpc, why, zone,
 };
 
 /// EC2 on your own Linux host
@@ -101,6 +101,11 @@ pub enum Command {
     Interface(interface::Interface),
     /// Say whether a packet would pass, and by which rule
     Why(why::Why),
+    /// Observe drops and new flows, and count what rules let in
+    #[command(subcommand)]
+    Flow(flow::Flow),
+    /// Show traffic, flows and drops a second
+    Top(top::Top),
     /// Write a completion script for a shell
     #[command(
         after_help = "EXAMPLES:\n  netctl completion bash > /etc/bash_completion.d/netctl\n  netctl completion zsh > ~/.zfunc/_netctl"
@@ -142,6 +147,8 @@ impl Cli {
             Command::Subnet(noun) => subnet::run(&session()?, noun),
             Command::Interface(noun) => interface::run(&session()?, noun),
             Command::Why(why) => why::run(&session()?, why),
+            Command::Flow(noun) => flow::run(&session()?, noun),
+            Command::Top(top) => top::run(&session()?, top),
             Command::Completion { shell } => {
                 let mut command = <Self as clap::CommandFactory>::command();
                 clap_complete::generate(*shell, &mut command, "netctl", &mut std::io::stdout());

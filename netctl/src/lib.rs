@@ -13,9 +13,11 @@
 
 pub mod address;
 pub mod api;
+pub mod captured;
 pub mod cli;
 pub mod deployment;
 pub mod failure;
+pub mod flow;
 pub mod group;
 pub mod image;
 pub mod instance;
@@ -28,6 +30,7 @@ pub mod output;
 pub mod reference;
 pub mod subnet;
 pub mod tag;
+pub mod top;
 pub mod volume;
 pub mod volume_live;
 pub mod vpc;

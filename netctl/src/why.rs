@@ -5,10 +5,11 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
-use rpc::dataplane::Question;
+use rpc::dataplane::{FrameQuestion, Question};
 use serde_json::json;
 
 use crate::api::Session;
+use crate::captured;
 use crate::failure::{Failure, Outcome};
 use crate::instance;
 use crate::output::{self, Format};
@@ -22,6 +23,7 @@ const EPHEMERAL_PORT: u16 = 49152;
   netctl why web --from 203.0.113.10 --port 22
   netctl why web --to 192.0.2.10 --protocol udp --port 53
   netctl why eni-0123456789abcdef0 --from 10.0.0.7 --protocol icmp --port 8
+  netctl why web --packet capture.pcap --on-uplink
 
 EXIT STATUS: 0 it is answered, whatever the answer; see `allowed` in -o json.")]
 pub struct Why {
@@ -29,7 +31,7 @@ pub struct Why {
     #[arg(value_name = "INSTANCE")]
     pub target: String,
     /// A packet to the instance from this address
-    #[arg(long, value_name = "ADDRESS", required_unless_present = "to", conflicts_with = "to")]
+    #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["to", "packet"], conflicts_with = "to")]
     pub from: Option<Ipv4Addr>,
     /// A packet from the instance to this address
     #[arg(long, value_name = "ADDRESS")]
@@ -40,6 +42,15 @@ pub struct Why {
     /// The port that it is for; for icmp its type
     #[arg(long, default_value_t = 0)]
     pub port: u16,
+    /// A captured packet instead: a pcap file, or the frame in hexadecimal
+    #[arg(long, value_name = "FILE|HEX", conflicts_with_all = ["from", "to"])]
+    pub packet: Option<String>,
+    /// Which packet of the file
+    #[arg(long, default_value_t = 1, requires = "packet")]
+    pub number: usize,
+    /// The packet arrived on the uplink; else the instance sent it
+    #[arg(long, requires = "packet")]
+    pub on_uplink: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,6 +73,9 @@ impl Protocol {
 pub fn run(session: &Session, why: &Why) -> Outcome {
     let deed = format!("why {}", why.target);
     let interface = interface(session, &why.target)?;
+    if let Some(packet) = &why.packet {
+        return explain(session, &deed, interface, packet, why);
+    }
     let (direction, remote) = match (why.from, why.to) {
         (Some(from), _) => (Direction::Ingress, from),
         (None, Some(to)) => (Direction::Egress, to),
@@ -85,7 +99,38 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
     Ok(())
 }
 
-fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {
+/// Runs the loaded program on the very frame.
+fn explain(
+    session: &Session,
+    deed: &str,
+    interface: InterfaceId,
+    packet: &str,
+    why: &Why,
+) -> Outcome {
+    let frame = captured::read(packet, why.number)
+        .map_err(|e| Failure::unfit(format!("{deed}: --packet: {e}")))?;
+    let question = FrameQuestion { interface: (!why.on_uplink).then_some(interface), frame };
+    let told = crate::wait_for(session.daemon("dataplane").dataplane_explain(&question))
+        .map_err(|e| session.unreachable(deed, e))?;
+    if session.format == Format::Json {
+        return output::json(&told);
+    }
+    let word = if told.allowed { "allowed" } else { "dropped" };
+    output::line(&format!("{word}: {}", told.reason));
+    output::line(&format!("  came in by: {}", told.device));
+    for (way, rule) in [("egress", told.egress_rule), ("ingress", told.ingress_rule)] {
+        if let Some(rule) = rule {
+            output::line(&format!("  {way} rule: {rule}"));
+        }
+    }
+    output::line(&format!("  route: {}", told.route));
+    if let Some(receiver) = told.receiver {
+        output::line(&format!("  receiver: {receiver}"));
+    }
+    Ok(())
+}
+
+pub fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {
     let text = if target.starts_with("eni-") {
         target.to_owned()
     } else {

@@ -118,6 +118,52 @@ impl Client {
         })?
     }
 
+    /// Asks for a stream and gives `each` its lines until that answers false or the
+    /// stream ends. Only its beginning must come in time.
+    pub async fn lines(
+        &self,
+        path: &str,
+        mut each: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let broken = |e: hyper::Error| self.unavailable(format_args!("GET {path}: {e}"));
+        let request = Request::get(path)
+            .header(http::header::HOST, "localhost")
+            .body(Full::new(Bytes::new()))
+            .map_err(|e| Error::refused(format!("GET {path}: {e}")))?;
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.unavailable(format_args!("cannot connect: {e}")))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let connection = tokio::spawn(connection);
+        let answer = tokio::time::timeout(self.timeout, sender.send_request(request));
+        let response = answer
+            .await
+            .map_err(|_| self.unavailable(format_args!("GET {path}: no answer")))?
+            .map_err(broken)?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let text = response.into_body().collect().await.map_err(broken)?.to_bytes();
+            let said = String::from_utf8_lossy(&text).into_owned();
+            return Err(serde_json::from_slice(&text).unwrap_or_else(|_| {
+                self.unavailable(format_args!("GET {path}: {status}: {said}"))
+            }));
+        }
+        let mut body = response.into_body();
+        let mut pending = Vec::new();
+        while let Some(frame) = body.frame().await {
+            pending.extend_from_slice(frame.map_err(broken)?.data_ref().unwrap_or(&Bytes::new()));
+            while let Some(end) = pending.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                if !each(&line[..end]) {
+                    connection.abort();
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn unavailable(&self, cause: std::fmt::Arguments<'_>) -> Error {
         Error::unavailable(format!("{}: {cause}", self.socket.display()))
     }

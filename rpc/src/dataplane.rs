@@ -7,6 +7,11 @@
 //! | `PUT /v1/desired` | [`Desired`] → [`Applied`]: the whole state, never a part |
 //! | `GET /v1/desired` | → [`Desired`] as last accepted |
 //! | `POST /v1/why` | [`Question`] → [`Verdict`]: runs the loaded program |
+//! | `POST /v1/why-frame` | [`FrameQuestion`] → [`Explained`]: runs it on this very frame |
+//! | `GET /v1/observe` | → [`Observed`], a JSON value a line, until either end has enough |
+//! | `GET /v1/rules` | → [`RuleHits`] of every rule |
+//! | `GET /v1/interfaces/ID/flows` | → [`MovedFlows`], for the host that it moves to |
+//! | `PUT /v1/interfaces/ID/flows` | [`MovedFlows`] → [`Imported`] |
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -34,6 +39,35 @@ pub struct Desired {
     /// one of these that no interface holds is dropped early.
     #[serde(default)]
     pub elastic_ranges: Vec<Ipv4Net>,
+    /// Records of what passed and what did not, to files.
+    #[serde(default)]
+    pub flow_log: Option<FlowLog>,
+}
+
+/// Flow logs: files of records, an interval's flows at its end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowLog {
+    /// Where `flow.log` stands, and its predecessors `flow.log.1` and so on.
+    pub directory: std::path::PathBuf,
+    #[serde(default)]
+    pub format: FlowLogFormat,
+    /// Stands in every record.
+    pub account: String,
+    /// Aggregation interval; AWS has 60 and 600.
+    pub interval_s: u32,
+    /// Of one file, and how many are kept beside the one that is written.
+    pub file_bytes_max: u64,
+    pub files_kept: u32,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FlowLogFormat {
+    /// AWS's version 2: fourteen fields with spaces between.
+    #[default]
+    Aws,
+    /// The same fields, a JSON object a line.
+    Json,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,6 +173,21 @@ pub struct InterfaceStatus {
     pub elastic: Option<Ipv4Addr>,
     /// Packets by reason, drops and accepts alike.
     pub reasons: BTreeMap<String, u64>,
+    /// Of its device, as the kernel counts them since it was made.
+    #[serde(default)]
+    pub traffic: Traffic,
+    /// Tracked flows that it has now.
+    #[serde(default)]
+    pub flows: u64,
+}
+
+/// From the guest and to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    pub from_packets: u64,
+    pub from_bytes: u64,
+    pub to_packets: u64,
+    pub to_bytes: u64,
 }
 
 /// "What would you do with this packet?"
@@ -159,7 +208,136 @@ pub struct Verdict {
     pub rule: Option<model::RuleId>,
 }
 
+/// "What would you do with this frame, here?"
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameQuestion {
+    /// As this interface's guest would send it; `None`: as it arrives on the uplink.
+    pub interface: Option<InterfaceId>,
+    /// From the destination hardware address on.
+    pub frame: Vec<u8>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// Where it came in.
+    pub device: String,
+    pub allowed: bool,
+    pub reason: String,
+    /// The rules that let it out and in, where rules were asked.
+    pub egress_rule: Option<model::RuleId>,
+    pub ingress_rule: Option<model::RuleId>,
+    /// Where it goes from here: an interface, the uplink by its next hop, or nowhere.
+    pub route: String,
+    /// Who it is for, where that is an interface of this host.
+    pub receiver: Option<InterfaceId>,
+}
+
+/// One line of what is observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Observed {
+    Seen(Seen),
+    /// So many more were not told: there were too many at once.
+    LeftOut(u64),
+}
+
+/// A packet that was dropped, or opened a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seen {
+    /// Since 1970.
+    pub time_ms: u64,
+    /// Whom it concerns: the sender's interface, the receiver's, or both.
+    pub interfaces: Vec<InterfaceId>,
+    pub allowed: bool,
+    pub reason: String,
+    pub egress_rule: Option<model::RuleId>,
+    pub ingress_rule: Option<model::RuleId>,
+    /// The device by which it came.
+    pub device: String,
+    pub length: u32,
+    /// None of it where it is no IP packet.
+    pub protocol: Option<u8>,
+    pub source: Option<std::net::IpAddr>,
+    pub destination: Option<std::net::IpAddr>,
+    pub source_port: Option<u16>,
+    pub destination_port: Option<u16>,
+}
+
+/// How often a rule let a flow in, over all interfaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuleHits {
+    pub rule: model::RuleId,
+    pub group: GroupId,
+    pub direction: Direction,
+    pub flows: u64,
+}
+
+/// The greatest version of [`MovedFlows`] that is understood, and the one written.
+pub const MOVED_FLOWS_VERSION: u32 = 1;
+
+/// An interface's flows on their way to another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFlows {
+    pub version: u32,
+    pub interface: InterfaceId,
+    pub flows: Vec<MovedFlow>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedFlow {
+    pub protocol: u8,
+    pub local: Ipv4Addr,
+    pub remote: Ipv4Addr,
+    pub local_port: u16,
+    pub remote_port: u16,
+    pub phase: u8,
+    pub flags: u8,
+    /// How long it has been silent: clocks differ between hosts.
+    pub silent_s: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Imported {
+    pub flows: u64,
+}
+
 impl Client {
+    pub async fn dataplane_explain(&self, question: &FrameQuestion) -> Result<Explained, Error> {
+        self.post("/v1/why-frame", question).await
+    }
+
+    pub async fn dataplane_rules(&self) -> Result<Vec<RuleHits>, Error> {
+        self.get("/v1/rules").await
+    }
+
+    /// Calls `each` with what is observed until it answers false. `drops`: only
+    /// what was dropped.
+    pub async fn dataplane_observe(
+        &self,
+        interface: Option<InterfaceId>,
+        drops: bool,
+        mut each: impl FnMut(Observed) -> bool,
+    ) -> Result<(), Error> {
+        let interface = interface.map(|i| format!("&interface={i}")).unwrap_or_default();
+        let path = format!("/v1/observe?drops={drops}{interface}");
+        self.lines(&path, |line| match serde_json::from_slice(line) {
+            Ok(observed) => each(observed),
+            Err(error) => {
+                tracing::warn!(%error, "observe: a line that is none");
+                true
+            }
+        })
+        .await
+    }
+
+    pub async fn dataplane_export(&self, interface: InterfaceId) -> Result<MovedFlows, Error> {
+        self.get(&format!("/v1/interfaces/{interface}/flows")).await
+    }
+
+    pub async fn dataplane_import(&self, flows: &MovedFlows) -> Result<Imported, Error> {
+        self.put(&format!("/v1/interfaces/{}/flows", flows.interface), flows).await
+    }
+
     pub async fn dataplane_status(&self) -> Result<Status, Error> {
         self.get("/v1/status").await
     }

@@ -47,7 +47,7 @@ pub struct Maps {
     steps: Map<u32, Step>,
     words: Map<u32, u64>,
     pub flows: Map<FlowKey, Flow>,
-    quotas: Map<u32, Quota>,
+    pub quotas: Map<u32, Quota>,
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
     ranges: Map<Prefix, u32>,
@@ -203,6 +203,14 @@ fn map<K: bytemuck::Pod, V: bytemuck::Pod>(
     name: &str,
 ) -> Result<Map<K, V>, Error> {
     Map::open(open(name)?).map_err(|e| Error::new("open", name, e))
+}
+
+/// A map that is the object's own, or pinned under another's care.
+pub fn map_of_object<K: bytemuck::Pod, V: bytemuck::Pod>(
+    bpf: &Ebpf,
+    name: &str,
+) -> Result<Map<K, V>, Error> {
+    map(&|name| of_object(bpf, name), name)
 }
 
 fn of_object(bpf: &Ebpf, name: &str) -> Result<OwnedFd, Error> {

@@ -13,21 +13,27 @@
 
 mod links;
 mod maps;
+mod moved;
 mod object;
 mod pins;
 mod sweep;
 mod syscall;
+mod watch;
 mod why;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use aya::maps::{MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use ebpf::Reason;
+use ebpf::layout::Interface;
 use model::InterfaceId;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rpc::Deployment;
-use rpc::dataplane::{Question, Verdict};
+use rpc::dataplane::{
+    Explained, FrameQuestion, MOVED_FLOWS_VERSION, MovedFlows, Question, Verdict,
+};
 
 use crate::compile::Tables;
 use crate::diff::{Change, diff};
@@ -38,12 +44,20 @@ use sweep::Sweep;
 
 pub use object::origin;
 pub use sweep::Swept;
+pub use watch::{Hits, Watch, named_rule};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("eBPF {object}: {deed}: {cause}")]
     Kernel { deed: &'static str, object: String, cause: String },
+    #[error(transparent)]
+    Refused(#[from] Refused),
 }
+
+/// What was asked cannot be done as it was asked.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
 
 impl Error {
     /// The whole chain of causes: the verifier's log is in it.
@@ -82,6 +96,7 @@ pub struct Loaded {
     /// Links that still run programs of another layout.
     outdated: bool,
     sweep: Sweep,
+    pub watch: Watch,
 }
 
 impl Loaded {
@@ -105,7 +120,8 @@ impl Loaded {
             tables.attachments = links::attachments(&pins)?;
         }
         let sweep = Sweep::default();
-        Ok(Self { bpf, maps, pins, tables, adopted, outdated, sweep })
+        let watch = Watch::open(&bpf)?;
+        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, sweep })
     }
 
     /// Whether pinned programs were found at `open` and taken over.
@@ -123,6 +139,9 @@ impl Loaded {
     /// [`Loaded::tables`] is read back from the kernel.
     pub fn update(&mut self, next: Tables) -> Result<usize, Error> {
         let changes = diff(&self.tables, &next);
+        if !changes.is_empty() {
+            self.watch.harvest(&self.tables)?;
+        }
         if let Err(error) = self.apply(&changes) {
             let names = std::mem::take(&mut self.tables.names);
             self.tables = Tables { names, ..self.maps.read_back()? };
@@ -203,6 +222,38 @@ impl Loaded {
             .info()
             .map(|info| info.id())
             .map_err(|e| Error::new("look at", name, e))
+    }
+
+    /// The record of an interface that is loaded.
+    pub fn interface(&self, id: InterfaceId) -> Result<(u32, &Interface), Error> {
+        let named = self.tables.names.interfaces.iter().find(|(_, named)| **named == id);
+        named
+            .and_then(|(ifindex, _)| Some((*ifindex, self.tables.interfaces.get(ifindex)?)))
+            .ok_or_else(|| Refused(format!("interface {id}: it is not on this host")).into())
+    }
+
+    /// Tracked flows of an interface.
+    pub fn flows_open(&self, id: InterfaceId) -> Result<u64, Error> {
+        self.maps.flows_open(self.interface(id)?.1.slot)
+    }
+
+    pub fn export(&self, id: InterfaceId) -> Result<MovedFlows, Error> {
+        let flows = moved::export(&self.maps, self.interface(id)?.1)?;
+        Ok(MovedFlows { version: MOVED_FLOWS_VERSION, interface: id, flows })
+    }
+
+    pub fn import(&self, moved: &MovedFlows) -> Result<u64, Error> {
+        moved::import(&self.maps, self.interface(moved.interface)?.1, moved)
+    }
+
+    /// Runs the loaded program on a frame as it came in, and says what it did.
+    pub fn explain(&self, question: &FrameQuestion) -> Result<Explained, Error> {
+        why::explain(&self.bpf, &self.tables, question)
+    }
+
+    /// The ring that the programs tell events by; once.
+    pub fn ring(&mut self) -> Result<RingBuf<MapData>, Error> {
+        watch::ring(&mut self.bpf)
     }
 
     /// Runs the uplink's early program on `frame`: whether it passes.

@@ -82,7 +82,7 @@ impl Sweep {
 }
 
 /// The programs' clock.
-fn now_s() -> io::Result<u32> {
+pub fn now_s() -> io::Result<u32> {
     use nix::time::{ClockId, clock_gettime};
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?;
     Ok(seconds(std::time::Duration::from(now).as_nanos() as u64))

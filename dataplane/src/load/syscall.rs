@@ -15,6 +15,7 @@ const LOOKUP: libc::c_long = 1;
 const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const NEXT_KEY: libc::c_long = 4;
+const LOOKUP_AND_DELETE: libc::c_long = 21;
 const LOOKUP_BATCH: libc::c_long = 24;
 
 /// linux/membarrier.h: wait for a grace period of all CPUs.
@@ -105,6 +106,16 @@ impl<K: Pod, V: Pod> Map<K, V> {
         }
     }
 
+    /// Takes an entry out of a hash map: its value, as it was when it left.
+    pub fn take(&self, key: &K) -> io::Result<Option<V>> {
+        let mut value = V::zeroed();
+        match bpf(LOOKUP_AND_DELETE, &mut self.element(key, &raw mut value as u64)) {
+            Ok(()) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     pub fn entries(&self) -> io::Result<Vec<(K, V)>> {
         let mut entries = Vec::new();
         let mut last: Option<K> = None;
@@ -154,6 +165,16 @@ impl<K: Pod, V: Pod> Map<K, V> {
 pub struct Slice<K, V> {
     pub entries: Vec<(K, V)>,
     pub cursor: Option<u32>,
+}
+
+impl<V: Pod> Map<u32, V> {
+    /// A per-CPU array's values. Each takes whole words (linux/bpf.h).
+    pub fn every_cpu(&self, index: u32, cpus: usize) -> io::Result<Vec<V>> {
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
+        let mut values = vec![V::zeroed(); cpus];
+        bpf(LOOKUP, &mut self.element(&index, values.as_mut_ptr() as u64))?;
+        Ok(values)
+    }
 }
 
 impl Map<u32, u64> {

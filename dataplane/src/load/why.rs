@@ -1,6 +1,6 @@
 //! Questions to the loaded programs, by BPF_PROG_TEST_RUN.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use aya::Ebpf;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
@@ -9,11 +9,13 @@ use ebpf::layout::{Interface, LocalKey};
 use ebpf::rewrite::{corrected, sum32};
 use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
 use model::Direction;
-use rpc::dataplane::{Question, Verdict};
+use rpc::dataplane::{Explained, FrameQuestion, Question, Verdict};
 
 use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
-use super::{Error, Run};
+use super::watch::named_rule;
+use super::{Error, Refused, Run};
 use crate::compile::{Role, Tables};
+use crate::observe::Ends;
 
 /// Bytes of linux/bpf.h's `struct __sk_buff` (6.6); a kernel with more zeroes the rest.
 const SKB_LEN: usize = 192;
@@ -196,4 +198,81 @@ fn frame(
     frame.extend_from_slice(&Ipv4Addr::from(destination).octets());
     frame.extend_from_slice(&transport);
     frame
+}
+
+/// The longest frame that is run: a superframe.
+const EXPLAINED_LEN_MAX: usize = 65_550;
+
+/// Runs the loaded program on a frame as it came in.
+pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explained, Error> {
+    let refused = |cause: String| Error::from(Refused(format!("frame: explain: {cause}")));
+    if !(14..=EXPLAINED_LEN_MAX).contains(&q.frame.len()) {
+        return Err(refused(format!(
+            "{} bytes; 14 to {EXPLAINED_LEN_MAX} are a frame",
+            q.frame.len()
+        )));
+    }
+    let ifindex = match q.interface {
+        Some(id) => {
+            let named = tables.names.interfaces.iter().find(|(_, named)| **named == id);
+            *named.ok_or_else(|| refused(format!("interface {id} is not on this host")))?.0
+        }
+        None => match tables.config.uplink {
+            0 => return Err(refused("this host has no uplink".into())),
+            uplink => uplink,
+        },
+    };
+    let run = run(bpf, tables, ifindex, &q.frame, ASK_MARK)?;
+    let reason = run.reason.unwrap_or(Reason::Undecided);
+    let sender = tables.interfaces.get(&ifindex);
+    let receiver = receiver(tables, sender, &q.frame);
+    let rule = |interface: Option<&Interface>, direction, place| {
+        named_rule(tables, interface?, direction, place)
+    };
+    let device = tables.attachments.get(&ifindex);
+    Ok(Explained {
+        device: device.map_or_else(String::new, |a| a.device.clone()),
+        allowed: reason.accepts(),
+        reason: reason.name().to_owned(),
+        egress_rule: rule(sender, Direction::Egress, run.egress_rule),
+        ingress_rule: rule(receiver, Direction::Ingress, run.ingress_rule),
+        route: route(tables, sender, receiver, reason),
+        receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
+    })
+}
+
+/// The local interface that an IPv4 frame is for, as the tables route it.
+fn receiver<'a>(
+    tables: &'a Tables,
+    sender: Option<&Interface>,
+    frame: &[u8],
+) -> Option<&'a Interface> {
+    let Some(IpAddr::V4(to)) = Ends::read(frame).map(|ends| ends.destination) else { return None };
+    let to = u32::from(to);
+    let near = sender.and_then(|sender| {
+        let key = LocalKey { vpc: sender.vpc, address: to, zero: 0 };
+        tables.interfaces.get(&tables.locals.get(&key)?.ifindex)
+    });
+    near.or_else(|| tables.interfaces.values().find(|i| i.elastic != 0 && i.elastic == to))
+}
+
+fn route(
+    tables: &Tables,
+    sender: Option<&Interface>,
+    receiver: Option<&Interface>,
+    reason: Reason,
+) -> String {
+    let device = |ifindex: u32| {
+        tables.attachments.get(&ifindex).map_or_else(|| ifindex.to_string(), |a| a.device.clone())
+    };
+    match (sender, receiver, reason) {
+        (_, _, Reason::Arp) => "answered where it came in".into(),
+        (_, _, Reason::PuntDhcp | Reason::PuntMetadata) => "the host's own service".into(),
+        (_, _, Reason::NotOurs) => "the host's own stack".into(),
+        (_, Some(to), _) => format!("{} ({})", device(to.ifindex), Ipv4Addr::from(to.address)),
+        (Some(sender), None, _) if reason.accepts() => {
+            format!("{} by {}", device(sender.uplink), Ipv4Addr::from(sender.next_hop))
+        }
+        _ => "none".into(),
+    }
 }

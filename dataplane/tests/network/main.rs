@@ -6,6 +6,8 @@
 mod address;
 mod alone;
 mod elastic;
+mod moved;
+mod observe;
 mod survive;
 mod teardown;
 mod traffic;

@@ -246,7 +246,12 @@ impl World {
         self.dataplane("teardown").output().unwrap()
     }
 
-    fn client(&self) -> Client {
+    /// Asks the daemon anything.
+    pub fn ask<T, F: Future<Output = T>>(&self, call: impl FnOnce(Client) -> F) -> T {
+        self.runtime.block_on(call(self.client()))
+    }
+
+    pub fn client(&self) -> Client {
         Client::new(self.path("run/dataplane.sock"))
     }
 

@@ -89,6 +89,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         }),
         interfaces,
         groups,
+        flow_log: None,
         blocklist: if random.chance(30) {
             vec![IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap())]
         } else {

@@ -1,0 +1,92 @@
+//! An interface moves to another host, and its flows with it.
+
+use std::net::Ipv4Addr;
+use std::process::Command;
+use std::time::Duration;
+
+use rpc::dataplane::{Device, MovedFlow, Uplink};
+
+use crate::elastic::reachable_guest;
+use crate::traffic::{Flow, echo_server};
+use crate::world::{World, anywhere, run, tcp};
+
+const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
+
+fn ip(arguments: String) {
+    run(Command::new("ip").args(arguments.split_whitespace()));
+}
+
+/// ```text
+///  net (of the first) ─eth0─ first host  ─g1─ guest eth0
+///                     ─eth1─ second host ────  guest eth1
+/// ```
+#[test]
+fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
+    let test = "a_connection_goes_on_after_its_interface_has_moved_with_its_flows";
+    let Some(mut first) = World::new(test) else { return };
+    let Some(mut second) = World::new(test) else { return };
+    reachable_guest(&mut first, vec![(tcp(22), anywhere())]);
+    first.start();
+    first.apply();
+    echo_server(&first, "g1", 22);
+    let flow = Flow::open(&first, "net", ELASTIC, 22);
+
+    let (net, guest, host) =
+        (first.namespace("net"), first.namespace("g1"), second.namespace("host"));
+    let (uplink, tap) = (format!("{}-u2", second.name), format!("{}-t2", second.name));
+    let interface = first.desired.interfaces[0].clone();
+    ip(format!("link add {uplink} netns {host} type veth peer name eth1 netns {net}"));
+    ip(format!("link add {tap} netns {host} type veth peer name eth1 netns {guest}"));
+    ip(format!("-n {host} link set {uplink} up"));
+    ip(format!("-n {host} link set {tap} up"));
+    ip(format!("-n {net} link set eth1 up"));
+    ip(format!("-n {guest} link set eth1 address {} up", interface.mac));
+    ip(format!("-n {host} addr add 198.51.100.3/24 dev {uplink}"));
+    second.desired = first.desired.clone();
+    second.desired.uplink =
+        Some(Uplink { device: uplink, gateway: first.desired.uplink.clone().unwrap().gateway });
+    second.desired.interfaces[0].device = Device::Existing { name: tap };
+    second.start();
+    second.apply();
+
+    let moved = first.ask(|c| async move { c.dataplane_export(interface.id).await }).unwrap();
+    assert!(!moved.flows.is_empty(), "the open connection is among them");
+    // The cables are changed, and the flows are not there yet: nothing passes.
+    let [a, b, c, _] = interface.address.octets();
+    ip(format!("-n {guest} addr add {}/24 dev eth1", interface.address));
+    ip(format!("-n {guest} route replace default via {a}.{b}.{c}.1 dev eth1"));
+    ip(format!("-n {guest} link set eth0 down"));
+    ip(format!("-n {guest} route replace default via {a}.{b}.{c}.1 dev eth1"));
+    ip(format!("-n {net} route replace {ELASTIC}/32 dev eth1"));
+    ip(format!("-n {net} route replace 198.51.100.3/32 dev eth1"));
+    std::thread::sleep(Duration::from_millis(300));
+    let stalled = flow.rounds();
+    std::thread::sleep(Duration::from_millis(700));
+    assert!(flow.rounds() <= stalled + 1, "it went on without its flow");
+
+    let id = moved.interface;
+    let sent = moved.clone();
+    let imported = second.ask(|c| async move { c.dataplane_import(&sent).await }).unwrap();
+    assert_eq!(imported.flows, moved.flows.len() as u64);
+    let before = flow.rounds();
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(flow.rounds() > before, "{:?}", second.status().reasons);
+    flow.finish().unwrap();
+
+    // Twice is once; and what is out of bounds is refused and changes nothing.
+    let again = moved.clone();
+    let twice = second.ask(|c| async move { c.dataplane_import(&again).await }).unwrap();
+    assert_eq!(twice.flows, 0);
+    let mut newer = moved.clone();
+    newer.version += 1;
+    let mut odd = moved.clone();
+    odd.flows[0].phase = 9;
+    let mut many = moved.clone();
+    many.flows = vec![MovedFlow { ..moved.flows[0] }; 16_385];
+    for wrong in [newer, odd, many] {
+        let error = second.ask(|c| async move { c.dataplane_import(&wrong).await }).unwrap_err();
+        assert_eq!(error.kind, rpc::Kind::Refused, "{error}");
+    }
+    let open = second.status().interfaces[0].flows;
+    assert!(open >= 1 && open <= moved.flows.len() as u64 + 1, "{open} flows of {id}");
+}
