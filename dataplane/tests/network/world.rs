@@ -90,8 +90,9 @@ impl World {
             return None;
         }
         let nth = WORLDS.fetch_add(1, Ordering::Relaxed);
-        let letter = char::from(b'a' + nth);
-        let name = format!("w{:x}{letter}", std::process::id() & 0xf_ffff);
+        let letters = [nth / 26, nth % 26].map(|n| char::from(b'a' + n));
+        let letters = String::from_iter(letters);
+        let name = format!("w{:x}{letters}", std::process::id() & 0xf_ffff);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut world = Self {
             dir: tempfile::Builder::new().prefix(&name).tempdir().unwrap(),
