@@ -176,7 +176,7 @@ impl Reader<'_> {
     fn uplink(&self, file: &File) -> Result<Option<Uplink>, Wrong> {
         let Some(entry) = &file.uplink else { return Ok(None) };
         let gateway = self.text.parse("gateway", &entry.gateway, "an IPv4 address", "192.0.2.1")?;
-        Ok(Some(Uplink { device: entry.device.clone(), gateway }))
+        Ok(Some(Uplink { device: entry.device.clone(), gateway, early_drop: Default::default() }))
     }
 
     fn prefixes<T: std::str::FromStr>(

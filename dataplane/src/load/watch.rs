@@ -112,12 +112,8 @@ pub fn named_rule(
     direction: Direction,
     place: u16,
 ) -> Option<RuleId> {
-    let policy = match direction {
-        Direction::Egress => interface.egress,
-        Direction::Ingress => interface.ingress,
-    };
     let place = usize::from(place).checked_sub(1)?;
-    tables.names.rules.get(&policy)?.get(place).copied()
+    tables.names.rules.get(&(interface.ifindex, direction))?.get(place).copied()
 }
 
 /// The ring of events, once an object.

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 use std::time::Duration;
 
-use rpc::dataplane::{Device, MovedFlow, Uplink};
+use rpc::dataplane::{Device, MovedFlow};
 
 use crate::elastic::reachable_guest;
 use crate::traffic::{Flow, echo_server};
@@ -43,8 +43,7 @@ fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
     ip(format!("-n {guest} link set eth1 address {} up", interface.mac));
     ip(format!("-n {host} addr add 198.51.100.3/24 dev {uplink}"));
     second.desired = first.desired.clone();
-    second.desired.uplink =
-        Some(Uplink { device: uplink, gateway: first.desired.uplink.clone().unwrap().gateway });
+    second.desired.uplink.as_mut().unwrap().device = uplink;
     second.desired.interfaces[0].device = Device::Existing { name: tap };
     second.start();
     second.apply();
