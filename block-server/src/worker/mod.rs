@@ -60,6 +60,11 @@ const TICK: Duration = Duration::from_millis(500);
 /// messages came that fast before and no disk operation is awaited.
 const SPIN: Duration = Duration::from_micros(50);
 
+/// An operation that took less came from memory. After slower ones the peer has
+/// gone to sleep, and a worker that spins meanwhile takes the core that it or
+/// the disk wakes up on.
+const OP_QUICK: Duration = Duration::from_micros(20);
+
 /// What an operation's token says: what it was for, and an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
@@ -233,6 +238,8 @@ pub(crate) struct Worker<E> {
     epoch: Instant,
     next_tick: Instant,
     recent_gap: Duration,
+    /// How long the last operations on files took, each.
+    recent_op: Duration,
 }
 
 impl<E: Engine> Worker<E> {
@@ -276,6 +283,7 @@ impl<E: Engine> Worker<E> {
             epoch: Instant::now(),
             next_tick: Instant::now() + TICK,
             recent_gap: Duration::MAX,
+            recent_op: Duration::ZERO,
         }
     }
 
@@ -289,7 +297,9 @@ impl<E: Engine> Worker<E> {
             let sleep = self.admission.wake_at().map_or(TICK, |at| {
                 TICK.min(Duration::from_nanos(at.saturating_sub(self.clock_ns)))
             });
-            let wait = if self.file_ops == 0 && self.recent_gap < SPIN {
+            let awaited_ops = self.file_ops;
+            let spins = awaited_ops == 0 && self.recent_gap < SPIN && self.recent_op < OP_QUICK;
+            let wait = if spins {
                 Wait::SpinThen { spin: SPIN.min(sleep), sleep }
             } else {
                 Wait::UpTo(sleep)
@@ -298,11 +308,14 @@ impl<E: Engine> Worker<E> {
             let now = Instant::now();
             self.now = now;
             self.clock_ns = now.saturating_duration_since(self.epoch).as_nanos() as u64;
-            if self.file_ops == 0 {
+            if awaited_ops == 0 {
                 self.recent_gap = now - before;
             }
             for completion in completions.drain(..) {
                 self.completed(completion, now);
+            }
+            if let Some(ended @ 1..) = awaited_ops.checked_sub(self.file_ops) {
+                self.recent_op = (now - before) / ended as u32;
             }
             self.work();
             if now >= self.next_tick {
