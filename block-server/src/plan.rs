@@ -15,17 +15,12 @@ use crate::backing::Cache;
 use crate::worker::{EngineChoice, Front};
 use crate::{exposition, tls};
 
-/// One thread serves some hundred thousand requests a second.
-pub const THREADS_MAX: usize = 64;
-
 /// The document's bound on any string; and a name is told in one reply.
 const NAME_MAX: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub engine: EngineChoice,
-    /// `None`: one a core, at most four.
-    pub threads: Option<usize>,
     pub listeners: Vec<Listen>,
     pub exports: Vec<Export>,
     pub tls: Option<tls::Files>,
@@ -101,7 +96,6 @@ pub enum Error {
 struct Document {
     #[serde(default)]
     engine: Option<Engine>,
-    threads: Option<Spanned<usize>>,
     tls: Option<tls::Files>,
     metrics: Option<Spanned<String>>,
     slow_log_ms: Option<u64>,
@@ -175,11 +169,6 @@ impl Plan {
 }
 
 fn plan(document: Document) -> Result<Plan, Fault> {
-    if let Some(threads) = &document.threads
-        && !(1..=THREADS_MAX).contains(threads.get_ref())
-    {
-        return Err(fault(threads, format!("threads: write a number from 1 to {THREADS_MAX}")));
-    }
     let has_tls = document.tls.is_some();
     let listeners =
         document.listen.iter().map(|l| listen(l, has_tls)).collect::<Result<Vec<_>, _>>()?;
@@ -215,13 +204,11 @@ fn plan(document: Document) -> Result<Plan, Fault> {
         Some(Engine::Uring) => EngineChoice::Uring,
         Some(Engine::Threads) => EngineChoice::Threads,
     };
-    let threads = document.threads.map(Spanned::into_inner);
     let place = |text: &Spanned<String>| {
         text.get_ref().parse().map_err(|why| fault(text, format!("metrics: {why}")))
     };
     Ok(Plan {
         engine,
-        threads,
         listeners,
         exports,
         tls: document.tls,
@@ -295,7 +282,6 @@ mod tests {
     fn a_file_says_all_that_the_guide_names() {
         let text = r#"
             engine = "threads"
-            threads = 3
             metrics = "127.0.0.1:9100"
             slow-log-ms = 250
             [tls]
@@ -320,7 +306,7 @@ mod tests {
             throughput-mib = 20
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
-        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
+        assert_eq!(plan.engine, EngineChoice::Threads);
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), Some(107)));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
         assert_eq!(plan.slow_log, Some(Duration::from_millis(250)));
@@ -340,7 +326,6 @@ mod tests {
                 &["line 6", "readonly", "read-only"][..],
             ),
             (format!("{LISTEN}[[export]]\nname = \"a\"\n"), &["line 3", "path"]),
-            (format!("threads = 0\n{LISTEN}{EXPORT}"), &["line 1", "threads", "from 1 to 64"]),
             (format!("engine = \"fast\"\n{LISTEN}{EXPORT}"), &["line 1", "fast", "io_uring"]),
             (format!("{LISTEN}tcp = \"127.0.0.1:1\"\n{EXPORT}"), &["line 1", "one of unix"]),
             (format!("{LISTEN}tls = true\n{EXPORT}"), &["line 1", "tls", "certificate, key"]),

@@ -151,7 +151,6 @@ impl Options {
         );
         Ok(Plan {
             engine: self.engine,
-            threads: None,
             listeners,
             exports,
             tls,
