@@ -34,6 +34,8 @@ fn nbdinfo_sees_what_is_served() {
         assert!(list.contains("export=\"other\""), "{list}");
         let Some(map) = succeed(TEST, "nbdinfo", &["--map", &uri]) else { return };
         assert!(map.contains("hole,zero"), "{map}");
+        let depth = succeed(TEST, "nbdinfo", &["--map=qemu:allocation-depth", &uri]);
+        assert!(depth.is_some_and(|depth| depth.contains("absent")));
     }
 }
 

@@ -15,6 +15,7 @@ def connect(path, name="", structured=True, strict=True):
     handle.set_request_structured_replies(structured)
     if structured:
         handle.add_meta_context("base:allocation")
+        handle.add_meta_context("qemu:allocation-depth")
     if not strict:
         # Lets malformed requests through, to see the server refuse them.
         handle.set_strict_mode(0)
@@ -78,16 +79,20 @@ for structured in (True, False):
         assert h.pread_structured(len(data), 4096, keep, nbd.CMD_FLAG_DF) is not None
         assert len(pieces) == 1 and pieces[0][0] == 4096, [p[0] for p in pieces]
         h.trim(MIB, 14 * MIB)
-        found = []
-        h.block_status(16 * MIB, 0, lambda _c, _o, entries, _e: found.extend(entries) or 0)
-        lengths, states = found[0::2], found[1::2]
-        assert sum(lengths) == 16 * MIB, found
-        assert 3 in states and 0 in states, found
-        one = []
+        found = {}
+        h.block_status(16 * MIB, 0, lambda c, _o, entries, _e: found.update({c: entries}) or 0)
+        for context, wanted in (("base:allocation", {0, 3}), ("qemu:allocation-depth", {0, 1})):
+            lengths, states = found[context][0::2], found[context][1::2]
+            assert sum(lengths) == 16 * MIB, found
+            assert set(states) == wanted, found
+        one = {}
         h.block_status(
-            16 * MIB, 0, lambda _c, _o, entries, _e: one.extend(entries) or 0, nbd.CMD_FLAG_REQ_ONE
+            16 * MIB,
+            0,
+            lambda c, _o, entries, _e: one.update({c: entries}) or 0,
+            nbd.CMD_FLAG_REQ_ONE,
         )
-        assert len(one) == 2, one
+        assert [len(entries) for entries in one.values()] == [2, 2], one
     h.shutdown()
 
     h = connect(path, structured=structured, strict=False)
@@ -111,7 +116,7 @@ h.opt_list(lambda name, _description: names.append(name) or 0)
 assert names == ["", "ro"], names
 contexts = []
 h.opt_list_meta_context(lambda name: contexts.append(name) or 0)
-assert contexts == ["base:allocation"], contexts
+assert contexts == ["base:allocation", "qemu:allocation-depth"], contexts
 h.set_export_name("nowhere")
 refused(errno.ENOENT, h.opt_info)
 h.set_export_name("ro")

@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::context;
 use super::session::{Export, Exports, HANDSHAKE_SPACE, Input, Mode, PAYLOAD_MAX, Transmission};
 use super::wire::{self, info, option, rep};
 
@@ -28,8 +29,8 @@ pub(super) struct Handshake {
     fixed: bool,
     no_zeroes: bool,
     mode: Mode,
-    /// The export that contexts were set for.
-    contexts_of: Option<String>,
+    /// The export that contexts were set for, and which.
+    contexts: Option<(String, context::Chosen)>,
     skip: u32,
     tls: Tls,
 }
@@ -131,7 +132,7 @@ impl Handshake {
             fixed: false,
             no_zeroes: false,
             mode: Mode::Simple,
-            contexts_of: None,
+            contexts: None,
             skip: 0,
             tls,
         }
@@ -283,9 +284,9 @@ impl Handshake {
     }
 
     fn begin(&self, export: Export, name: &str, told_block_size: bool) -> Step {
-        let allocation =
-            self.mode > Mode::Simple && self.contexts_of.as_deref().is_some_and(|of| of == name);
-        Step::Begin(Transmission { export, mode: self.mode, allocation, told_block_size })
+        let set = self.contexts.as_ref().filter(|(of, _)| self.mode > Mode::Simple && of == name);
+        let contexts = set.map_or_else(context::Chosen::default, |(_, chosen)| *chosen);
+        Step::Begin(Transmission { export, mode: self.mode, contexts, told_block_size })
     }
 
     /// The old way: no reply but the export's description, no way to refuse but to hang up.
@@ -351,7 +352,7 @@ impl Handshake {
     ) -> Option<()> {
         let setting = replies.option == option::SET_META_CONTEXT;
         if setting {
-            self.contexts_of = None;
+            self.contexts = None;
         }
         let mut fields = Fields(data);
         let name = fields.string()?;
@@ -369,15 +370,17 @@ impl Handshake {
             replies.error(rep::ERR_UNKNOWN, "there is no export of that name");
             return Some(());
         }
-        let listed = !setting && (queries.is_empty() || queries.contains(&"base:"));
-        if listed || queries.contains(&wire::BASE_ALLOCATION) {
-            let id = if setting { wire::BASE_ALLOCATION_ID } else { 0 };
-            let mut context = id.to_be_bytes().to_vec();
-            context.extend_from_slice(wire::BASE_ALLOCATION.as_bytes());
-            replies.send(rep::META_CONTEXT, &context);
-            if setting {
-                self.contexts_of = Some(name.to_owned());
-            }
+        let chosen = if setting {
+            context::Chosen::named(&queries)
+        } else {
+            context::Chosen::listed(&queries)
+        };
+        for (number, context) in chosen.names() {
+            let number = if setting { number } else { 0 };
+            replies.send(rep::META_CONTEXT, &[&number.to_be_bytes(), context.as_bytes()].concat());
+        }
+        if setting {
+            self.contexts = Some((name.to_owned(), chosen));
         }
         replies.ack();
         Some(())

@@ -1,5 +1,6 @@
 //! The NBD protocol: fixed newstyle handshake, then transmission.
 
+mod context;
 pub mod frozen;
 pub mod handshake;
 pub mod session;

@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use super::context;
 use super::frozen::{Frozen, Stage, Terms};
 use super::handshake::{Handshake, Tls};
 use super::transmission::{self, Header};
@@ -187,7 +188,8 @@ enum State {
 pub(super) struct Transmission {
     pub export: Export,
     pub mode: Mode,
-    pub allocation: bool,
+    /// Empty: nothing may be asked by BLOCK_STATUS.
+    pub contexts: context::Chosen,
     /// Whether the client was told the block sizes, and so must keep them.
     pub told_block_size: bool,
 }

@@ -117,7 +117,7 @@ impl Transmission {
                     fast: flags & flag::FAST_ZERO != 0,
                 }
             }
-            command::BLOCK_STATUS if self.allocation => {
+            command::BLOCK_STATUS if !self.contexts.is_empty() => {
                 lawful |= flag::REQ_ONE;
                 Command::BlockStatus { one: flags & flag::REQ_ONE != 0 }
             }
@@ -198,7 +198,7 @@ impl Transmission {
         }
     }
 
-    /// In the order that `reply` writes: context, then one descriptor an extent.
+    /// A chunk for each context: its number, then one descriptor an extent.
     fn reply_extents<P: Payload>(
         &self,
         request: &Request,
@@ -206,25 +206,35 @@ impl Transmission {
         out: &mut VecDeque<Chunk<P>>,
     ) {
         let one = request.command == Command::BlockStatus { one: true };
-        let count = if one { 1 } else { EXTENTS_MAX }.min(extents.len());
-        let extended = self.mode == Mode::Extended;
-        let mut data = wire::BASE_ALLOCATION_ID.to_be_bytes().to_vec();
-        if extended {
-            data.extend_from_slice(&(count as u32).to_be_bytes());
+        let count_max = if one { 1 } else { EXTENTS_MAX };
+        let kind = if self.is_extended() { chunk::BLOCK_STATUS_EXT } else { chunk::BLOCK_STATUS };
+        let mut views = self.contexts.views(extents).peekable();
+        while let Some((context, mut view)) = views.next() {
+            view.truncate(count_max);
+            let data = self.extents_data(context, &view);
+            let flags = if views.peek().is_none() { chunk::DONE } else { 0 };
+            let &Request { cookie, offset, .. } = request;
+            out.push_back(self.part(flags, cookie, kind, offset, data.len() as u64, &[]));
+            out.push_back(Chunk::Bytes(data));
         }
-        for (length, state) in &extents[..count] {
-            if extended {
+    }
+
+    fn extents_data(&self, context: u32, extents: &[(u64, u32)]) -> Vec<u8> {
+        let mut data = context.to_be_bytes().to_vec();
+        if self.is_extended() {
+            data.extend_from_slice(&(extents.len() as u32).to_be_bytes());
+        }
+        for &(length, state) in extents {
+            if self.is_extended() {
                 data.extend_from_slice(&length.to_be_bytes());
-                data.extend_from_slice(&u64::from(*state).to_be_bytes());
+                data.extend_from_slice(&u64::from(state).to_be_bytes());
             } else {
                 // A compact request's length has 32 bits, and so has each extent's.
-                data.extend_from_slice(&(*length as u32).to_be_bytes());
+                data.extend_from_slice(&(length as u32).to_be_bytes());
                 data.extend_from_slice(&state.to_be_bytes());
             }
         }
-        let kind = if extended { chunk::BLOCK_STATUS_EXT } else { chunk::BLOCK_STATUS };
-        out.push_back(self.chunk(request.cookie, kind, request.offset, data.len() as u64, &[]));
-        out.push_back(Chunk::Bytes(data));
+        data
     }
 
     pub(super) fn reply_error<P: Payload>(
@@ -250,12 +260,24 @@ impl Transmission {
 
     /// The header of a reply's only chunk, with the first bytes of its data.
     fn chunk<P>(&self, cookie: u64, kind: u16, offset: u64, length: u64, data: &[u8]) -> Chunk<P> {
+        self.part(chunk::DONE, cookie, kind, offset, length, data)
+    }
+
+    fn part<P>(
+        &self,
+        flags: u16,
+        cookie: u64,
+        kind: u16,
+        offset: u64,
+        length: u64,
+        data: &[u8],
+    ) -> Chunk<P> {
         let mut writer = HeaderWriter::new();
         let extended = self.mode == Mode::Extended;
         let magic =
             if extended { wire::EXTENDED_REPLY_MAGIC } else { wire::STRUCTURED_REPLY_MAGIC };
         writer.put(&magic.to_be_bytes());
-        writer.put(&chunk::DONE.to_be_bytes());
+        writer.put(&flags.to_be_bytes());
         writer.put(&kind.to_be_bytes());
         writer.put(&cookie.to_be_bytes());
         if extended {

@@ -105,10 +105,6 @@ pub mod state {
     pub const ZERO: u32 = 1 << 1;
 }
 
-/// The one metadata context that we offer, and the number we give it.
-pub const BASE_ALLOCATION: &str = "base:allocation";
-pub const BASE_ALLOCATION_ID: u32 = 1;
-
 /// The errors that a reply may carry; values from the document's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
