@@ -138,7 +138,15 @@ fn running(deployment: &Deployment) -> Outcome<Option<Config>> {
 }
 
 fn start(deployment: &Deployment, up: &Up) -> Outcome<Config> {
-    preflight::check_directories(deployment)?;
+    if let Err(refusal) = preflight::check_directories(deployment) {
+        // What is there may be the half-written mark of another `up`, which holds
+        // the lock until it is done.
+        if !deployment.state_dir().exists() {
+            return Err(refusal);
+        }
+        let _alone = lock(deployment)?;
+        preflight::check_directories(deployment)?;
+    }
     let failed = |what: &Path, e: &dyn std::fmt::Display| {
         Failure::failed(format!("{}: prepare: {e}", what.display()))
     };
