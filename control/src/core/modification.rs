@@ -9,11 +9,10 @@ use std::borrow::Cow;
 
 use model::VolumeState;
 
-use super::lookup::{find, find_all};
-use super::volume::{kind_of, provision, volume_state};
-use super::{Answer, Context, Draft, page_secret};
+use super::lookup::find;
+use super::volume::{kind_of, page_of, provision, volume_state};
+use super::{Answer, Context, Draft};
 use crate::api::{ApiError, Params, Struct, timestamp};
-use crate::filter::{Filters, Page};
 use crate::record::{Modification, Volume};
 
 pub fn modify_volume(
@@ -132,21 +131,10 @@ fn field<'a>(volume: &'a Volume, name: &str) -> Vec<Cow<'a, str>> {
 
 /// The last modification of each volume that had one.
 pub fn describe_modifications(context: &Context<'_>, params: &Params) -> Result<Struct, ApiError> {
-    const ACTION: &str = "DescribeVolumesModifications";
-    let ids = params.texts("VolumeId");
-    let filters = Filters::read(params)?.known(FILTERS)?;
-    let secret = page_secret(context.state);
-    let page = Page::read(params, ACTION, !ids.is_empty(), &secret)?;
-    let mut volumes: Vec<&Volume> = if ids.is_empty() {
-        context.state.volumes.iter().collect()
-    } else {
-        find_all(context.state, &ids)?
-    };
-    volumes.sort_by_key(|v| v.id);
-    let admitted = volumes
-        .into_iter()
-        .filter(|v| v.modification.is_some() && filters.admit(&v.tags, |name| field(v, name)));
-    let (volumes, next) = page.cut(admitted, |v| v.id.to_string(), ACTION, &secret);
+    let (volumes, next) =
+        page_of(context, params, "DescribeVolumesModifications", FILTERS, |filters, v| {
+            v.modification.is_some() && filters.admit(&v.tags, |name| field(v, name))
+        })?;
     let nodes = volumes.into_iter().filter_map(describe);
     Ok(Struct::new().list("volumeModificationSet", nodes).with_some("nextToken", next))
 }

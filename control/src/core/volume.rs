@@ -225,8 +225,21 @@ fn selected<'a>(
     params: &Params,
     action: &str,
 ) -> Result<(Vec<&'a Volume>, Option<String>), ApiError> {
+    page_of(context, params, action, FILTERS, |filters, v| {
+        filters.admit(&v.tags, |name| field(context.state, v, name))
+    })
+}
+
+/// The volumes that a describing action named or filtered, a page of them.
+pub(super) fn page_of<'a>(
+    context: &Context<'a>,
+    params: &Params,
+    action: &str,
+    known: &[&str],
+    admits: impl Fn(&Filters, &Volume) -> bool,
+) -> Result<(Vec<&'a Volume>, Option<String>), ApiError> {
     let ids = params.texts("VolumeId");
-    let filters = Filters::read(params)?.known(FILTERS)?;
+    let filters = Filters::read(params)?.known(known)?;
     let secret = page_secret(context.state);
     let page = Page::read(params, action, !ids.is_empty(), &secret)?;
     let mut volumes: Vec<&Volume> = if ids.is_empty() {
@@ -235,9 +248,7 @@ fn selected<'a>(
         find_all(context.state, &ids)?
     };
     volumes.sort_by_key(|v| v.id);
-    let admitted = volumes
-        .into_iter()
-        .filter(|v| filters.admit(&v.tags, |name| field(context.state, v, name)));
+    let admitted = volumes.into_iter().filter(|v| admits(&filters, v));
     Ok(page.cut(admitted, |v| v.id.to_string(), action, &secret))
 }
 
