@@ -90,6 +90,16 @@ async fn garbage_gets_an_error_and_changes_nothing() {
     assert_eq!(daemon.control().control_status().await.unwrap().revision, before);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_its_half_still_gets_its_answer() {
+    let daemon = Daemon::start(&[]);
+    for _ in 0..500 {
+        let answer =
+            exchange(daemon.endpoint, b"GET /?Action=DescribeVpcs HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(answer.contains("<Code>MissingAuthenticationToken</Code>"), "{answer}");
+    }
+}
+
 /// Past the signature, where more code is reached: random forms on the control
 /// socket, made of words that the API knows.
 #[tokio::test(flavor = "multi_thread")]

@@ -50,6 +50,8 @@ pub async fn listen(listener: TcpListener, front: Arc<Front>) -> Infallible {
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIMEOUT)
                 .max_buf_size(HEADER_BYTES_MAX)
+                // A client that has said all it will say still waits for its answer.
+                .half_close(true)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
             if let Err(error) = served {
