@@ -118,17 +118,17 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// Adopts or loads the programs and applies what was last accepted. A state
+    /// Applies what was last accepted to the programs that were adopted or loaded. A state
     /// that cannot be applied now is logged and tried again: what is pinned
     /// forwards as it did.
     pub fn start(
         deployment: &Deployment,
         host: Host,
+        mut loaded: Loaded,
         respond: RespondThread,
     ) -> Result<Self, Error> {
         let record = deployment.state_of("dataplane").join("desired.json");
         let accepted = record::read::<Desired>(&record)?.unwrap_or_default();
-        let mut loaded = Loaded::open(deployment)?;
         let ring = loaded.ring()?;
         let observe = ObserveThread::start(ring).map_err(|_| Error::Gone("observe"))?;
         let hits = deployment.state_of("dataplane").join("hits.json");

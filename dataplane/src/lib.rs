@@ -10,6 +10,7 @@ pub mod alone;
 pub mod apply;
 pub mod cli;
 pub mod compile;
+pub mod confine;
 pub mod device;
 pub mod diff;
 pub mod flow_log;

@@ -13,7 +13,7 @@ use dataplane::device::Host;
 use dataplane::lock::{self, Lock};
 use dataplane::respond::metadata::TokenKey;
 use dataplane::respond::thread::{RespondThread, random};
-use dataplane::{alone, load, serve};
+use dataplane::{alone, confine, load, serve};
 use rpc::Deployment;
 use rpc::server::{ControlListener, Peer};
 use tokio::signal::unix::{SignalKind, signal};
@@ -90,8 +90,12 @@ fn daemon(deployment: &Deployment, file: Option<&Path>) -> anyhow::Result<()> {
     let mut host = Host::open(deployment)?;
     let punt = host.open_punt()?;
     let key = token_key(&deployment.run_dir().join("dataplane.tokens"))?;
+    // Programs are verified and loaded with all that root may; what comes after needs
+    // little of it.
+    let loaded = load::Loaded::open(deployment)?;
+    confine::confine().context("give up privileges")?;
     let respond = RespondThread::start(punt, key).context("start the responders")?;
-    let applier = Applier::start(deployment, host, respond)?;
+    let applier = Applier::start(deployment, host, loaded, respond)?;
     let handle = Handle::start(applier).context("start the applier")?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -16,6 +16,7 @@ mod maps;
 mod moved;
 mod object;
 mod pins;
+mod support;
 mod sweep;
 mod syscall;
 mod watch;
@@ -50,6 +51,8 @@ pub use watch::{Hits, Watch, named_rule};
 pub enum Error {
     #[error("eBPF {object}: {deed}: {cause}")]
     Kernel { deed: &'static str, object: String, cause: String },
+    #[error("{0}")]
+    Unsupported(String),
     #[error(transparent)]
     Refused(#[from] Refused),
 }
@@ -102,6 +105,7 @@ pub struct Loaded {
 impl Loaded {
     /// Adopts what is pinned under `Deployment::bpf_dir()`, or loads and pins anew.
     pub fn open(deployment: &Deployment) -> Result<Self, Error> {
+        support::check()?;
         if let Err(cause) = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY) {
             // Kernels since 5.11 account maps to the control group instead.
             tracing::debug!(%cause, "RLIMIT_MEMLOCK: not raised");

@@ -15,6 +15,7 @@ const LOOKUP: libc::c_long = 1;
 const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const NEXT_KEY: libc::c_long = 4;
+const PROG_QUERY: libc::c_long = 16;
 const LOOKUP_AND_DELETE: libc::c_long = 21;
 const LOOKUP_BATCH: libc::c_long = 24;
 
@@ -51,6 +52,35 @@ fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
         libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as u32)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// linux/bpf.h, `query`, as far as the kernel writes it: the revision too, whatever
+/// size it is told.
+#[repr(C)]
+#[derive(Default)]
+struct Query {
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    attach_flags: u32,
+    programs: u64,
+    count: u32,
+    zero: u32,
+    program_flags: u64,
+    links: u64,
+    link_flags: u64,
+    revision: u64,
+}
+const _: () = assert!(size_of::<Query>() == 64);
+
+/// linux/bpf.h, `BPF_TCX_INGRESS`.
+const TCX_INGRESS: u32 = 46;
+
+/// Asks how many programs are attached to a device by tcx, and forgets it: whether
+/// the kernel understands the question is the answer.
+pub fn query_tcx(ifindex: u32) -> io::Result<()> {
+    let mut query = Query { target_ifindex: ifindex, attach_type: TCX_INGRESS, ..Query::default() };
+    bpf(PROG_QUERY, &mut query)
 }
 
 /// A map of keys `K` and values `V`.

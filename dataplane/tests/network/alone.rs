@@ -107,7 +107,9 @@ fn a_file_is_in_force_without_a_daemon_and_again_changes_nothing() {
     assert!(!world.path("state").exists() && !world.path("run").exists());
     let pins = format!("/sys/fs/bpf/hostplane-{}", world.name);
     assert!(!std::path::Path::new(&pins).exists(), "pins are left");
-    assert!(!connects(&world, "net", ELASTIC, 23, SHORT));
+    // The kernel lets go of an unpinned link by a worker of its own, in its own time.
+    let closed = (0..60).any(|_| !connects(&world, "net", ELASTIC, 23, SHORT));
+    assert!(closed, "packets still pass");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod address;
 mod alone;
+mod confined;
 mod elastic;
 mod moved;
 mod observe;

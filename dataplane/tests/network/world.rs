@@ -224,6 +224,11 @@ impl World {
         assert_eq!(line, "ready\n", "the daemon did not come up");
     }
 
+    /// Of the daemon: nsenter has become it.
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().unwrap().id()
+    }
+
     /// Starts another of the same name, which must end by itself.
     pub fn try_second(&self) -> Output {
         self.dataplane("daemon").output().unwrap()
