@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use aya::Ebpf;
 use aya::maps::MapData;
 use ebpf::REASONS_MAX;
+use ebpf::half::Bucket;
 use ebpf::layout::{
     Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE,
     Span, Step,
@@ -47,11 +48,12 @@ pub struct Maps {
     steps: Map<u32, Step>,
     words: Map<u32, u64>,
     pub flows: Map<FlowKey, Flow>,
+    pub half: Map<u32, Bucket>,
     pub quotas: Map<u32, Quota>,
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
     ranges: Map<Prefix, u32>,
-    counters: Map<u32, u64>,
+    pub counters: Map<u32, u64>,
     cpus: usize,
 }
 
@@ -79,6 +81,7 @@ impl Maps {
             steps: map(bpf, "STEPS")?,
             words: map(bpf, "WORDS")?,
             flows: map(bpf, "FLOWS")?,
+            half: map(bpf, "HALF_FLOWS")?,
             quotas: map(bpf, "QUOTAS")?,
             swept: map(bpf, "SWEPT")?,
             blocked: map(bpf, "BLOCKED")?,

@@ -6,16 +6,19 @@
 //! ```text
 //!           maps of this layout pinned?
 //!   open ──── yes ─▶ adopt: read the tables back, exchange the programs in the pinned links
-//!        └─── no ──▶ new maps; links of another layout are exchanged by the first update
+//!        └─── no ──▶ new maps; what stands in those of another layout is carried over
+//!                    (`carry`), and the links exchanged, by the first update
 //!   update ──▶ diff ──▶ maps, then links
 //! ```
 //! Dropping [`Loaded`] detaches nothing. Only [`teardown`] does.
 
+mod carry;
 mod links;
 mod maps;
 mod moved;
 mod object;
 mod pins;
+mod shape;
 mod support;
 mod sweep;
 mod syscall;
@@ -39,6 +42,7 @@ use rpc::dataplane::{
 use crate::compile::Tables;
 use crate::diff::{Change, diff};
 
+use carry::{Carried, Carry};
 use maps::Maps;
 use pins::Pins;
 use sweep::Sweep;
@@ -113,12 +117,15 @@ impl Loaded {
         let pins = Pins::of(deployment);
         let same_layout = pins.has_maps();
         pins.prepare()?;
+        // Also of an upgrade that was cut short: links may run either's programs then.
+        let others = !pins.other_maps()?.is_empty();
         let mut bpf = load(&pins)?;
         links::load_programs(&mut bpf)?;
         let maps = Maps::open(&bpf)?;
         let mut tables = maps.read_back()?;
         let adopted = !pins.pinned_links()?.is_empty();
-        let outdated = adopted && !same_layout;
+        let outdated = others || adopted && !same_layout;
+        carry::describe(&pins)?;
         if !outdated {
             links::exchange(&mut bpf, &pins)?;
             tables.attachments = links::attachments(&pins)?;
@@ -154,13 +161,23 @@ impl Loaded {
         }
         self.tables = next;
         if self.outdated {
-            links::exchange(&mut self.bpf, &self.pins)?;
-            self.pins.remove_other_maps()?;
-            self.outdated = false;
+            self.take_over()?;
         }
         // A crash may have left a device half attached that is wanted no more.
         links::detach_others(&self.pins, &self.tables.attachments)?;
         Ok(changes.len())
+    }
+
+    /// From programs of another layout, which go on until ours know what they know.
+    fn take_over(&mut self) -> Result<(), Error> {
+        let mut carry = Carry::open(&self.pins, &self.tables)?;
+        carry.before(&self.maps, &self.watch)?;
+        links::exchange(&mut self.bpf, &self.pins)?;
+        let Carried { flows, half_flows } = carry.after(&self.maps)?;
+        self.pins.remove_other_maps()?;
+        self.outdated = false;
+        tracing::info!(flows, half_flows, "took over from another layout");
+        Ok(())
     }
 
     fn apply(&mut self, changes: &[Change]) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 //! ```text
 //! /sys/fs/bpf/hostplane-NAME/
 //!   maps-HASH/INTERFACES …     one folder a layout (`ebpf::layout::HASH`)
+//!   maps-HASH/SHAPES           what the records there look like (`shape`)
 //!   links/tap_ingress-17 …     program and ifindex (bpffs allows no dot)
 //! ```
 //! A pinned link keeps its program, and that its maps, alive without us.
@@ -77,16 +78,16 @@ impl Pins {
             .collect())
     }
 
+    /// The folders of maps of other layouts.
+    pub fn other_maps(&self) -> Result<Vec<PathBuf>, Error> {
+        let own = self.maps();
+        let maps = names(&self.root)?.into_iter().filter(|name| name.starts_with("maps-"));
+        Ok(maps.map(|name| self.root.join(name)).filter(|path| *path != own).collect())
+    }
+
     /// Removes the maps of other layouts.
     pub fn remove_other_maps(&self) -> Result<(), Error> {
-        let own = self.maps();
-        for name in names(&self.root)? {
-            let path = self.root.join(&name);
-            if name.starts_with("maps-") && path != own {
-                remove_folder(&path)?;
-            }
-        }
-        Ok(())
+        self.other_maps()?.iter().try_for_each(|folder| remove_folder(folder))
     }
 
     /// Removes everything: links, and with them the programs, and maps.

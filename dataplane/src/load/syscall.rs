@@ -5,19 +5,28 @@
 //! kernel copies exactly as many bytes as the map was made with, so [`Map::open`]
 //! compares them first.
 
+use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 use bytemuck::Pod;
 
+const MAP_CREATE: libc::c_long = 0;
 const LOOKUP: libc::c_long = 1;
 const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const NEXT_KEY: libc::c_long = 4;
+const OBJ_PIN: libc::c_long = 6;
 const PROG_QUERY: libc::c_long = 16;
 const LOOKUP_AND_DELETE: libc::c_long = 21;
 const LOOKUP_BATCH: libc::c_long = 24;
+
+const MAP_TYPE_ARRAY: u32 = 2;
+/// linux/bpf.h: only where there is nothing yet.
+const NOEXIST: u64 = 1;
 
 /// linux/membarrier.h: wait for a grace period of all CPUs.
 const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
@@ -45,13 +54,13 @@ struct Batch {
     flags: u64,
 }
 
-fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<()> {
+fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attributes` is the structure of this command, and every pointer in it
     // is to memory of the size that the map was checked to have (`Map::open`).
     let result = unsafe {
         libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<T>() as u32)
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// linux/bpf.h, `query`, as far as the kernel writes it: the revision too, whatever
@@ -80,7 +89,127 @@ const TCX_INGRESS: u32 = 46;
 /// the kernel understands the question is the answer.
 pub fn query_tcx(ifindex: u32) -> io::Result<()> {
     let mut query = Query { target_ifindex: ifindex, attach_type: TCX_INGRESS, ..Query::default() };
-    bpf(PROG_QUERY, &mut query)
+    bpf(PROG_QUERY, &mut query).map(drop)
+}
+
+/// linux/bpf.h, the first part of `BPF_MAP_CREATE`.
+#[repr(C)]
+struct Create {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// linux/bpf.h, the first part of `BPF_OBJ_*`.
+#[repr(C)]
+struct Pin {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Pins a text, as an array of one.
+pub fn pin_text(path: &Path, text: &str) -> io::Result<()> {
+    let mut create = Create {
+        map_type: MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: text.len() as u32,
+        max_entries: 1,
+    };
+    let fd = bpf(MAP_CREATE, &mut create)?;
+    // SAFETY: the kernel made the descriptor a moment ago, for us alone.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let (map_fd, zero_key) = (fd.as_raw_fd() as u32, 0_u32);
+    let (key, value) = (&raw const zero_key as u64, text.as_ptr() as u64);
+    bpf(UPDATE, &mut Element { map_fd, zero: 0, key, value, flags: 0 })?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    bpf(OBJ_PIN, &mut Pin { path: path.as_ptr() as u64, fd: map_fd, flags: 0 }).map(drop)
+}
+
+/// A map whose keys and values are only bytes: one of another layout.
+#[derive(Debug)]
+pub struct Bytes {
+    fd: OwnedFd,
+    pub key_len: usize,
+    pub value_len: usize,
+    /// Of a value of all CPUs together, where each has its own.
+    value_space: usize,
+}
+
+impl Bytes {
+    /// `cpus`: how many values an entry has, 1 but in maps that have one a CPU.
+    pub fn open(fd: impl AsFd, cpus: usize) -> io::Result<Self> {
+        let fd = fd.as_fd().try_clone_to_owned()?;
+        let (key_len, value_len) = sizes(&fd)?;
+        let value_space = if cpus == 1 { value_len } else { value_len.next_multiple_of(8) * cpus };
+        Ok(Self { fd, key_len, value_len, value_space })
+    }
+
+    pub fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        assert_eq!(key.len(), self.key_len, "a key is as long as the map's keys");
+        let mut value = vec![0; self.value_space];
+        let (map_fd, key) = (self.fd.as_raw_fd() as u32, key.as_ptr() as u64);
+        let mut element =
+            Element { map_fd, zero: 0, key, value: value.as_mut_ptr() as u64, flags: 0 };
+        match bpf(LOOKUP, &mut element) {
+            Ok(_) => Ok(Some(value)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Map::slice`].
+    pub fn slice(&self, cursor: Option<u32>, len: usize) -> io::Result<Slice<Vec<u8>, Vec<u8>>> {
+        let mut keys = vec![0; len * self.key_len];
+        let mut values = vec![0; len * self.value_space];
+        let (read, cursor) =
+            batch(&self.fd, cursor, len, keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64)?;
+        let keys = keys.chunks(self.key_len).map(<[u8]>::to_vec);
+        let values = values.chunks(self.value_space).map(<[u8]>::to_vec);
+        Ok(Slice { entries: keys.zip(values).take(read).collect(), cursor })
+    }
+}
+
+/// Of keys and values, as the kernel has them.
+fn sizes(fd: &OwnedFd) -> io::Result<(usize, usize)> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+    let field = |name: &str| {
+        info.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .and_then(|rest| rest.trim().parse::<usize>().ok())
+            .ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in {info}"))
+            })
+    };
+    Ok((field("key_size:")?, field("value_size:")?))
+}
+
+/// How many entries were read to `keys` and `values`, and the next cursor.
+fn batch(
+    fd: &OwnedFd,
+    cursor: Option<u32>,
+    len: usize,
+    keys: u64,
+    values: u64,
+) -> io::Result<(usize, Option<u32>)> {
+    let mut next = 0_u32;
+    let mut batch = Batch {
+        in_batch: cursor.as_ref().map_or(0, |c| &raw const *c as u64),
+        out_batch: &raw mut next as u64,
+        keys,
+        values,
+        count: len as u32,
+        map_fd: fd.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    let cursor = match bpf(LOOKUP_BATCH, &mut batch) {
+        Ok(_) => Some(next),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
+        Err(error) => return Err(error),
+    };
+    Ok((batch.count as usize, cursor))
 }
 
 /// A map of keys `K` and values `V`.
@@ -94,14 +223,8 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// Fails where the kernel's map has other sizes.
     pub fn open(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd().try_clone_to_owned()?;
-        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
-        let field = |name: &str| {
-            info.lines()
-                .find_map(|line| line.strip_prefix(name))
-                .and_then(|rest| rest.trim().parse::<usize>().ok())
-        };
-        let sizes = (field("key_size:"), field("value_size:"));
-        if sizes != (Some(size_of::<K>()), Some(size_of::<V>())) {
+        let sizes = sizes(&fd)?;
+        if sizes != (size_of::<K>(), size_of::<V>()) {
             let text = format!("key and value have {sizes:?} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
@@ -117,20 +240,30 @@ impl<K: Pod, V: Pod> Map<K, V> {
         let mut value = V::zeroed();
         let mut element = self.element(key, &raw mut value as u64);
         match bpf(LOOKUP, &mut element) {
-            Ok(()) => Ok(Some(value)),
+            Ok(_) => Ok(Some(value)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
     pub fn put(&self, key: &K, value: &V) -> io::Result<()> {
-        bpf(UPDATE, &mut self.element(key, &raw const *value as u64))
+        bpf(UPDATE, &mut self.element(key, &raw const *value as u64)).map(drop)
+    }
+
+    /// Puts it where there is nothing yet, and says whether there was not.
+    pub fn insert(&self, key: &K, value: &V) -> io::Result<bool> {
+        let element = self.element(key, &raw const *value as u64);
+        match bpf(UPDATE, &mut Element { flags: NOEXIST, ..element }) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether there was anything.
     pub fn remove(&self, key: &K) -> io::Result<bool> {
         match bpf(DELETE, &mut self.element(key, 0)) {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
@@ -140,7 +273,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
     pub fn take(&self, key: &K) -> io::Result<Option<V>> {
         let mut value = V::zeroed();
         match bpf(LOOKUP_AND_DELETE, &mut self.element(key, &raw mut value as u64)) {
-            Ok(()) => Ok(Some(value)),
+            Ok(_) => Ok(Some(value)),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
@@ -153,7 +286,7 @@ impl<K: Pod, V: Pod> Map<K, V> {
             let mut next = K::zeroed();
             let from = last.as_ref().map_or(std::ptr::null(), |key| &raw const *key);
             match bpf(NEXT_KEY, &mut self.element(from, &raw mut next as u64)) {
-                Ok(()) => {}
+                Ok(_) => {}
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(entries),
                 Err(error) => return Err(error),
             }
@@ -170,24 +303,10 @@ impl<K: Pod, V: Pod> Map<K, V> {
     pub fn slice(&self, cursor: Option<u32>, len: usize) -> io::Result<Slice<K, V>> {
         let mut keys = vec![K::zeroed(); len];
         let mut values = vec![V::zeroed(); len];
-        let mut next = 0_u32;
-        let mut batch = Batch {
-            in_batch: cursor.as_ref().map_or(0, |c| &raw const *c as u64),
-            out_batch: &raw mut next as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: len as u32,
-            map_fd: self.fd.as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        let cursor = match bpf(LOOKUP_BATCH, &mut batch) {
-            Ok(()) => Some(next),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => None,
-            Err(error) => return Err(error),
-        };
-        keys.truncate(batch.count as usize);
-        values.truncate(batch.count as usize);
+        let (read, cursor) =
+            batch(&self.fd, cursor, len, keys.as_mut_ptr() as u64, values.as_mut_ptr() as u64)?;
+        keys.truncate(read);
+        values.truncate(read);
         Ok(Slice { entries: keys.into_iter().zip(values).collect(), cursor })
     }
 }
@@ -215,10 +334,17 @@ impl Map<u32, u64> {
         Ok(values.iter().sum())
     }
 
+    /// Adds to a per-CPU array's values, those of one CPU after the other.
+    pub fn add(&self, index: u32, more: &[u64]) -> io::Result<()> {
+        let mut values = self.every_cpu(index, more.len())?;
+        values.iter_mut().zip(more).for_each(|(value, more)| *value += more);
+        bpf(UPDATE, &mut self.element(&index, values.as_ptr() as u64)).map(drop)
+    }
+
     /// Sets a per-CPU array's value to 0 on every CPU.
     pub fn clear(&self, index: u32, cpus: usize) -> io::Result<()> {
         let values = vec![0_u64; cpus];
-        bpf(UPDATE, &mut self.element(&index, values.as_ptr() as u64))
+        bpf(UPDATE, &mut self.element(&index, values.as_ptr() as u64)).map(drop)
     }
 }
 

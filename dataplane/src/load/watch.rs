@@ -20,7 +20,7 @@ pub type Hits = BTreeMap<RuleId, u64>;
 pub struct Watch {
     wanted: Map<u32, Wanted>,
     pace: Map<u32, Pace>,
-    hits: Map<HitKey, u64>,
+    pub(super) hits: Map<HitKey, u64>,
     tallies: Map<TallyKey, Tally>,
     /// Of rules that have had another place.
     earlier: Hits,

@@ -12,4 +12,5 @@ mod observe;
 mod survive;
 mod teardown;
 mod traffic;
+mod upgrade;
 mod world;

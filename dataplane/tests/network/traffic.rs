@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -67,10 +67,23 @@ pub struct Flow {
 impl Flow {
     /// Opens it; rounds go on until [`Self::finish`].
     pub fn open(world: &World, role: &str, to: Ipv4Addr, port: u16) -> Self {
+        // Long enough that a sender with offloads makes superframes of it.
+        Self::of(world, role, to, port, 20_000, Duration::from_millis(5))
+    }
+
+    /// One that says `bytes` and then pauses.
+    pub fn of(
+        world: &World,
+        role: &str,
+        to: Ipv4Addr,
+        port: u16,
+        bytes: usize,
+        pause: Duration,
+    ) -> Self {
         let (stop, rounds) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let (stopped, counted) = (stop.clone(), rounds.clone());
         let thread = inside(world, role, move || {
-            converse(to, port, &stopped, &counted).map_err(|e| e.to_string())
+            converse(to, port, bytes, pause, &stopped, &counted).map_err(|e| e.to_string())
         });
         let flow = Self { stop, rounds, thread };
         let begun = now();
@@ -96,14 +109,15 @@ impl Flow {
 fn converse(
     to: Ipv4Addr,
     port: u16,
+    bytes: usize,
+    pause: Duration,
     stop: &AtomicBool,
     rounds: &AtomicU64,
 ) -> std::io::Result<Duration> {
     let mut stream =
         TcpStream::connect_timeout(&SocketAddrV4::new(to, port).into(), Duration::from_secs(5))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    // Long enough that a sender with offloads makes superframes of it.
-    let said = vec![0x5a; 20_000];
+    let said = vec![0x5a; bytes];
     let mut heard = vec![0; said.len()];
     let mut longest = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
@@ -115,9 +129,64 @@ fn converse(
             return Err(std::io::Error::other("what came back is not what was said"));
         }
         rounds.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep(pause);
     }
     Ok(longest)
+}
+
+/// Says back every datagram that comes to a port. It listens when this returns.
+pub fn echo_datagrams(world: &World, role: &str, port: u16) {
+    let bound =
+        inside(world, role, move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let socket = bound.join().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            _ = socket.send_to(&buffer[..length], from);
+        }
+    });
+}
+
+/// A stream of numbered datagrams that are said back.
+pub struct Stream {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(u64, u64)>,
+}
+
+impl Stream {
+    /// Opens it: the first are answered when this returns.
+    pub fn open(world: &World, role: &str, to: Ipv4Addr, port: u16) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, (opened, is_open)) = (stop.clone(), std::sync::mpsc::channel());
+        let thread = inside(world, role, move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+            socket.connect((to, port)).unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(2))).unwrap();
+            let (mut sent, mut heard, mut bytes) = (0_u64, 0, [0; 64]);
+            while !stopped.load(Ordering::Relaxed) {
+                socket.send(&sent.to_ne_bytes()).unwrap();
+                sent += 1;
+                heard += u64::from(socket.recv(&mut bytes).is_ok());
+                if heard == 3 {
+                    _ = opened.send(());
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let last = now();
+            while heard < sent && now() - last < Duration::from_secs(30) {
+                heard += u64::from(socket.recv(&mut bytes).is_ok());
+            }
+            (sent, heard)
+        });
+        is_open.recv_timeout(Duration::from_secs(30)).expect("a stream begins");
+        Self { stop, thread }
+    }
+
+    /// How many were sent, and how many came back.
+    pub fn finish(self) -> (u64, u64) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
 }
 
 /// Sends `count` echo requests, one every `interval`, and gives how many came back.
