@@ -46,9 +46,10 @@ const TICK: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(
-        "desired state: apply generation {offered}: generation {accepted} was accepted before it"
+        "desired state: apply generation {} of epoch {}: generation {} of epoch {} was accepted \
+         before it{}", offered.1, offered.0, accepted.1, accepted.0, advice(*offered, *accepted)
     )]
-    Older { offered: u64, accepted: u64 },
+    Older { offered: (u64, u64), accepted: (u64, u64) },
     #[error(transparent)]
     Unanswerable(#[from] Unanswerable),
     #[error(transparent)]
@@ -61,6 +62,21 @@ pub enum Error {
     Record(#[from] record::Error),
     #[error("dataplane: {0}: its thread has ended; the log says why")]
     Gone(&'static str),
+}
+
+/// What to do where a state is refused for its age.
+fn advice(offered: (u64, u64), accepted: (u64, u64)) -> &'static str {
+    if offered.0 == accepted.0 {
+        return "";
+    }
+    ": it comes from a store that another has succeeded. If the older store is to rule again, \
+     end this daemon, remove its record dataplane/desired.json in the deployment's state folder, \
+     and start it: packets flow on meanwhile"
+}
+
+/// What a state's age hangs on: a new store's generations begin anew.
+fn age(desired: &Desired) -> (u64, u64) {
+    (desired.epoch, desired.generation)
 }
 
 impl From<Error> for rpc::Error {
@@ -153,11 +169,13 @@ impl Applier {
     }
 
     pub fn apply(&mut self, desired: Desired) -> Result<Applied, Error> {
-        if desired.generation < self.accepted.generation {
-            return Err(Error::Older {
-                offered: desired.generation,
-                accepted: self.accepted.generation,
-            });
+        let (offered, accepted) = (age(&desired), age(&self.accepted));
+        if offered < accepted {
+            return Err(Error::Older { offered, accepted });
+        }
+        if offered.0 > accepted.0 && accepted.1 > 0 {
+            let (epoch, before) = (offered.0, accepted.0);
+            tracing::warn!(epoch, before, "a new store speaks: its generations count from now on");
         }
         self.bring_about(desired)
     }

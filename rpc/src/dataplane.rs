@@ -27,6 +27,11 @@ use crate::{Client, Error};
 pub struct Desired {
     /// Grows with each change; an older one than the applied is refused.
     pub generation: u64,
+    /// When the store began whose generations these are: a number that grows from one
+    /// store to the next (milliseconds since 1970). The generations of a later epoch
+    /// begin anew, and an earlier epoch is over.
+    #[serde(default)]
+    pub epoch: u64,
     pub uplink: Option<Uplink>,
     #[serde(default)]
     pub interfaces: Vec<Interface>,

@@ -7,6 +7,7 @@ use model::{GroupId, Peer, Protocol, Rule, RuleId, SubnetId, VpcId};
 use super::{Context, Draft};
 use crate::auth::hex;
 use crate::record::{Group, GroupRule, Meta, Name, Subnet, Tags, Vpc};
+use crate::state::State;
 
 /// As EC2's default VPC and its first subnet.
 const VPC_CIDR: ([u8; 4], u8) = ([172, 31, 0, 0], 16);
@@ -14,6 +15,13 @@ const SUBNET_PREFIX: u8 = 20;
 
 const PAGE_SECRET: &str = "page-secret";
 const SETTINGS: &str = "settings";
+/// When this store began: hosts know by it that its revisions count anew.
+const EPOCH: &str = "epoch";
+
+/// 0 where nobody wrote it down yet.
+pub fn epoch(state: &State) -> u64 {
+    state.meta.get(EPOCH).and_then(|meta| meta.value.parse().ok()).unwrap_or(0)
+}
 
 fn net((octets, length): ([u8; 4], u8)) -> Ipv4Net {
     Ipv4Net::new_assert(octets.into(), length)
@@ -25,6 +33,10 @@ pub fn bootstrap(context: &Context<'_>, draft: &mut Draft) {
     if state.meta.get(PAGE_SECRET).is_none() {
         let value = hex(&[draft.bits().to_be_bytes(), draft.bits().to_be_bytes()].concat());
         draft.plan.put(state, &Meta { name: PAGE_SECRET.to_owned(), value });
+    }
+    if state.meta.get(EPOCH).is_none() {
+        let value = context.now_ms.to_string();
+        draft.plan.put(state, &Meta { name: EPOCH.to_owned(), value });
     }
     let settings = context.settings.fingerprint();
     draft.plan.put(state, &Meta { name: SETTINGS.to_owned(), value: settings });

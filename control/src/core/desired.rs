@@ -35,6 +35,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
         volumes: volumes.collect(),
         network: dataplane::Desired {
             generation: state.desired_revision,
+            epoch: super::bootstrap::epoch(state),
             uplink: context.settings.uplink.clone(),
             interfaces: interfaces.collect(),
             groups: state.groups.iter().map(group).collect(),

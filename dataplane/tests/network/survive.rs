@@ -125,3 +125,34 @@ fn an_older_or_unreadable_state_is_refused_and_changes_nothing() {
     assert!(connects(&world, "net", ELASTIC, 22, Duration::from_secs(2)));
     world.apply();
 }
+
+#[test]
+fn a_new_stores_generations_count_anew_and_an_older_stores_are_refused_with_what_to_do() {
+    let test =
+        "a_new_stores_generations_count_anew_and_an_older_stores_are_refused_with_what_to_do";
+    let Some(mut world) = World::new(test) else { return };
+    reachable_guest(&mut world, vec![(tcp(22), anywhere())]);
+    world.start();
+    (world.desired.epoch, world.desired.generation) = (1000, 70);
+    world.apply();
+    echo_server(&world, "g1", 22);
+    let flow = Flow::open(&world, "net", ELASTIC, 22);
+
+    // The store was lost, and a new one knows only what was made since.
+    (world.desired.epoch, world.desired.generation) = (2000, 2);
+    assert_eq!(world.try_apply().unwrap().changes, 0, "the same state, told by another");
+    assert_eq!(world.status().generation, 2);
+
+    // It is the one that counts from now on, also after a restart.
+    world.kill();
+    world.start();
+    (world.desired.epoch, world.desired.generation) = (1000, 71);
+    let error = world.try_apply().unwrap_err();
+    assert_eq!(error.kind, rpc::Kind::Conflict);
+    for part in ["generation 71 of epoch 1000", "generation 2 of epoch 2000", "desired.json"] {
+        assert!(error.message.contains(part), "{error}");
+    }
+    (world.desired.epoch, world.desired.generation) = (2000, 1);
+    assert_eq!(world.try_apply().unwrap_err().kind, rpc::Kind::Conflict);
+    flow.finish().unwrap();
+}

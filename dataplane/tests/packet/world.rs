@@ -82,6 +82,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
     let interfaces = present.into_iter().map(|n| interface(random, n)).collect();
     Desired {
         generation: 1,
+        epoch: 0,
         uplink: random.chance(80).then(|| Uplink {
             device: UPLINK.to_owned(),
             gateway: Ipv4Addr::new(198, 51, 100, 254),
