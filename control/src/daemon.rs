@@ -159,6 +159,8 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
         device,
         gateway,
         early_drop: None,
+        bogons: false,
+        source_packets: None,
     });
     let mut elastic_reserved = options.elastic_reserved.clone();
     if let Some(uplink) = &uplink {

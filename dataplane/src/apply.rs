@@ -344,6 +344,8 @@ impl Applier {
                 reasons: own,
                 traffic: traffic.get(interface.device.name()).copied().unwrap_or_default(),
                 flows: self.loaded.flows_open(interface.id).unwrap_or(0),
+                rates: interface.rates,
+                credits: self.loaded.credits(interface.id).unwrap_or_default(),
             });
         }
         Ok(Status {

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  1 policies written where nothing points yet       ┐ make
-//!  2 private addresses added                         ┘
+//!  2 private addresses and rates added               ┘
 //!  3 interface records exchanged: each at once names its new policies
 //!  4 elastic addresses, prefixes, configuration
 //!  5 guests' devices, the punt device, the uplink attached
@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf::layout::{Config, Elastic, Interface, Local, LocalKey, Prefix};
+use ebpf::rate::Rates;
 
 use crate::compile::{Attachment, Placed, Role, Tables};
 
@@ -30,6 +31,11 @@ pub enum Change {
     PutLocal(LocalKey, Local),
     /// Counters and quota of the slot begin anew.
     ResetSlot(u32),
+    /// Limits of a slot; what is missing from its buckets stays missing.
+    PutRates {
+        slot: u32,
+        rates: Rates,
+    },
     PutInterface(Interface),
     PutElastic {
         address: u32,
@@ -65,6 +71,9 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     }
     for (key, local) in added(&from.locals, &to.locals) {
         changes.push(Change::PutLocal(*key, *local));
+    }
+    for (slot, rates) in added(&from.rates, &to.rates) {
+        changes.push(Change::PutRates { slot: *slot, rates: *rates });
     }
     let slots: BTreeMap<u32, u64> = from.interfaces.values().map(|i| (i.slot, i.id)).collect();
     for (_, interface) in added(&from.interfaces, &to.interfaces) {
@@ -130,6 +139,8 @@ fn remove(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     let unblocked: BTreeSet<_> = from.blocked.difference(&to.blocked).collect();
     changes.extend(unblocked.into_iter().map(|p| Change::Unblock(*p)));
     changes.extend(gone(&from.ranges, &to.ranges).map(|k| Change::RemoveRange(*k)));
+    let unlimited = gone(&from.rates, &to.rates);
+    changes.extend(unlimited.map(|k| Change::PutRates { slot: *k, rates: Rates::default() }));
 }
 
 /// New and changed entries.

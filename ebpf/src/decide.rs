@@ -19,7 +19,7 @@ use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::{Rewrite, corrected, sum32};
 use crate::tables::Tables;
-use crate::verdict::{Action, FlowWrite, Work};
+use crate::verdict::{Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Work};
 use crate::{GATEWAY_MAC, METADATA_ADDRESS};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
@@ -54,6 +54,7 @@ pub fn from_instance<T: Tables + ?Sized, F: Frame + ?Sized>(
         return work.verdict.refuse(Reason::NoInterface);
     };
     work.verdict.slots[0] = interface.slot;
+    work.verdict.bill(interface, PAYS_OUT);
     if let Err(reason) = instance_sends(tables, frame, head, arrival, interface, work) {
         work.verdict.refuse(reason);
     }
@@ -118,6 +119,7 @@ fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> 
     verdict.rewrite = Rewrite::of(head);
     verdict.rewrite.destination_mac = punt_number(interface.ifindex);
     verdict.ifindex = interface.punt;
+    verdict.pays = PAYS_SERVICE;
     verdict.accept(Action::Deliver, reason);
     Ok(())
 }
@@ -318,6 +320,7 @@ fn receive<T: Tables + ?Sized>(
 ) -> Result<Reason, Reason> {
     let receiver = tables.interface(route.ifindex).ok_or(Reason::NoRoute)?;
     work.verdict.slots[1] = receiver.slot;
+    work.verdict.bill(receiver, PAYS_IN_SECOND);
     work.verdict.action = hand_over(receiver);
     work.verdict.ifindex = receiver.ifindex;
     work.verdict.rewrite.destination_mac = receiver.mac_number();
@@ -381,6 +384,7 @@ pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
         return;
     };
     work.verdict.slots[0] = elastic.interface.slot;
+    work.verdict.bill(&elastic.interface, PAYS_IN);
     if let Err(reason) = world_sends(tables, frame, head, elastic, arrival.now_s, work) {
         work.verdict.refuse(reason);
     }

@@ -19,7 +19,8 @@ use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::flow::{TCP, UDP, seconds};
 use ebpf::half::{Address, Bucket};
 use ebpf::layout::{Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Step};
-use ebpf::packet::{Frame, HEAD_LEN, mac_bytes};
+use ebpf::packet::{Frame, HEAD_LEN, IPV6, mac_bytes};
+use ebpf::rate::on_the_wire;
 use ebpf::tables::{Question, classify};
 use ebpf::verdict::{FlowChange, FlowWrite};
 use ebpf::{
@@ -31,7 +32,7 @@ use crate::maps::{
     BLOCKED, CONFIG, COUNTERS, ELASTICS, FLOWS, HALF_FLOWS, INTERFACES, LOCALS, POLICIES, QUOTAS,
     RANGES, STEPS, SWEPT, WORDS, WORK,
 };
-use crate::watch;
+use crate::{spend, watch};
 
 /// linux/if_packet.h: addressed to the device itself.
 const PACKET_HOST: u32 = 0;
@@ -307,6 +308,20 @@ impl Skb {
         result == 0
     }
 
+    /// Bytes before the payload of a superframe.
+    #[inline(always)]
+    fn headers(&self, head: &Head) -> u32 {
+        let (next, protocol) = match head.ether_type {
+            IPV6 => (14 + 40, (head.second >> 8) as u8),
+            _ => (14 + head.header_len(), head.protocol()),
+        };
+        if protocol != TCP {
+            return next + 8;
+        }
+        let data: [u8; 2] = self.load(next + 12).unwrap_or([0x50, 0]);
+        next + u32::from(data[0] >> 4) * 4
+    }
+
     #[inline(always)]
     fn arrival(&self) -> Arrival {
         // SAFETY: the context is valid for the program's run.
@@ -460,9 +475,12 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     let skb = &Skb(ctx);
     let Some(head) = skb.head() else { return TC_ACT_SHOT };
     let Some(work) = work() else { return TC_ACT_SHOT };
-    let (head, verdict) = (&head, &work.verdict);
     let mark = skb.mark();
     let asked = mark == ASK_MARK;
+    if work.verdict.pays != 0 && !asked && work.verdict.action != Action::Drop {
+        pay(skb, &head, work);
+    }
+    let (head, verdict) = (&head, &work.verdict);
     if asked || mark == TRACE_MARK {
         report(skb, verdict);
     }
@@ -489,6 +507,32 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     }
 }
 
+/// Has the buckets pay for what passes, or refuses it.
+#[inline(always)]
+fn pay(skb: &Skb, head: &Head, work: &mut Work) {
+    // SAFETY: the context is valid for the program's run.
+    let (len, gso_size) = unsafe { ((*skb.0).len, (*skb.0).gso_size) };
+    let headers = match gso_size {
+        0 => 0,
+        _ => skb.headers(head),
+    };
+    let (packets, bytes) = on_the_wire(len, headers, gso_size);
+    refuse_unpaid(work, spend::spend(bytes, packets));
+}
+
+/// `answer` is [`spend::spend`]'s.
+#[inline(always)]
+fn refuse_unpaid(work: &mut Work, answer: u32) {
+    let reason = match answer & 0xff {
+        0 => return,
+        1 => Reason::BandwidthOut,
+        2 => Reason::BandwidthIn,
+        3 => Reason::PacketRate,
+        _ => Reason::ServiceRate,
+    };
+    work.verdict.exceed(reason, (answer >> 8) as u8);
+}
+
 #[inline(always)]
 fn rewrite(skb: &Skb, head: &Head, verdict: &Verdict) -> bool {
     if let Some((old, new)) = verdict.rewrite.transport_delta(head)
@@ -512,8 +556,10 @@ fn account(verdict: &Verdict) {
     if verdict.action == Action::Pass {
         return;
     }
-    count(verdict.slots[0], verdict.reason);
-    if verdict.slots[1] != 0 {
+    if verdict.counted & 1 != 0 {
+        count(verdict.slots[0], verdict.reason);
+    }
+    if verdict.slots[1] != 0 && verdict.counted & 2 != 0 {
         count(verdict.slots[1], verdict.reason);
     }
 }

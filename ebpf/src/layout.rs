@@ -104,6 +104,8 @@ pub const METADATA: u16 = 2;
 /// [`Interface::flags`]: its device is one end of a veth pair, and the guest has the
 /// other in a namespace of its own: packets are put there at once.
 pub const TO_NAMESPACE: u16 = 4;
+/// [`Interface::flags`]: `RATES` has limits for it.
+pub const LIMITED: u16 = 0x100;
 
 /// `LOCALS`: whose is this private address?
 #[repr(C)]
@@ -230,7 +232,8 @@ pub struct Config {
     pub ranges: u32,
     pub uplink_mac: [u8; 6],
     pub zero: u16,
-    pub zero_too: u32,
+    /// Not zero: the early program limits each source by slot 0's rates.
+    pub sources: u32,
     /// Spreads keys over the half-open table: a number that no stranger knows.
     pub seed: u64,
 }
@@ -252,12 +255,13 @@ pub struct Prefix {
 const _: () = assert!(size_of::<Prefix>() == 8);
 
 /// Changes whenever a map of one version cannot serve another: FNV-1a over the
-/// text of this file, of the half-open table and of the map definitions.
+/// text of this file, of the half-open table, of the buckets and of the map definitions.
 pub const HASH: u64 = {
     let texts = [
         include_bytes!("layout.rs").as_slice(),
         include_bytes!("maps.rs").as_slice(),
         include_bytes!("half.rs").as_slice(),
+        include_bytes!("rate.rs").as_slice(),
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut t = 0;

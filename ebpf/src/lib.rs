@@ -14,6 +14,7 @@
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
+//! | [`rate`] | token buckets |
 #![cfg_attr(not(test), no_std)]
 
 pub mod decide;
@@ -24,6 +25,7 @@ pub mod judge;
 pub mod layout;
 pub mod packet;
 pub mod punt;
+pub mod rate;
 pub mod reason;
 pub mod rewrite;
 pub mod tables;

@@ -9,6 +9,8 @@ mod kernel;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
+mod spend;
+#[cfg(target_arch = "bpf")]
 mod watch;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -9,6 +9,7 @@ use ebpf::layout::{
     Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX, Policy, Quota, SLOTS_MAX,
     STEPS_MAX, Step, WORDS_MAX,
 };
+use ebpf::rate::{Levels, Rates};
 use ebpf::{REASONS_MAX, Work};
 
 /// Memory only for what is there, and an update that replaces an entry at once.
@@ -50,6 +51,12 @@ pub static RANGES: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIXES_MA
 /// By slot and reason.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX * REASONS_MAX, 0);
+/// By slot; written by the daemon.
+#[map]
+pub static RATES: Array<Rates> = Array::with_max_entries(SLOTS_MAX, 0);
+/// By slot.
+#[map]
+pub static LEVELS: Array<Levels> = Array::with_max_entries(SLOTS_MAX, 0);
 /// Where a verdict is made.
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);

@@ -100,6 +100,17 @@ reasons! {
     Martian = 41, drop, "martian";
     /// A guest that plays the DHCP server.
     SpoofedDhcp = 42, drop, "spoofed-dhcp";
+
+    /// More bytes to the interface than it may have (ENA's names, here and below).
+    BandwidthIn = 56, drop, "bw-in-allowance-exceeded";
+    /// More bytes from the interface than it may send.
+    BandwidthOut = 57, drop, "bw-out-allowance-exceeded";
+    /// More packets, both ways together.
+    PacketRate = 58, drop, "pps-allowance-exceeded";
+    /// More packets to the host's own services.
+    ServiceRate = 59, drop, "linklocal-allowance-exceeded";
+    /// More packets that open a flow than one source of the world may send.
+    SourceRate = 60, drop, "source-rate-exceeded";
 }
 
 impl Reason {

@@ -5,7 +5,7 @@
 
 use bytemuck::Zeroable;
 
-use crate::layout::{Flow, FlowKey};
+use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
@@ -61,6 +61,15 @@ pub struct FlowChange {
     pub write: FlowWrite,
 }
 
+/// [`Verdict::pays`]: the first slot's interface, which sends.
+pub const PAYS_OUT: u8 = 1;
+/// The first slot's interface, which receives from the world.
+pub const PAYS_IN: u8 = 2;
+/// The second slot's interface, which receives from another of this host.
+pub const PAYS_IN_SECOND: u8 = 4;
+/// The first slot's interface, for a service of the host.
+pub const PAYS_SERVICE: u8 = 8;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
     pub action: Action,
@@ -71,6 +80,10 @@ pub struct Verdict {
     /// The slots whose counters move; 0 as the first is the uplink's, as the
     /// second it is none.
     pub slots: [u32; 2],
+    /// Whose buckets pay for the packet: [`PAYS_OUT`] and the like.
+    pub pays: u8,
+    /// Which of the slots are counted: bit 0 the first, bit 1 the second.
+    pub counted: u8,
     pub ifindex: u32,
     pub next_hop: u32,
     pub rewrite: Rewrite,
@@ -101,6 +114,8 @@ impl Work {
         verdict.egress_rule = 0;
         verdict.ingress_rule = 0;
         verdict.slots = [0, 0];
+        verdict.pays = 0;
+        verdict.counted = 3;
         verdict.inner.offset = 0;
         verdict.sender.write = FlowWrite::Nothing;
         verdict.receiver.write = FlowWrite::Nothing;
@@ -118,6 +133,23 @@ impl Verdict {
     pub fn accept(&mut self, action: Action, reason: Reason) {
         self.action = action;
         self.reason = reason;
+    }
+
+    /// Notes whether the interface pays for what passes.
+    #[inline(always)]
+    pub fn bill(&mut self, interface: &Interface, how: u8) {
+        if interface.flags & LIMITED != 0 {
+            self.pays |= how;
+        }
+    }
+
+    /// A bucket has no room: whose, and which. What does not pass opens nothing.
+    #[inline(always)]
+    pub fn exceed(&mut self, reason: Reason, counted: u8) {
+        self.refuse(reason);
+        self.counted = counted;
+        self.sender.write = FlowWrite::Nothing;
+        self.receiver.write = FlowWrite::Nothing;
     }
 
     /// As it stands in the control block: reason, egress rule, ingress rule.

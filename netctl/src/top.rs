@@ -5,7 +5,7 @@ use std::io::IsTerminal as _;
 use std::time::Duration;
 
 use clap::Args;
-use rpc::dataplane::{InterfaceStatus, Status, Traffic};
+use rpc::dataplane::{Allowance, Credits, InterfaceStatus, Rates, Status, Traffic};
 use serde_json::json;
 
 use crate::api::Session;
@@ -64,6 +64,7 @@ pub fn run(session: &Session, top: &Top) -> Outcome {
                     "OUT P/s",
                     "IN B/s",
                     "IN P/s",
+                    "CREDIT",
                     "DROPS/s",
                 ],
                 &rows,
@@ -81,6 +82,8 @@ struct Rate {
     address: String,
     flows: u64,
     traffic: Traffic,
+    limits: Rates,
+    credits: Credits,
     drops: BTreeMap<String, u64>,
 }
 
@@ -110,6 +113,8 @@ fn rate(before: Option<&InterfaceStatus>, after: &InterfaceStatus, seconds: u64)
         interface: after.id.to_string(),
         address: after.address.to_string(),
         flows: after.flows,
+        limits: after.rates,
+        credits: after.credits,
         traffic: Traffic {
             from_packets: a_second(now.from_packets, then.from_packets),
             from_bytes: a_second(now.from_bytes, then.from_bytes),
@@ -127,8 +132,24 @@ impl Rate {
         let numbers = [self.flows, from_bytes, from_packets, to_bytes, to_packets];
         let mut row = vec![self.interface.clone(), self.address.clone()];
         row.extend(numbers.iter().map(ToString::to_string));
+        row.push(self.credit());
         row.push(if drops.is_empty() { "0".into() } else { drops.join(", ") });
         row
+    }
+
+    /// What is left of the credits that are nearest to their end.
+    fn credit(&self) -> String {
+        let share = |allowance: Option<Allowance>, left: Option<u64>| {
+            let whole = allowance?.credit;
+            if whole == 0 { None } else { Some(left?.min(whole) as u128 * 100 / whole as u128) }
+        };
+        let (limits, left) = (&self.limits, &self.credits);
+        let shares = [
+            share(limits.outgoing, left.outgoing),
+            share(limits.incoming, left.incoming),
+            share(limits.packets, left.packets),
+        ];
+        shares.into_iter().flatten().min().map_or_else(|| "-".into(), |s| format!("{s}%"))
     }
 
     fn json(&self) -> serde_json::Value {
@@ -138,6 +159,8 @@ impl Rate {
             "flows": self.flows,
             "a_second": self.traffic,
             "drops_a_second": self.drops,
+            "rates": self.limits,
+            "credits": self.credits,
         })
     }
 }
@@ -155,6 +178,8 @@ mod tests {
             reasons: [("ingress-denied".into(), denied), ("established".into(), 9)].into(),
             traffic: Traffic { from_bytes, ..Traffic::default() },
             flows: 3,
+            rates: Rates::default(),
+            credits: Credits::default(),
         }
     }
 
@@ -163,6 +188,12 @@ mod tests {
         let rate = rate(Some(&status(1000, 4)), &status(5000, 24), 2);
         assert_eq!(rate.traffic.from_bytes, 2000);
         assert_eq!(rate.drops, [("ingress-denied".to_owned(), 10)].into());
+        assert_eq!(rate.credit(), "-");
+        let allowance = Allowance { baseline: 1, peak: 2, credit: 1000 };
+        let mut limited = status(0, 0);
+        limited.rates = Rates { outgoing: Some(allowance), ..Rates::default() };
+        limited.credits.outgoing = Some(420);
+        assert_eq!(super::rate(None, &limited, 1).credit(), "42%");
         // A device made anew counts from zero, and one that is new has no past.
         assert_eq!(super::rate(Some(&status(9000, 4)), &status(10, 4), 1).traffic.from_bytes, 0);
         assert_eq!(super::rate(None, &status(9000, 4), 1).traffic.from_bytes, 0);

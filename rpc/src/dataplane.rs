@@ -86,6 +86,38 @@ pub struct Uplink {
     /// device is a veth, which has nothing to gain by it.
     #[serde(default)]
     pub early_drop: Option<bool>,
+    /// Whether sources that cannot be in the internet (RFC 6890's and their like) are
+    /// blocked, but for the networks that the gateway and the host itself are in.
+    #[serde(default)]
+    pub bogons: bool,
+    /// Packets a second that may open a flow, of one source to all elastic addresses
+    /// together. Looked at by the early drop alone.
+    #[serde(default)]
+    pub source_packets: Option<u64>,
+}
+
+/// What an interface may send and receive. `None`: as much as it can.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rates {
+    /// Bits a second, of whole frames on the wire.
+    #[serde(default)]
+    pub incoming: Option<Allowance>,
+    #[serde(default)]
+    pub outgoing: Option<Allowance>,
+    /// Packets a second, both ways together.
+    #[serde(default)]
+    pub packets: Option<Allowance>,
+}
+
+/// A rate for ever, and a greater one for as long as there are credits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Allowance {
+    /// A second. Credits grow by it.
+    pub baseline: u64,
+    /// A second, at most.
+    pub peak: u64,
+    /// Bits or packets that may be sent beyond the baseline after a quiet time.
+    pub credit: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +134,8 @@ pub struct Interface {
     pub groups: Vec<GroupId>,
     /// Off for guests that route for others.
     pub source_check: bool,
+    #[serde(default)]
+    pub rates: Rates,
     pub dhcp: Dhcp,
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders
@@ -184,6 +218,19 @@ pub struct InterfaceStatus {
     /// Tracked flows that it has now.
     #[serde(default)]
     pub flows: u64,
+    #[serde(default)]
+    pub rates: Rates,
+    /// What is left of the rates' credits.
+    #[serde(default)]
+    pub credits: Credits,
+}
+
+/// Bits, bits and packets that may pass at once; `None`: without a limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credits {
+    pub incoming: Option<u64>,
+    pub outgoing: Option<u64>,
+    pub packets: Option<u64>,
 }
 
 /// From the guest and to the guest.
@@ -286,6 +333,10 @@ pub struct MovedFlows {
     pub version: u32,
     pub interface: InterfaceId,
     pub flows: Vec<MovedFlow>,
+    /// What is missing from its buckets, in bytes and packets, in the order in which
+    /// the programs have them.
+    #[serde(default)]
+    pub missing: Vec<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

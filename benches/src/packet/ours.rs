@@ -105,6 +105,8 @@ fn desired(world: &World, early_drop: bool) -> anyhow::Result<Desired> {
             device: UPLINK.to_owned(),
             gateway: CLIENT,
             early_drop: Some(early_drop),
+            bogons: false,
+            source_packets: None,
         }),
         elastic_ranges: vec!["203.0.113.0/24".parse()?],
         ..Desired::default()
@@ -132,6 +134,7 @@ fn interface(
         elastic: Some(instance.elastic),
         groups: groups.iter().map(|group| group.id).collect(),
         source_check: true,
+        rates: Default::default(),
         dhcp: Dhcp {
             hostname: format!("i{index}"),
             domain: "internal".to_owned(),

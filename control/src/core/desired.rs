@@ -111,6 +111,8 @@ fn interface(
         elastic: public_address(context.state, instance),
         groups: interface.groups.clone(),
         source_check: interface.source_check,
+        rates: model::instance_type::find(&instance.instance_type)
+            .map_or_else(Default::default, rates),
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),
@@ -121,6 +123,19 @@ fn interface(
     }
 }
 
+/// How long a burst may last: EC2 says from 5 to 60 minutes, by size, and no more.
+const BURST_S: u64 = 300;
+
+/// Both ways as much as the type has. EC2 publishes no packet rate.
+fn rates(kind: &model::InstanceType) -> dataplane::Rates {
+    let bits = |gbps: f64| (gbps * 1e9).round() as u64;
+    let both = kind.network_base_gbps.map(bits).map(|baseline| {
+        let peak = kind.network_peak_gbps.map_or(baseline, bits).max(baseline);
+        dataplane::Allowance { baseline, peak, credit: (peak - baseline) * BURST_S }
+    });
+    dataplane::Rates { incoming: both, outgoing: both, packets: None }
+}
+
 fn group(group: &Group) -> SecurityGroup {
     let rules = |rules: &[crate::record::GroupRule]| rules.iter().map(|r| r.rule.clone()).collect();
     let id: GroupId = group.id;
@@ -129,5 +144,23 @@ fn group(group: &Group) -> SecurityGroup {
         vpc: group.vpc,
         ingress: rules(&group.ingress),
         egress: rules(&group.egress),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::rates;
+
+    #[test]
+    fn an_interface_has_the_rates_of_its_instance_type() {
+        let micro = rates(model::instance_type::find("t3.micro").unwrap());
+        let out = micro.outgoing.unwrap();
+        assert_eq!((out.baseline, out.peak), (64_000_000, 5_000_000_000));
+        assert_eq!(out.credit, 4_936_000_000 * 300);
+        assert_eq!((micro.incoming, micro.packets), (Some(out), None));
+        for kind in model::instance_type::all() {
+            let rates = rates(kind);
+            assert!(rates.outgoing.is_none_or(|a| a.baseline >= 1000 && a.peak >= a.baseline));
+        }
     }
 }

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use model::{Direction, SecurityGroup};
-use rpc::dataplane::{Desired, Interface};
+use rpc::dataplane::{Allowance, Desired, Interface};
 use serde::Serialize;
 
-use super::rule;
+use super::{rate, rule};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,7 +21,7 @@ pub enum Sign {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
     pub sign: Sign,
-    /// `interface`, `group`, `rule`, `uplink`, `blocklist`.
+    /// `interface`, `group`, `rule`, `uplink`, `flow-log`, `blocklist`.
     pub what: &'static str,
     pub name: String,
     pub detail: String,
@@ -43,6 +43,7 @@ impl fmt::Display for Line {
 pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>) -> Vec<Line> {
     let mut lines = Vec::new();
     single("uplink", &mut lines, told_uplink(old), told_uplink(new));
+    single("flow-log", &mut lines, told_flow_log(old), told_flow_log(new));
     let tell = |i: &Interface| (named(&i.id.to_string(), names), told_interface(i, names));
     let interfaces = |d: &Desired| d.interfaces.iter().map(tell).collect();
     compare("interface", &mut lines, &interfaces(old), &interfaces(new));
@@ -105,7 +106,18 @@ fn single(what: &'static str, lines: &mut Vec<Line>, old: Option<String>, new: O
 }
 
 fn told_uplink(desired: &Desired) -> Option<String> {
-    desired.uplink.as_ref().map(|u| format!("{} by {}", u.device, u.gateway))
+    let uplink = desired.uplink.as_ref()?;
+    let mut told = format!("{} by {}", uplink.device, uplink.gateway);
+    if let Some(early) = uplink.early_drop {
+        told += if early { ", early drop on" } else { ", early drop off" };
+    }
+    if uplink.bogons {
+        told += ", no bogons";
+    }
+    if let Some(packets) = uplink.source_packets {
+        told += &format!(", {packets} packets a second a source");
+    }
+    Some(told)
 }
 
 fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'static str, String)> {
@@ -117,9 +129,23 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("network", i.vpc.to_string()),
         ("elastic", i.elastic.map_or_else(|| NONE.into(), |e| e.to_string())),
         ("groups", if groups.is_empty() { NONE.into() } else { groups.join(" ") }),
+        ("outgoing", told_rate(i.rates.outgoing)),
+        ("incoming", told_rate(i.rates.incoming)),
+        ("packets", told_rate(i.rates.packets)),
         ("source-check", if i.source_check { "on" } else { "off" }.into()),
         ("dhcp", format!("{} {} {} {:?}", i.dhcp.hostname, i.dhcp.domain, i.dhcp.mtu, i.dhcp.dns)),
     ]
+}
+
+fn told_rate(allowance: Option<Allowance>) -> String {
+    rate::told(allowance).unwrap_or_else(|| NONE.into())
+}
+
+fn told_flow_log(desired: &Desired) -> Option<String> {
+    let log = desired.flow_log.as_ref()?;
+    let (directory, format) = (log.directory.display(), log.format);
+    let (interval, files, bytes) = (log.interval_s, log.files_kept, log.file_bytes_max);
+    Some(format!("{directory}, {format:?}, each {interval} s, {files} files of {bytes} bytes"))
 }
 
 fn rules(desired: &Desired, names: &BTreeMap<String, String>) -> Things {

@@ -12,21 +12,26 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::ops::Range;
+use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
-use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
+use rpc::dataplane::{Desired, Device, Dhcp, FlowLog, FlowLogFormat, Interface, Uplink};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::rule;
+use super::{rate, rule};
 use crate::respond::Served;
 
 /// The deployment of a file that names none.
 pub const NAME_DEFAULT: &str = "alone";
 const NETWORK_DEFAULT: &str = "default";
 const MTU_DEFAULT: u16 = 1500;
+/// AWS' shorter aggregation interval.
+const INTERVAL_S_DEFAULT: u32 = 60;
+const FILE_BYTES_MAX_DEFAULT: u64 = 64 << 20;
+const FILES_KEPT_DEFAULT: u32 = 7;
 
 /// What is wrong in a file, where, and what to write in its place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +57,7 @@ pub struct Plan {
 struct File {
     name: Option<Spanned<String>>,
     uplink: Option<UplinkEntry>,
+    flow_log: Option<FlowLogEntry>,
     #[serde(default)]
     blocklist: Vec<Spanned<String>>,
     #[serde(default)]
@@ -68,6 +74,22 @@ struct UplinkEntry {
     /// Where elastic addresses are taken from.
     #[serde(default)]
     ranges: Vec<Spanned<String>>,
+    early_drop: Option<bool>,
+    #[serde(default)]
+    bogons: bool,
+    source_packets: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct FlowLogEntry {
+    directory: Spanned<PathBuf>,
+    #[serde(default)]
+    format: FlowLogFormat,
+    account: Option<String>,
+    interval: Option<Spanned<u32>>,
+    file_bytes_max: Option<u64>,
+    files_kept: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -92,6 +114,8 @@ struct InterfaceEntry {
     #[serde(default)]
     groups: Vec<Spanned<String>>,
     source_check: Option<bool>,
+    #[serde(default)]
+    rates: rate::Entry,
     hostname: Option<String>,
     domain: Option<String>,
     #[serde(default)]
@@ -153,6 +177,7 @@ impl Reader<'_> {
             Some(uplink) => self.prefixes("ranges", &uplink.ranges)?,
             None => Vec::new(),
         };
+        desired.flow_log = file.flow_log.as_ref().map(|log| self.flow_log(log)).transpose()?;
         desired.blocklist = self.prefixes::<IpNet>("blocklist", &file.blocklist)?;
         for (name, entry) in &file.group {
             desired.groups.push(self.group(name, entry, file)?);
@@ -176,7 +201,35 @@ impl Reader<'_> {
     fn uplink(&self, file: &File) -> Result<Option<Uplink>, Wrong> {
         let Some(entry) = &file.uplink else { return Ok(None) };
         let gateway = self.text.parse("gateway", &entry.gateway, "an IPv4 address", "192.0.2.1")?;
-        Ok(Some(Uplink { device: entry.device.clone(), gateway, early_drop: Default::default() }))
+        Ok(Some(Uplink {
+            device: entry.device.clone(),
+            gateway,
+            early_drop: entry.early_drop,
+            bogons: entry.bogons,
+            source_packets: entry.source_packets,
+        }))
+    }
+
+    fn flow_log(&self, entry: &FlowLogEntry) -> Result<FlowLog, Wrong> {
+        let directory = entry.directory.get_ref();
+        if !directory.is_absolute() {
+            let what = format!("directory: `{}` is no absolute path", directory.display());
+            let instead = "directory = \"/var/log/dataplane\"";
+            return Err(self.text.wrong(entry.directory.span(), what, instead));
+        }
+        let interval_s = entry.interval.as_ref().map_or(INTERVAL_S_DEFAULT, |i| *i.get_ref());
+        if let Some(given) = entry.interval.as_ref().filter(|_| interval_s == 0) {
+            let what = "interval: an interval of no time";
+            return Err(self.text.wrong(given.span(), what, "seconds: interval = 60"));
+        }
+        Ok(FlowLog {
+            directory: directory.clone(),
+            format: entry.format,
+            account: entry.account.clone().unwrap_or_else(|| "-".into()),
+            interval_s,
+            file_bytes_max: entry.file_bytes_max.unwrap_or(FILE_BYTES_MAX_DEFAULT),
+            files_kept: entry.files_kept.unwrap_or(FILES_KEPT_DEFAULT),
+        })
     }
 
     fn prefixes<T: std::str::FromStr>(
@@ -233,6 +286,7 @@ impl Reader<'_> {
             elastic: self.elastic(entry, file)?,
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
+            rates: rate::rates(text, &entry.rates)?,
             dhcp: Dhcp {
                 hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
                 domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),

@@ -150,3 +150,49 @@ fn a_difference_says_what_would_change_and_nothing_where_nothing_would() {
         ]
     );
 }
+
+#[test]
+fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
+    let plain = read(WHOLE).unwrap();
+    let text = WHOLE.replace(
+        "ranges = [",
+        "early-drop = true\nbogons = true\nsource-packets = 5000\nranges = [",
+    );
+    let text = format!(
+        "{text}rates.outgoing = {{ baseline = \"100M\", peak = \"1G\", credit = \"270G\" }}\n\
+         rates.packets = {{ baseline = \"20k\" }}\n\
+         [flow-log]\ndirectory = \"/var/log/fw\"\nformat = \"json\"\n"
+    );
+    let plan = read(&text).unwrap();
+    let uplink = plan.desired.uplink.clone().unwrap();
+    assert_eq!((uplink.early_drop, uplink.bogons), (Some(true), true));
+    assert_eq!(uplink.source_packets, Some(5000));
+    let rates = plan.desired.interfaces[1].rates;
+    let outgoing = rates.outgoing.unwrap();
+    assert_eq!(
+        (outgoing.baseline, outgoing.peak, outgoing.credit),
+        (100_000_000, 1_000_000_000, 270_000_000_000)
+    );
+    let packets = rates.packets.unwrap();
+    assert_eq!((packets.baseline, packets.peak, packets.credit), (20_000, 20_000, 0));
+    assert_eq!(rates.incoming, None);
+    let log = plan.desired.flow_log.clone().unwrap();
+    assert_eq!((log.interval_s, log.files_kept, log.account.as_str()), (60, 7, "-"));
+    let lines = difference(&plain.desired, &plan.desired, &plan.names);
+    let told: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    let says = |what: &str| told.iter().any(|line| line.contains(what));
+    assert!(says("5000 packets a second a source") && says("early drop on"), "{told:?}");
+    assert!(says("+ flow-log /var/log/fw"), "{told:?}");
+    assert!(says("outgoing none → 100000000 to 1000000000 a second"), "{told:?}");
+    let line_of = |text: &str, part: &str| 1 + text.lines().position(|l| l == part).unwrap();
+    for (right, wrong) in [
+        ("directory = \"/var/log/fw\"", "directory = \"log\""),
+        ("format = \"json\"", "interval = 0"),
+    ] {
+        let text = text.replace(right, wrong);
+        let error = read(&text).unwrap_err();
+        assert_eq!(error.line, line_of(&text, wrong), "{error}");
+    }
+    let error = read(&text.replace("\"20k\"", "\"20 k\"")).unwrap_err();
+    assert!(error.what.contains("baseline"), "{error}");
+}

@@ -24,6 +24,7 @@ use crate::{lock, record};
 
 pub mod difference;
 pub mod file;
+mod rate;
 mod rule;
 mod show;
 

@@ -8,6 +8,7 @@
 mod host;
 mod place;
 mod policy;
+mod rate;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,8 +16,8 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use ebpf::layout::{
-    self, Elastic, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, METADATA, PREFIXES_MAX,
-    Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
+    self, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
+    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -89,6 +90,8 @@ pub enum Error {
     TooManyRules { interface: InterfaceId, direction: Direction, count: usize },
     #[error("interface {interface}: compile: address {address} is not inside its subnet {subnet}")]
     OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
+    #[error("{object}: compile: rates: {which}: {cause}")]
+    Rate { object: String, which: &'static str, cause: String },
     #[error("groups of {interface}: compile: their number is taken by another set of groups")]
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
@@ -123,6 +126,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         seed => seed,
     };
     early_drop(desired, devices, &mut tables)?;
+    rate::of_sources(desired, &mut tables)?;
     if let Some(uplink) = uplink {
         tables.config.uplink = uplink.ifindex;
         tables.config.uplink_mac = uplink.mac.octets();
@@ -235,6 +239,7 @@ fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Resu
         IpNet::V6(_) => None,
     };
     tables.blocked = desired.blocklist.iter().filter_map(v4).collect();
+    tables.blocked.extend(rate::bogons(desired, devices).map(prefix));
     tables.ranges = desired.elastic_ranges.iter().map(|net| (prefix(*net), 1)).collect();
     let own = devices.host_addresses.iter().filter_map(|a| Ipv4Net::new(*a, 32).ok());
     if !tables.ranges.is_empty() {
@@ -304,7 +309,12 @@ impl Compiler<'_> {
             });
         }
         let ifindex = device.ifindex;
-        let record = self.record(interface, device)?;
+        let mut record = self.record(interface, device)?;
+        let rates = rate::of(interface)?;
+        if rates.limited() {
+            record.flags |= LIMITED;
+            self.tables.rates.insert(record.slot, rates);
+        }
         let key = LocalKey { vpc: record.vpc, address: record.address, zero: 0 };
         let tables = &mut self.tables;
         tables.interfaces.insert(ifindex, record);

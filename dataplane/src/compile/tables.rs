@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ebpf::layout::{
     Config, Elastic, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step,
 };
+use ebpf::rate::Rates;
 use model::{Direction, InterfaceId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
@@ -21,6 +22,8 @@ pub struct Tables {
     pub blocked: BTreeSet<Prefix>,
     /// 1: a range; 0: an exception.
     pub ranges: BTreeMap<Prefix, u32>,
+    /// By counter slot; the uplink's is 0. Only those that limit something.
+    pub rates: BTreeMap<u32, Rates>,
     /// By ifindex.
     pub attachments: BTreeMap<u32, Attachment>,
     /// Names for what the kernel knows by number; empty after adoption until the

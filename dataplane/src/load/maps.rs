@@ -13,6 +13,8 @@ use ebpf::layout::{
     Span, Step,
 };
 
+use ebpf::rate::{Levels, Rates};
+
 use super::Error;
 use super::pins::Pins;
 use super::syscall::{self, Map};
@@ -20,7 +22,7 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 15] = [
+pub const NAMES: [&str; 17] = [
     "CONFIG",
     "INTERFACES",
     "LOCALS",
@@ -36,6 +38,8 @@ pub const NAMES: [&str; 15] = [
     "RANGES",
     "COUNTERS",
     "HITS",
+    "RATES",
+    "LEVELS",
 ];
 
 #[derive(Debug)]
@@ -54,6 +58,8 @@ pub struct Maps {
     blocked: Map<Prefix, u32>,
     ranges: Map<Prefix, u32>,
     pub counters: Map<u32, u64>,
+    pub rates: Map<u32, Rates>,
+    pub levels: Map<u32, Levels>,
     cpus: usize,
 }
 
@@ -87,6 +93,8 @@ impl Maps {
             blocked: map(bpf, "BLOCKED")?,
             ranges: map(bpf, "RANGES")?,
             counters: map(bpf, "COUNTERS")?,
+            rates: map(bpf, "RATES")?,
+            levels: map(bpf, "LEVELS")?,
             cpus: aya::util::nr_cpus().map_err(|(path, e)| Error::new("read", path, e))?,
         })
     }
@@ -98,6 +106,7 @@ impl Maps {
             Change::PutPolicy { slot, policy } => self.put_policy(*slot, policy),
             Change::PutLocal(key, local) => self.locals.put(key, local),
             Change::ResetSlot(slot) => self.reset(*slot),
+            Change::PutRates { slot, rates } => self.put_rates(*slot, rates),
             Change::PutInterface(interface) => self.interfaces.put(&interface.ifindex, interface),
             Change::PutElastic { address, elastic } => self.elastics.put(address, elastic),
             Change::Block(prefix) => self.blocked.put(prefix, &1),
@@ -127,8 +136,16 @@ impl Maps {
     fn reset(&self, slot: u32) -> io::Result<()> {
         self.quotas.put(&slot, &Quota { opened: 0, closed: 0 })?;
         self.swept.put(&slot, &0)?;
+        self.levels.put(&slot, &Levels::default())?;
         let first = slot * REASONS_MAX;
         (first..first + REASONS_MAX).try_for_each(|index| self.counters.clear(index, self.cpus))
+    }
+
+    /// What was spent under the old limits is owed under the new ones.
+    fn put_rates(&self, slot: u32, rates: &Rates) -> io::Result<()> {
+        let missing = super::rate::missing(self, slot)?;
+        self.rates.put(&slot, rates)?;
+        super::rate::put_missing(self, slot, &missing)
     }
 
     /// By reason number.
@@ -152,6 +169,13 @@ impl Maps {
         let failed = |cause| Error::new("read back", "maps", cause);
         let interfaces: BTreeMap<u32, Interface> =
             self.interfaces.entries().map_err(failed)?.into_iter().collect();
+        let mut rates = BTreeMap::new();
+        for slot in interfaces.values().map(|i| i.slot).chain([0]) {
+            let found = self.rates.get(&slot).map_err(failed)?.unwrap_or_default();
+            if found.limited() {
+                rates.insert(slot, found);
+            }
+        }
         let mut policies = BTreeMap::new();
         for slot in interfaces.values().flat_map(|i| [i.ingress, i.egress]) {
             if let Some(policy) = self.policies.get(&slot).map_err(failed)? {
@@ -164,6 +188,7 @@ impl Maps {
             locals: self.locals.entries().map_err(failed)?.into_iter().collect(),
             elastics: self.elastics.entries().map_err(failed)?.into_iter().collect(),
             policies,
+            rates,
             blocked: self.blocked.entries().map_err(failed)?.into_iter().map(|(p, _)| p).collect(),
             ranges: self.ranges.entries().map_err(failed)?.into_iter().collect(),
             ..Tables::default()

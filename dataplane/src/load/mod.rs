@@ -18,6 +18,7 @@ mod maps;
 mod moved;
 mod object;
 mod pins;
+mod rate;
 mod shape;
 mod support;
 mod sweep;
@@ -36,7 +37,7 @@ use model::InterfaceId;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rpc::Deployment;
 use rpc::dataplane::{
-    Explained, FrameQuestion, MOVED_FLOWS_VERSION, MovedFlows, Question, Verdict,
+    Credits, Explained, FrameQuestion, MOVED_FLOWS_VERSION, MovedFlows, Question, Verdict,
 };
 
 use crate::compile::Tables;
@@ -258,9 +259,18 @@ impl Loaded {
         self.maps.flows_open(self.interface(id)?.1.slot)
     }
 
+    /// What is left of an interface's credits.
+    pub fn credits(&self, id: InterfaceId) -> Result<Credits, Error> {
+        let slot = self.interface(id)?.1.slot;
+        rate::credits(&self.maps, slot).map_err(|e| Error::new("read", "LEVELS", e))
+    }
+
     pub fn export(&self, id: InterfaceId) -> Result<MovedFlows, Error> {
-        let flows = moved::export(&self.maps, self.interface(id)?.1)?;
-        Ok(MovedFlows { version: MOVED_FLOWS_VERSION, interface: id, flows })
+        let interface = self.interface(id)?.1;
+        let flows = moved::export(&self.maps, interface)?;
+        let missing = rate::missing(&self.maps, interface.slot);
+        let missing = missing.map_err(|e| Error::new("export", "LEVELS", e))?.to_vec();
+        Ok(MovedFlows { version: MOVED_FLOWS_VERSION, interface: id, flows, missing })
     }
 
     pub fn import(&self, moved: &MovedFlows) -> Result<u64, Error> {

@@ -11,7 +11,7 @@ use rpc::dataplane::{MOVED_FLOWS_VERSION, MovedFlow, MovedFlows};
 
 use super::maps::Maps;
 use super::sweep::now_s;
-use super::{Error, Refused};
+use super::{Error, Refused, rate};
 
 /// Entries asked of the kernel at once.
 const BATCH: usize = 1024;
@@ -79,6 +79,11 @@ pub fn import(maps: &Maps, interface: &Interface, moved: &MovedFlows) -> Result<
     // Its guest does not run here yet, so no program counts at this moment.
     let quota = Quota { opened: quota.opened + added, ..quota };
     maps.quotas.put(&interface.slot, &quota).map_err(failed)?;
+    let failed = |e| Error::new("import", "LEVELS", e);
+    let here = rate::missing(maps, interface.slot).map_err(failed)?;
+    // An older host tells of none. What is missing here already stays so.
+    let missing = std::array::from_fn(|i| here[i].max(moved.missing.get(i).copied().unwrap_or(0)));
+    rate::put_missing(maps, interface.slot, &missing).map_err(failed)?;
     Ok(added)
 }
 
@@ -93,6 +98,13 @@ fn check(interface: &Interface, moved: &MovedFlows) -> Result<(), Error> {
     if moved.flows.len() > interface.flows_max as usize {
         let most = interface.flows_max;
         return Err(refused(format!("{} flows, but {most} are the most", moved.flows.len())));
+    }
+    if moved.missing.len() > rate::BUCKETS {
+        return Err(refused(format!(
+            "{} buckets, but there are {}",
+            moved.missing.len(),
+            rate::BUCKETS
+        )));
     }
     let known = flow::BY_INSTANCE | flow::INSTANCE_CLOSED | flow::REMOTE_CLOSED;
     for flow in &moved.flows {

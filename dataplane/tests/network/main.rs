@@ -9,6 +9,7 @@ mod confined;
 mod elastic;
 mod moved;
 mod observe;
+mod rates;
 mod survive;
 mod teardown;
 mod traffic;

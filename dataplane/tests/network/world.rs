@@ -19,7 +19,7 @@ use model::{
 };
 use rpc::Client;
 use rpc::dataplane::{
-    Applied, Desired, Device, Dhcp, Interface, Question, Status, Uplink, Verdict,
+    Applied, Desired, Device, Dhcp, Interface, Question, Rates, Status, Uplink, Verdict,
 };
 
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -116,7 +116,13 @@ impl World {
         self.ip(&format!("-n {host} link set {uplink} up"));
         self.ip(&format!("-n {internet} addr add {INTERNET}/24 dev eth0"));
         self.ip(&format!("-n {internet} link set eth0 up"));
-        self.desired.uplink = Some(Uplink { device: uplink, gateway: INTERNET, early_drop: None });
+        self.desired.uplink = Some(Uplink {
+            device: uplink,
+            gateway: INTERNET,
+            early_drop: None,
+            bogons: false,
+            source_packets: None,
+        });
         self.desired.elastic_ranges = vec!["198.51.100.128/25".parse().unwrap()];
     }
 
@@ -158,6 +164,7 @@ impl World {
             elastic: None,
             groups: Vec::new(),
             source_check: true,
+            rates: Rates::default(),
             dhcp: Dhcp {
                 hostname: format!("host-{n}"),
                 domain: "region-1.internal".into(),

@@ -29,6 +29,10 @@ impl Kernel {
                 self.policies.insert(*slot, policy.record());
             }
             Change::PutLocal(key, local) => drop(t.locals.insert(*key, *local)),
+            Change::PutRates { slot, rates } if rates.limited() => {
+                t.rates.insert(*slot, *rates);
+            }
+            Change::PutRates { slot, .. } => drop(t.rates.remove(slot)),
             Change::ResetSlot(_) | Change::AwaitReaders => {}
             Change::PutInterface(i) => drop(t.interfaces.insert(i.ifindex, *i)),
             Change::PutElastic { address, elastic } => drop(t.elastics.insert(*address, *elastic)),

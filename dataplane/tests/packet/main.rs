@@ -8,4 +8,5 @@ mod frames;
 mod hostile;
 mod permits;
 mod random;
+mod rates;
 mod world;

@@ -9,7 +9,7 @@ use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
     VpcId,
 };
-use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
+use rpc::dataplane::{Desired, Device, Dhcp, Interface, Rates, Uplink};
 
 use crate::random::Random;
 
@@ -87,6 +87,8 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
             device: UPLINK.to_owned(),
             gateway: Ipv4Addr::new(198, 51, 100, 254),
             early_drop: random.pick(&[None, Some(true), Some(false)]),
+            bogons: random.chance(10),
+            source_packets: None,
         }),
         interfaces,
         groups,
@@ -124,6 +126,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         elastic: random.chance(70).then(|| elastic(n)),
         groups,
         source_check: random.chance(85),
+        rates: Rates::default(),
         dhcp: Dhcp {
             hostname: "guest".to_owned(),
             domain: "internal".to_owned(),

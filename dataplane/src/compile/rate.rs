@@ -1,0 +1,156 @@
+//! Rates as buckets, and what no source in the internet may have.
+
+use ebpf::rate::{
+    BYTES_A_SECOND_MIN, BYTES_MIN, IN, Limit, OUT, PACKETS, PACKETS_A_SECOND_MIN, PACKETS_MIN,
+    Rates, UNITS_A_SECOND_MAX,
+};
+use ipnet::Ipv4Net;
+use rpc::dataplane::{Allowance, Desired, Interface};
+
+use super::{Devices, Error, Tables};
+
+const BITS_A_BYTE: u64 = 8;
+
+/// Sources that cannot be in the internet (RFC 6890, and what IANA's registry of
+/// special addresses adds), the documentation's networks among them.
+const BOGONS: [([u8; 4], u8); 13] = [
+    ([0, 0, 0, 0], 8),
+    ([10, 0, 0, 0], 8),
+    ([100, 64, 0, 0], 10),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    ([172, 16, 0, 0], 12),
+    ([192, 0, 0, 0], 24),
+    ([192, 0, 2, 0], 24),
+    ([192, 168, 0, 0], 16),
+    ([198, 18, 0, 0], 15),
+    ([198, 51, 100, 0], 24),
+    ([203, 0, 113, 0], 24),
+    ([224, 0, 0, 0], 3),
+];
+
+pub fn bogons<'a>(
+    desired: &'a Desired,
+    devices: &'a Devices,
+) -> impl Iterator<Item = Ipv4Net> + 'a {
+    let uplink = desired.uplink.iter().filter(|uplink| uplink.bogons);
+    uplink.flat_map(|uplink| {
+        let nets = BOGONS.iter().filter_map(|(a, length)| Ipv4Net::new((*a).into(), *length).ok());
+        // A host in a private network talks to its neighbours.
+        nets.filter(|net| {
+            !net.contains(&uplink.gateway)
+                && !devices.host_addresses.iter().any(|a| net.contains(a))
+        })
+    })
+}
+
+/// The early program's limit on each source.
+pub fn of_sources(desired: &Desired, tables: &mut Tables) -> Result<(), Error> {
+    let Some(rate) = desired.uplink.as_ref().and_then(|uplink| uplink.source_packets) else {
+        return Ok(());
+    };
+    let mut rates = Rates::default();
+    let allowance = Allowance { baseline: rate, peak: rate, credit: rate };
+    let buckets = packets("source_packets", &allowance);
+    let (peak, base) = buckets.map_err(|wrong| wrong.of("uplink".into()))?;
+    rates.limits[PACKETS] = peak;
+    rates.limits[PACKETS + 1] = base;
+    tables.rates.insert(0, rates);
+    tables.config.sources = 1;
+    Ok(())
+}
+
+pub fn of(interface: &Interface) -> Result<Rates, Error> {
+    let mut rates = Rates::default();
+    let wanted = &interface.rates;
+    let ways = [
+        (OUT, wanted.outgoing.map(|a| bytes("outgoing", &a))),
+        (IN, wanted.incoming.map(|a| bytes("incoming", &a))),
+        (PACKETS, wanted.packets.map(|a| packets("packets", &a))),
+    ];
+    for (place, buckets) in ways {
+        let Some(buckets) = buckets else { continue };
+        let (peak, base) =
+            buckets.map_err(|wrong| wrong.of(format!("interface {}", interface.id)))?;
+        rates.limits[place] = peak;
+        rates.limits[place + 1] = base;
+    }
+    Ok(rates)
+}
+
+struct Wrong(&'static str, String);
+
+impl Wrong {
+    fn of(self, object: String) -> Error {
+        Error::Rate { object, which: self.0, cause: self.1 }
+    }
+}
+
+fn bytes(which: &'static str, allowance: &Allowance) -> Result<(Limit, Limit), Wrong> {
+    let Allowance { baseline, peak, credit } = *allowance;
+    let range = (BYTES_A_SECOND_MIN, BYTES_MIN, BITS_A_BYTE);
+    buckets(which, (baseline, peak, credit), range)
+}
+
+fn packets(which: &'static str, allowance: &Allowance) -> Result<(Limit, Limit), Wrong> {
+    let Allowance { baseline, peak, credit } = *allowance;
+    buckets(which, (baseline, peak, credit), (PACKETS_A_SECOND_MIN, PACKETS_MIN, 1))
+}
+
+/// At the greatest rate for as long as its shallow bucket, and at the baseline with
+/// all credits. `a_unit`: what is said is so many to one that is counted.
+fn buckets(
+    which: &'static str,
+    (baseline, peak, credit): (u64, u64, u64),
+    (least, burst_least, a_unit): (u64, u64, u64),
+) -> Result<(Limit, Limit), Wrong> {
+    let (least, most) = (least * a_unit, UNITS_A_SECOND_MAX * a_unit);
+    if !(least..=most).contains(&baseline) || !(least..=most).contains(&peak) {
+        let cause = format!("{baseline} to {peak} a second, but {least} to {most} can be counted");
+        return Err(Wrong(which, cause));
+    }
+    if peak < baseline {
+        return Err(Wrong(which, format!("the peak {peak} is below the baseline {baseline}")));
+    }
+    let limit = |rate: u64, burst: u64| Limit::of(rate / a_unit, burst / a_unit, burst_least);
+    Ok((limit(peak, 0), limit(baseline, credit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_out_of_bounds_are_refused_and_their_edges_are_not() {
+        let of = |baseline, peak| bytes("outgoing", &Allowance { baseline, peak, credit: 0 });
+        assert!(of(1000, 1000).is_ok());
+        assert!(of(UNITS_A_SECOND_MAX * 8, UNITS_A_SECOND_MAX * 8).is_ok());
+        for (baseline, peak) in
+            [(0, 0), (999, 1000), (1000, 999), (1000, UNITS_A_SECOND_MAX * 8 + 1)]
+        {
+            assert!(of(baseline, peak).is_err(), "{baseline} {peak}");
+        }
+        let of = |rate| packets("packets", &Allowance { baseline: rate, peak: rate, credit: 0 });
+        assert!(of(1).is_ok() && of(0).is_err() && of(UNITS_A_SECOND_MAX + 1).is_err());
+    }
+
+    #[test]
+    fn bogons_leave_out_the_networks_of_the_gateway_and_the_host() {
+        let mut desired = Desired::default();
+        let devices =
+            Devices { host_addresses: vec![[192, 168, 3, 4].into()], ..Devices::default() };
+        assert_eq!(bogons(&desired, &devices).count(), 0);
+        desired.uplink = Some(rpc::dataplane::Uplink {
+            device: "up0".into(),
+            gateway: [10, 9, 9, 1].into(),
+            early_drop: None,
+            bogons: true,
+            source_packets: None,
+        });
+        let nets: Vec<Ipv4Net> = bogons(&desired, &devices).collect();
+        let has = |text: &str| nets.contains(&text.parse().unwrap());
+        assert_eq!(nets.len(), BOGONS.len() - 2);
+        assert!(has("172.16.0.0/12") && has("224.0.0.0/3"));
+        assert!(!has("10.0.0.0/8") && !has("192.168.0.0/16"));
+    }
+}

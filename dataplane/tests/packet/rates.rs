@@ -1,0 +1,263 @@
+//! Rates in the loaded programs: what passes is bounded by bytes and packets that
+//! are counted here. The rates are so small that the time which a test takes adds
+//! next to nothing, and where it does, it is reckoned with.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use dataplane::compile::compile;
+use dataplane::load::Loaded;
+use ebpf::rate::{BYTES_MIN, PACKETS_MIN, SERVICE_PACKETS_A_SECOND};
+use ebpf::{Reason, TRACE_MARK};
+use etherparse::PacketBuilder;
+use model::{InterfaceId, Mac, Peer, Protocol, Rule, RuleId};
+use nix::net::if_::if_nametoindex;
+use nix::time::{ClockId, clock_gettime};
+use rpc::dataplane::{Allowance, Desired, Device, MOVED_FLOWS_VERSION, MovedFlows, Rates};
+
+use crate::agree::Bench;
+use crate::random::Random;
+use crate::world::{
+    UPLINK, UPLINK_MAC, address, desired, devices, elastic, group, guest, guest_mac,
+};
+
+const LEN: u64 = 1000;
+/// 125 bytes a second: a frame in eight seconds.
+const SLOW: Allowance = Allowance { baseline: 1000, peak: 1000, credit: 0 };
+const FRAMES: u64 = BYTES_MIN / LEN;
+/// What may pass besides, were the test to take minutes.
+const SLACK: u64 = 60;
+
+fn index(name: &str) -> u32 {
+    if_nametoindex(name).unwrap()
+}
+
+/// Guests 0 and 1 in one network, both with elastic addresses, everything permitted.
+fn open_world() -> Desired {
+    let mut random = Random::seeded("rates", 5);
+    let both = [guest(0), guest(1)];
+    let mut found = loop {
+        let mut found = desired(&mut random, 0);
+        found.interfaces.retain(|i| both.contains(&i.device.name().to_owned()));
+        if found.interfaces.len() == 2 && found.uplink.is_some() {
+            break found;
+        }
+    };
+    let anything = |id: u128| Rule {
+        id: RuleId::from_random(id),
+        protocol: Protocol::Any,
+        peer: Peer::Cidr("0.0.0.0/0".parse().unwrap()),
+    };
+    found.groups.retain(|g| g.id == group(0));
+    found.groups[0].ingress = vec![anything(1)];
+    found.groups[0].egress = vec![anything(2)];
+    found.blocklist.clear();
+    for interface in &mut found.interfaces {
+        let Device::Existing { name } = &interface.device else { unreachable!() };
+        interface.elastic = Some(elastic(usize::from(*name == guest(1))));
+        interface.groups = vec![group(0)];
+    }
+    found
+}
+
+struct World {
+    desired: Desired,
+    loaded: Loaded,
+    _bench: Bench,
+}
+
+impl World {
+    fn new(test: &str) -> Option<Self> {
+        static WORLDS: AtomicU8 = AtomicU8::new(0);
+        let nth = char::from(b'a' + WORLDS.fetch_add(1, Ordering::Relaxed));
+        let bench = Bench::new(test, &format!("r{:x}{nth}", std::process::id() & 0xf_ffff))?;
+        let loaded = Loaded::open(&bench.deployment).unwrap();
+        let mut world = Self { desired: open_world(), loaded, _bench: bench };
+        world.apply();
+        Some(world)
+    }
+
+    fn apply(&mut self) {
+        let devices = devices(index);
+        let tables = compile(&self.desired, &devices, self.loaded.tables()).unwrap();
+        self.loaded.update(tables).unwrap();
+    }
+
+    fn limit(&mut self, n: usize, rates: Rates) {
+        let interface =
+            self.desired.interfaces.iter_mut().find(|i| i.device.name() == guest(n)).unwrap();
+        interface.rates = rates;
+        self.apply();
+    }
+
+    fn run(&self, device: &str, frame: &[u8]) -> Reason {
+        self.loaded.run(index(device), frame, TRACE_MARK).unwrap().reason.unwrap()
+    }
+
+    /// Sends so many frames from one guest to the other; how many pass.
+    fn between(&self, from: usize, to: usize, count: u64) -> u64 {
+        let frame = udp(guest_mac(from), address(from).octets(), address(to).octets(), 4000);
+        (0..count).filter(|_| self.run(&guest(from), &frame).accepts()).count() as u64
+    }
+
+    fn counted(&self, n: usize, reason: Reason) -> u64 {
+        let id = self.desired.interfaces.iter().find(|i| i.device.name() == guest(n)).unwrap().id;
+        let counters = self.loaded.counters().unwrap();
+        counters.interfaces[&id].get(reason.name()).copied().unwrap_or(0)
+    }
+}
+
+fn udp(source: Mac, from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
+    let destination = if source == UPLINK_MAC { UPLINK_MAC.octets() } else { [2; 6] };
+    let source = if source == UPLINK_MAC { [4; 6] } else { source.octets() };
+    let builder = PacketBuilder::ethernet2(source, destination).ipv4(from, to, 64).udp(port, 9);
+    let mut frame = Vec::new();
+    builder.write(&mut frame, &vec![0; LEN as usize - 42]).unwrap();
+    assert_eq!(frame.len() as u64, LEN);
+    frame
+}
+
+fn assert_bound(passed: u64, least: u64) {
+    assert!((least..=least + SLACK).contains(&passed), "{passed} passed, {least} expected");
+}
+
+#[test]
+fn an_interface_sends_its_burst_and_its_rate_and_its_neighbour_is_left_alone() {
+    let test = "an_interface_sends_its_burst_and_its_rate_and_its_neighbour_is_left_alone";
+    let Some(mut world) = World::new(test) else { return };
+    world.limit(0, Rates { outgoing: Some(SLOW), ..Rates::default() });
+    assert_bound(world.between(0, 1, 2000), FRAMES);
+    assert!(world.counted(0, Reason::BandwidthOut) >= 2000 - FRAMES - SLACK);
+    // Its own limit, so its own drops.
+    assert_eq!(world.counted(1, Reason::BandwidthOut), 0);
+    assert_eq!(world.between(1, 0, 2000), 2000, "what comes in, and the neighbour");
+    let id = world.desired.interfaces[0].id;
+    let credits = world.loaded.credits(id).unwrap();
+    assert!(credits.outgoing.unwrap() < LEN * 8 * 2, "{credits:?}");
+    assert_eq!(credits.incoming, None);
+}
+
+#[test]
+fn an_interface_receives_no_more_than_its_rate_by_whichever_way() {
+    let test = "an_interface_receives_no_more_than_its_rate_by_whichever_way";
+    let Some(mut world) = World::new(test) else { return };
+    world.limit(1, Rates { incoming: Some(SLOW), ..Rates::default() });
+    let near = world.between(0, 1, 100);
+    assert_eq!(near, 100);
+    let frame = udp(UPLINK_MAC, [203, 0, 113, 9], elastic(1).octets(), 4000);
+    let far = (0..2000).filter(|_| world.run(UPLINK, &frame).accepts()).count() as u64;
+    assert_bound(near + far, FRAMES);
+    assert!(world.between(0, 1, 100) <= SLACK);
+    assert_eq!(world.counted(0, Reason::BandwidthIn), 0);
+    assert!(world.counted(1, Reason::BandwidthIn) >= 2000 - FRAMES - 2 * SLACK);
+    assert_eq!(world.between(1, 0, 1000), 1000, "what it sends");
+    let other = udp(UPLINK_MAC, [203, 0, 113, 9], elastic(0).octets(), 4000);
+    assert!((0..1000).all(|_| world.run(UPLINK, &other).accepts()), "its neighbour");
+}
+
+#[test]
+fn packets_are_limited_both_ways_together() {
+    let test = "packets_are_limited_both_ways_together";
+    let Some(mut world) = World::new(test) else { return };
+    let packets = Some(Allowance { baseline: 1, peak: 1000, credit: 300 });
+    world.limit(0, Rates { packets, ..Rates::default() });
+    let passed = world.between(0, 1, 150) + world.between(1, 0, 1000);
+    // The peak's bucket holds what a superframe needs, and fills while this runs.
+    assert!((PACKETS_MIN..=300 + SLACK).contains(&passed), "{passed}");
+    assert!(world.counted(0, Reason::PacketRate) >= 1150 - 300 - SLACK);
+    assert_eq!(world.counted(1, Reason::PacketRate), 0);
+}
+
+#[test]
+fn a_refused_packet_opens_no_flow() {
+    let test = "a_refused_packet_opens_no_flow";
+    let Some(mut world) = World::new(test) else { return };
+    world.limit(0, Rates { outgoing: Some(SLOW), ..Rates::default() });
+    world.between(0, 1, 400);
+    let other = udp(guest_mac(0), address(0).octets(), address(1).octets(), 5000);
+    while world.run(&guest(0), &other).accepts() {}
+    world.limit(0, Rates::default());
+    let third = udp(guest_mac(0), address(0).octets(), address(1).octets(), 6000);
+    assert_eq!(world.run(&guest(0), &third), Reason::NewFlow);
+    assert_eq!(world.run(&guest(0), &third), Reason::Established);
+}
+
+#[test]
+fn limits_change_while_packets_pass_and_what_was_spent_stays_spent() {
+    let test = "limits_change_while_packets_pass_and_what_was_spent_stays_spent";
+    let Some(mut world) = World::new(test) else { return };
+    let deep = |credit| Allowance { baseline: 1000, peak: 80_000_000_000, credit };
+    let megabytes = |n: u64| Rates { outgoing: Some(deep(n * 8_000_000)), ..Rates::default() };
+    world.limit(0, megabytes(1));
+    assert_bound(world.between(0, 1, 3000), 1000);
+    // Twice the credits: as many again, though the first are gone.
+    world.limit(0, megabytes(2));
+    assert_bound(world.between(0, 1, 3000), 1000);
+    world.limit(0, Rates { outgoing: Some(SLOW), ..Rates::default() });
+    assert!(world.between(0, 1, 500) <= SLACK, "the bucket shrank, and is empty");
+    world.limit(0, Rates::default());
+    assert_eq!(world.between(0, 1, 3000), 3000);
+}
+
+#[test]
+fn what_is_missing_from_the_buckets_moves_with_the_flows() {
+    let test = "what_is_missing_from_the_buckets_moves_with_the_flows";
+    let Some(mut world) = World::new(test) else { return };
+    let rates = Rates { outgoing: Some(SLOW), ..Rates::default() };
+    world.limit(0, rates);
+    world.between(0, 1, 200);
+    let id = world.desired.interfaces.iter().find(|i| i.device.name() == guest(0)).unwrap().id;
+    let moved = world.loaded.export(id).unwrap();
+    // Another interface stands in its place and it comes again: its buckets are full,
+    // as on another host.
+    for n in [id, InterfaceId::from_random(99), id] {
+        let interface =
+            world.desired.interfaces.iter_mut().find(|i| i.device.name() == guest(0)).unwrap();
+        interface.id = n;
+        world.apply();
+    }
+    world.loaded.import(&moved).unwrap();
+    let left = world.between(0, 1, 1000);
+    assert_bound(left, FRAMES - 200);
+    let wrong = MovedFlows { missing: vec![1; 9], ..moved.clone() };
+    assert!(world.loaded.import(&wrong).is_err());
+    let older = MovedFlows {
+        version: MOVED_FLOWS_VERSION,
+        interface: id,
+        flows: Vec::new(),
+        missing: Vec::new(),
+    };
+    world.loaded.import(&older).unwrap();
+    assert!(world.between(0, 1, 500) <= SLACK);
+}
+
+#[test]
+fn a_guest_cannot_flood_the_responder() {
+    let test = "a_guest_cannot_flood_the_responder";
+    let Some(world) = World::new(test) else { return };
+    let ask = |from: usize| {
+        let builder = PacketBuilder::ethernet2(guest_mac(from).octets(), [0xff; 6])
+            .ipv4([0; 4], [255; 4], 64)
+            .udp(68, 67);
+        let mut frame = Vec::new();
+        builder.write(&mut frame, &[0; 240]).unwrap();
+        frame
+    };
+    let now = || {
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).unwrap();
+        std::time::Duration::from(now).as_secs_f64()
+    };
+    let (frame, begun) = (ask(0), now());
+    let mut passed = 0_u64;
+    for _ in 0..20_000 {
+        match world.run(&guest(0), &frame) {
+            Reason::PuntDhcp => passed += 1,
+            reason => assert_eq!(reason, Reason::ServiceRate),
+        }
+    }
+    // As many as the bucket had, and what came in while they were sent.
+    let most = SERVICE_PACKETS_A_SECOND as f64 * (1.1 + now() - begun);
+    assert!(passed >= SERVICE_PACKETS_A_SECOND && passed as f64 <= most, "{passed} of {most}");
+    assert_eq!(world.counted(0, Reason::ServiceRate), 20_000 - passed);
+    assert_eq!(world.run(&guest(1), &ask(1)), Reason::PuntDhcp, "its neighbour");
+    assert_eq!(world.counted(1, Reason::ServiceRate), 0);
+}
