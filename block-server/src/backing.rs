@@ -23,6 +23,11 @@ pub enum Error {
     Open { path: PathBuf, cause: io::Error },
     #[error("{}: it is neither a regular file nor a block device", path.display())]
     Kind { path: PathBuf },
+    #[error(
+        "{}: it is in use: mounted, part of another device, or served already; \
+         free it, or serve it --read-only", path.display()
+    )]
+    InUse { path: PathBuf },
     #[error("{}: it holds {size} bytes, less than one block of {alignment}", path.display())]
     Small { path: PathBuf, size: u64, alignment: u32 },
     #[error("{}: it holds {found} bytes, and the volume has {wanted}", path.display())]
@@ -101,6 +106,23 @@ impl Backing {
             return Ok(Self { geometry, ..backing });
         }
         Err(Error::Size { path: path.to_owned(), found, wanted: size })
+    }
+}
+
+/// Keeps a block device to ourselves while we write to it: as long as this is
+/// open, nobody can mount it, make it part of another device or claim it too
+/// (open(2), `O_EXCL` without `O_CREAT`). `None` for a regular file.
+pub fn claim(path: &Path) -> Result<Option<OwnedFd>, Error> {
+    let failed = |cause| Error::Open { path: path.to_owned(), cause };
+    if !std::fs::metadata(path).map_err(failed)?.file_type().is_block_device() {
+        return Ok(None);
+    }
+    match OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(path) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(cause) if cause.raw_os_error() == Some(libc::EBUSY) => {
+            Err(Error::InUse { path: path.to_owned() })
+        }
+        Err(cause) => Err(failed(cause)),
     }
 }
 

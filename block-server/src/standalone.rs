@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use rpc::block::Quality;
 use tokio::sync::mpsc::unbounded_channel;
 
-use crate::backing::{Backing, Cache};
+use crate::backing::{self, Backing, Cache};
 use crate::confine::{Needs, confine};
 use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taking};
@@ -163,6 +163,8 @@ impl Options {
 /// All that can fail for what the user wrote, before anybody is served.
 struct Opened {
     exports: Vec<(Export, Backing)>,
+    /// Of block devices, by the name that a successor gets them by.
+    claims: BTreeMap<String, OwnedFd>,
     listeners: Vec<Listener>,
     /// Where another server may ask for all this.
     upgrades: Option<OwnedFd>,
@@ -185,6 +187,7 @@ fn open(
     old: &mut Sockets,
 ) -> anyhow::Result<Opened> {
     let tls = load_tls(plan)?;
+    let claims = claim_devices(plan, old)?;
     let exports = open_exports(plan)?;
     let mut listeners = Vec::new();
     for listen in &plan.listeners {
@@ -204,7 +207,7 @@ fn open(
         (Some(place), None) => Some(place.bind()?),
         (None, _) => None,
     };
-    Ok(Opened { exports, listeners, upgrades, metrics })
+    Ok(Opened { exports, claims, listeners, upgrades, metrics })
 }
 
 /// The sockets of one place, taken over, passed on or bound.
@@ -260,6 +263,25 @@ fn open_exports(plan: &Plan) -> anyhow::Result<Vec<(Export, Backing)>> {
         .collect()
 }
 
+/// Claims each device that is written to, once; a predecessor hands its claims on.
+fn claim_devices(plan: &Plan, old: &mut Sockets) -> anyhow::Result<BTreeMap<String, OwnedFd>> {
+    let mut claims = BTreeMap::new();
+    for export in plan.exports.iter().filter(|export| !export.read_only) {
+        let named = || format!("export {:?}", export.name);
+        let path = std::fs::canonicalize(&export.path).with_context(named)?;
+        let name = format!("claim {}", path.display());
+        if claims.contains_key(&name) {
+            continue;
+        }
+        let claim = match old.listening.remove(&name) {
+            Some(handed_on) => Some(handed_on),
+            None => backing::claim(&path).with_context(named)?,
+        };
+        claims.extend(claim.map(|claim| (name, claim)));
+    }
+    Ok(claims)
+}
+
 fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     match (tls, &listen.place) {
         (Some(server), _) if listen.tls => Access::Certificate(Arc::clone(server)),
@@ -268,8 +290,12 @@ fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     }
 }
 
-fn check(plan: &Plan) -> anyhow::Result<()> {
+/// Where a predecessor may run, it has the devices' claims.
+fn check(plan: &Plan, may_run: bool) -> anyhow::Result<()> {
     load_tls(plan)?;
+    if !may_run {
+        claim_devices(plan, &mut Sockets::default())?;
+    }
     let exports = open_exports(plan)?;
     println!("{} exports on {} sockets: all could be served", exports.len(), plan.listeners.len());
     Ok(())
@@ -303,6 +329,7 @@ impl Serving {
             let index = serving.worker.add_listener(socket, front, access, exports.clone()).await?;
             serving.names.insert(index, name);
         }
+        serving.sockets.listening.extend(opened.claims);
         if let Some(socket) = &opened.upgrades {
             serving.sockets.listening.insert(UPGRADES.to_owned(), socket.try_clone()?);
         }
@@ -369,7 +396,7 @@ impl Prepared {
             || old.listening.keys().any(|name| name.starts_with(&Place::Activated.to_string()));
         let plan = options.plan(has_activated)?;
         if is_check {
-            check(&plan)?;
+            check(&plan, take_over.is_some())?;
             return Ok(None);
         }
         let opened = open(&plan, take_over.as_deref(), activated, &mut old)?;

@@ -86,6 +86,10 @@ impl Run {
             let (buffer, ..) = self.buffers.get_mut(&ticket).unwrap();
             return buffer.bytes_mut().copy_within(from..from + length, to);
         }
+        if let Op::Fill { ticket, at, length } = op {
+            let (buffer, ..) = self.buffers.get_mut(&ticket).unwrap();
+            return buffer.bytes_mut()[at..at + length].fill(0);
+        }
         self.running += 1;
         let id = u64::from(token.0);
         match &mut self.below {

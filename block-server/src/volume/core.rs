@@ -22,6 +22,7 @@
 
 use std::collections::VecDeque;
 
+use super::edges::{Edge, edges, whole};
 use super::request::{
     Geometry, Kind, Layout, Op, Outcome, Reply, Request, Ticket, Token, Trouble, ZEROS_MAX,
 };
@@ -39,6 +40,10 @@ enum Step {
     Zeros {
         done: u64,
     },
+    /// Of zeroes: the first or second block that is zeroed in part, read and then
+    /// written.
+    EdgeRead(usize),
+    EdgeWrite(usize),
     /// The change is made; a sync must make it durable.
     Durable,
 }
@@ -80,11 +85,12 @@ pub enum Mistake {
     FencedWaiterRuns,
     HeadNotMerged,
     TailNotMerged,
+    EdgeNotMerged,
 }
 
 #[cfg(test)]
 impl Mistake {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::FlushWithoutSync,
         Self::FlushJoinsRunningSync,
         Self::FuaIgnored,
@@ -99,6 +105,7 @@ impl Mistake {
         Self::FencedWaiterRuns,
         Self::HeadNotMerged,
         Self::TailNotMerged,
+        Self::EdgeNotMerged,
     ];
 }
 
@@ -235,6 +242,10 @@ impl Core {
                 self.geometry.alignment as usize
             }
             Kind::Read | Kind::Write => 0,
+            Kind::Zero { .. } if (start, end) != (offset, offset + length) => {
+                // One block at a time.
+                return Layout { capacity: self.geometry.alignment as usize, payload_at: 0 };
+            }
             _ => return Layout { capacity: 0, payload_at: 0 },
         };
         Layout { capacity: window + scratch, payload_at: (offset - start) as usize }
@@ -310,7 +321,14 @@ impl Core {
             }
             (_, Outcome::Failed(errno)) => Some(*errno),
             // The file ended before the volume does.
-            (Step::Head | Step::Tail | Step::Body { .. }, Outcome::Done(0)) => Some(EIO),
+            (
+                Step::Head
+                | Step::Tail
+                | Step::Body { .. }
+                | Step::EdgeRead(_)
+                | Step::EdgeWrite(_),
+                Outcome::Done(0),
+            ) => Some(EIO),
             _ => None,
         };
         if let Some(errno) = fails_as {
@@ -377,29 +395,63 @@ impl Core {
             }
             Step::Zeros { done } => {
                 let done = done + count;
-                if done < request.length {
+                if done < self.whole(&request).1 {
                     self.run(id, Step::Zeros { done });
                 } else {
-                    self.finish(id, false);
+                    self.zero_edge(id, 0);
                 }
             }
-            Step::Allocate | Step::Body { .. } => self.finish(id, false),
+            Step::Allocate => self.zero_edge(id, 0),
+            Step::EdgeRead(index) => {
+                if let Some(edge) = self.edges(&request)[index] {
+                    let (at, length) = if planted!(self, EdgeNotMerged) {
+                        (0, alignment)
+                    } else {
+                        (edge.at, edge.length)
+                    };
+                    self.ops.push_back((token, Op::Fill { ticket: request.ticket, at, length }));
+                }
+                self.run(id, Step::EdgeWrite(index));
+            }
+            // A part of a block that was written is written again, from the beginning.
+            Step::EdgeWrite(index) if count < alignment as u64 => {
+                self.run(id, Step::EdgeWrite(index));
+            }
+            Step::EdgeWrite(index) => self.zero_edge(id, index + 1),
+            Step::Body { .. } => self.finish(id, false),
             Step::Waiting | Step::Durable => unreachable!("{:?} has no operation", job.step),
         }
     }
 
     fn zero_otherwise(&mut self, id: u32) {
-        let request = self.job(id).request;
-        let alignment = u64::from(self.geometry.alignment);
-        match request.kind {
+        match self.job(id).request.kind {
             // Advice that cannot be followed.
             Kind::Trim => self.finish(id, false),
-            Kind::Zero { fast: false, .. }
-                if (request.offset | request.length).is_multiple_of(alignment) =>
-            {
-                self.run(id, Step::Zeros { done: 0 });
-            }
+            Kind::Zero { fast: false, .. } => self.run(id, Step::Zeros { done: 0 }),
             _ => self.fail(id, EOPNOTSUPP),
+        }
+    }
+
+    fn whole(&self, request: &Request) -> (u64, u64) {
+        whole(request.offset, request.length, u64::from(self.geometry.alignment))
+    }
+
+    fn edges(&self, request: &Request) -> [Option<Edge>; 2] {
+        match request.kind {
+            Kind::Zero { .. } => {
+                edges(request.offset, request.length, u64::from(self.geometry.alignment))
+            }
+            // Advice for whole blocks only.
+            _ => [None; 2],
+        }
+    }
+
+    /// The whole blocks are zeroed; goes on at edge `index` or the one after it.
+    fn zero_edge(&mut self, id: u32, index: usize) {
+        let edges = self.edges(&self.job(id).request);
+        match (index..edges.len()).find(|i| edges[*i].is_some()) {
+            Some(index) => self.run(id, Step::EdgeRead(index)),
+            None => self.finish(id, false),
         }
     }
 
@@ -410,6 +462,9 @@ impl Core {
         let step = match request.kind {
             Kind::Write if start != request.offset => Step::Head,
             Kind::Write if end != request.offset + request.length => Step::Tail,
+            Kind::Trim | Kind::Zero { .. } if self.whole(&request).1 == 0 => {
+                return self.zero_edge(id, 0);
+            }
             Kind::Trim | Kind::Zero { .. } => Step::Allocate,
             _ => Step::Body { done: 0 },
         };
@@ -444,10 +499,27 @@ impl Core {
             },
             (Step::Body { .. }, Kind::Prefetch) => Op::Prefetch { offset, length },
             (Step::Body { .. }, Kind::Extents) => Op::Extents { offset, length },
-            (Step::Allocate, Kind::Zero { hole: false, .. }) => Op::Zero { offset, length },
-            (Step::Allocate, _) => Op::Punch { offset, length },
+            (Step::Allocate, kind) => {
+                let (offset, length) = self.whole(&request);
+                match kind {
+                    Kind::Zero { hole: false, .. } => Op::Zero { offset, length },
+                    _ => Op::Punch { offset, length },
+                }
+            }
             (Step::Zeros { done }, _) => {
+                let (offset, length) = self.whole(&request);
                 Op::WriteZeros { offset: offset + done, length: (length - done).min(ZEROS_MAX) }
+            }
+            (Step::EdgeRead(index) | Step::EdgeWrite(index), kind) => {
+                let Some(edge) = self.edges(&request)[index] else {
+                    unreachable!("{kind:?} has no edge {index}")
+                };
+                let offset = edge.block;
+                if matches!(step, Step::EdgeRead(_)) {
+                    Op::Read { ticket, at: 0, offset, length: alignment }
+                } else {
+                    Op::Write { ticket, at: 0, offset, length: alignment, durable: false }
+                }
             }
             (step, kind) => unreachable!("{kind:?} has no step {step:?}"),
         };

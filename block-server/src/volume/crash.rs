@@ -191,7 +191,9 @@ impl World {
                 Op::Zero { .. } => "the fault falls on zeroes",
                 Op::WriteZeros { .. } => "the fault falls on written zeros",
                 Op::Sync => "the fault falls on a sync",
-                Op::Copy { .. } | Op::Prefetch { .. } | Op::Extents { .. } => return,
+                Op::Copy { .. } | Op::Fill { .. } | Op::Prefetch { .. } | Op::Extents { .. } => {
+                    return;
+                }
             });
         }
     }
@@ -211,6 +213,11 @@ impl World {
                 marks.hit("a partial block is merged");
                 let Some(buffer) = self.buffers.get_mut(&ticket) else { return };
                 buffer.copy_within(from..from + length, to);
+            }
+            Op::Fill { ticket, at, length } => {
+                marks.hit("a part of a block is zeroed");
+                let Some(buffer) = self.buffers.get_mut(&ticket) else { return };
+                buffer[at..at + length].fill(0);
             }
             Op::Punch { .. } | Op::Zero { .. } if self.no_fallocate => {
                 self.core.complete(token, Outcome::Failed(EOPNOTSUPP));
@@ -319,6 +326,7 @@ impl World {
         let (start, end) = self.core.blocks(job.request.offset, job.request.length);
         let at = match job.step {
             super::Step::Body { done } => done as usize,
+            super::Step::EdgeRead(_) => 0,
             _ => (end - start) as usize,
         };
         if let Some(buffer) = self.buffers.get_mut(&job.request.ticket) {
@@ -459,6 +467,7 @@ fn what_was_made_durable_survives_three_hundred_thousand_crashes() {
         "changes run side by side",
         "a flush waits for the next sync",
         "a partial block is merged",
+        "a part of a block is zeroed",
         "a fenced writer is refused",
         "a failure is told",
         "the volume is failed",

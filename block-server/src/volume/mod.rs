@@ -5,6 +5,7 @@
 //! test with a simulated disk.
 
 mod core;
+mod edges;
 mod request;
 
 pub use self::core::Core;

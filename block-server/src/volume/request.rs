@@ -77,6 +77,12 @@ pub enum Op {
         to: usize,
         length: usize,
     },
+    /// Zeros into a buffer, done at once; has no completion.
+    Fill {
+        ticket: Ticket,
+        at: usize,
+        length: usize,
+    },
     Punch {
         offset: u64,
         length: u64,

@@ -141,7 +141,10 @@ impl Device {
         let received = match recvmsg(&self.socket, &mut slices, &mut ancillary, flags) {
             Ok(received) => received,
             Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
-            Err(_) => return Err(Ended::HungUp),
+            Err(error) => {
+                tracing::warn!("a hypervisor's message cannot be received: {error}");
+                return Err(Ended::HungUp);
+            }
         };
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
@@ -212,6 +215,16 @@ pub(super) enum Payload {
         buffer: Buffer,
         at: usize,
     },
+}
+
+impl Payload {
+    /// Bytes of buffers that it holds.
+    pub fn bounced(&self) -> u64 {
+        match self {
+            Self::None | Self::Direct => 0,
+            Self::Bounced { buffer, .. } => buffer.capacity() as u64,
+        }
+    }
 }
 
 /// A guest's request that the volume has.
@@ -357,5 +370,12 @@ impl Slots<GuestRequest> {
             unreachable!("only whole blocks go straight")
         };
         buffer.bytes_mut().copy_within(from..from + length, to);
+    }
+
+    pub fn fill(&mut self, (index, now): (u32, Instant), at: usize, length: usize) {
+        let Payload::Bounced { buffer, .. } = &mut self.begin(index, now).payload else {
+            unreachable!("a part of a block is zeroed in a buffer")
+        };
+        buffer.bytes_mut()[at..at + length].fill(0);
     }
 }

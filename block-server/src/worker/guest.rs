@@ -193,8 +193,11 @@ impl<E: Engine> Worker<E> {
                     return;
                 }
                 Err(ended) => {
-                    if matches!(ended, Ended::Unlawful) {
-                        tracing::warn!("a vhost-user connection is cut: no message of version 1");
+                    match ended {
+                        Ended::Unlawful => tracing::warn!(
+                            "a vhost-user connection is cut: no message of version 1"
+                        ),
+                        Ended::HungUp => tracing::debug!("a guest's hypervisor hung up"),
                     }
                     device.closing = Closing::Dead;
                     return;
@@ -407,14 +410,17 @@ impl<E: Engine> Worker<E> {
         }
         let alignment = volume.core.geometry().alignment as usize;
         let layout = volume.core.layout(kind, asked.offset, asked.length);
-        let payload = if pieces.is_empty() {
+        let payload = if layout.capacity == 0 {
             Payload::None
-        } else if layout.capacity as u64 == asked.length && suits(&pieces, alignment) {
+        } else if !pieces.is_empty()
+            && layout.capacity as u64 == asked.length
+            && suits(&pieces, alignment)
+        {
             Payload::Direct
         } else {
-            device.bounced += asked.length;
             Payload::Bounced { buffer: self.pool.take(layout.capacity), at: layout.payload_at }
         };
+        device.bounced += payload.bounced();
         let mut request = GuestRequest {
             device: id,
             ring,
@@ -488,9 +494,7 @@ impl<E: Engine> Worker<E> {
         let Some(ticket) = state.held.take() else { return };
         let Some(request) = self.guest_requests.remove(ticket & !GUEST) else { return };
         state.running -= 1;
-        if let Payload::Bounced { .. } = request.payload {
-            device.bounced -= request.length;
-        }
+        device.bounced -= request.payload.bounced();
         self.admission.forget(request.volume, ticket);
         if let Some(volume) = self.volumes.get(request.volume) {
             let waited = self.now.saturating_duration_since(request.arrived);
@@ -519,9 +523,7 @@ impl<E: Engine> Worker<E> {
             unreachable!("a device stays while its requests are in flight")
         };
         device.rings[usize::from(ring)].running -= 1;
-        if let Payload::Bounced { .. } = request.payload {
-            device.bounced -= request.length;
-        }
+        device.bounced -= request.payload.bounced();
         let (status, written) = match (&reply.result, request.kind) {
             (Ok(_), Kind::Read) => {
                 request.scatter();
@@ -627,6 +629,7 @@ impl Device {
         if let Some(reply) = self.protocol.answer(outcome)
             && !self.send(&reply, fd)
         {
+            tracing::warn!("a vhost-user connection is cut: it takes no reply");
             self.closing = Closing::Dead;
         }
     }

@@ -346,7 +346,7 @@ impl<E: Engine> Worker<E> {
             connection: id,
             volume: chosen.volume,
             request,
-            buffer: carries.then(|| self.pool.take(layout.capacity)),
+            buffer: (carries || layout.capacity > 0).then(|| self.pool.take(layout.capacity)),
             payload_at: layout.payload_at,
             arrived: self.now,
             admitted: self.now,
@@ -563,6 +563,16 @@ impl<E: Engine> Worker<E> {
             }
             Op::Copy { ticket, from, to, length } if ticket >= GUEST => {
                 return self.guest_requests.copy((ticket & !GUEST, now), from, to, length);
+            }
+            Op::Fill { ticket, at, length } if ticket >= GUEST => {
+                return self.guest_requests.fill((ticket & !GUEST, now), at, length);
+            }
+            Op::Fill { ticket, at, length } => {
+                if let Some(buffer) = self.requests.get_mut(ticket).and_then(|r| r.buffer.as_mut())
+                {
+                    buffer.bytes_mut()[at..at + length].fill(0);
+                }
+                return;
             }
             Op::Read { ticket, at, offset, length } => {
                 let into = buffer_of(&mut self.requests, ticket, at, length);
