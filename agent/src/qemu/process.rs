@@ -98,7 +98,7 @@ impl Process {
             tv_nsec: i64::from(timeout_ms % 1000) * 1_000_000,
         };
         let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
-        Ok(poll(&mut fds, Some(&timeout))? > 0)
+        Ok(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))? > 0)
     }
 }
 

@@ -28,6 +28,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::nbd::Frozen;
@@ -92,7 +93,8 @@ impl Asked {
 /// What is handed on while the old one still serves.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    /// By a name that both sides make from their settings.
+    /// By a name that both sides make from their settings. The claims of block
+    /// devices go with them.
     pub listening: BTreeMap<String, OwnedFd>,
 }
 
@@ -274,6 +276,6 @@ impl Taking {
     fn old_is_dead(&self) -> bool {
         let timeout = Timespec { tv_sec: 2, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.old, PollFlags::IN)];
-        poll(&mut fds, Some(&timeout)).is_ok_and(|count| count > 0)
+        retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok_and(|count| count > 0)
     }
 }

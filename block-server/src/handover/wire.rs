@@ -11,6 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -101,7 +102,8 @@ impl Channel {
             control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
         }
         let slices = [IoSlice::new(&header)];
-        let sent = sendmsg(&self.stream, &slices, &mut control, SendFlags::NOSIGNAL)?;
+        let sent =
+            retry_on_intr(|| sendmsg(&self.stream, &slices, &mut control, SendFlags::NOSIGNAL))?;
         if sent < HEADER {
             self.stream.write_all(&header[sent..])?;
         }
@@ -114,7 +116,11 @@ impl Channel {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut slices = [IoSliceMut::new(&mut header)];
-        let got = recvmsg(&self.stream, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+        // With a time limit on the socket the kernel does not begin again by itself.
+        let got = retry_on_intr(|| {
+            recvmsg(&self.stream, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC)
+        })?
+        .bytes;
         if got == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
