@@ -514,6 +514,8 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
     head: &Head,
     work: &mut Work,
 ) -> Result<(), Reason> {
+    work.begin();
+    work.verdict.accept(Action::Pass, Reason::NotOurs);
     let multicast = head.macs >> 56 & 1 != 0;
     if head.ether_type != IPV4 || multicast {
         return Ok(());
@@ -523,11 +525,17 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
         return Err(Reason::Blocked);
     }
     let to = head.destination;
-    if tables.elastic(to).is_some() {
-        return match work.packet.parse(frame, head) {
-            Err(Reason::Malformed) => Err(Reason::Malformed),
-            _ => Ok(()),
-        };
+    if let Some(elastic) = tables.elastic(to) {
+        if unroutable(head.source) {
+            return Err(Reason::Martian);
+        }
+        match work.packet.parse(frame, head) {
+            Err(Reason::Malformed) => return Err(Reason::Malformed),
+            Err(_) => {}
+            // From here on it is this interface's, and `work.packet` is worth looking at.
+            Ok(()) => work.verdict.slots[0] = elastic.interface.slot,
+        }
+        return Ok(());
     }
     match config.ranges != 0 && tables.in_elastic_range(to) {
         true => Err(Reason::UnknownElastic),

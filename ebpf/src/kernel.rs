@@ -441,13 +441,29 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
     let frame = Xdp(&ctx);
     let Some(head) = frame.span().head() else { return xdp_action::XDP_PASS };
     let Some(work) = work() else { return xdp_action::XDP_PASS };
-    match early(&Maps, &frame, &head, work) {
-        Ok(()) => xdp_action::XDP_PASS,
-        Err(reason) => {
-            count(0, reason);
-            xdp_action::XDP_DROP
-        }
+    let reason = match early(&Maps, &frame, &head, work) {
+        Ok(()) if exceeds(&head, work) => Reason::SourceRate,
+        Ok(()) => return xdp_action::XDP_PASS,
+        Err(reason) => reason,
+    };
+    count(0, reason);
+    work.verdict.slots = [0, 0];
+    work.verdict.refuse(reason);
+    if watch::wanted(&work.verdict) {
+        watch::tell_early(ctx.ctx);
     }
+    xdp_action::XDP_DROP
+}
+
+/// Whether the packet for an elastic address would open a flow, and its source has
+/// opened as many as it may.
+#[inline(always)]
+fn exceeds(head: &Head, work: &Work) -> bool {
+    let config = Maps.config();
+    config.sources != 0
+        && work.verdict.slots[0] != 0
+        && work.packet.opens_flow()
+        && !spend::source_may(head.source, config.seed)
 }
 
 #[inline(always)]
@@ -456,6 +472,14 @@ fn refuse(skb: &Skb, reason: Reason) -> i32 {
     let ifindex = unsafe { (*skb.0).ifindex };
     let slot = Maps.interface(ifindex).map_or(0, |i| i.slot);
     count(slot, reason);
+    if let Some(work) = work() {
+        work.begin();
+        work.verdict.slots[0] = slot;
+        work.verdict.refuse(reason);
+        if watch::wanted(&work.verdict) {
+            watch::tell_refused(skb.0);
+        }
+    }
     TC_ACT_SHOT
 }
 

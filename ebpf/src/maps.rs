@@ -9,7 +9,7 @@ use ebpf::layout::{
     Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX, Policy, Quota, SLOTS_MAX,
     STEPS_MAX, Step, WORDS_MAX,
 };
-use ebpf::rate::{Levels, Rates};
+use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
 use ebpf::{REASONS_MAX, Work};
 
 /// Memory only for what is there, and an update that replaces an entry at once.
@@ -57,6 +57,10 @@ pub static RATES: Array<Rates> = Array::with_max_entries(SLOTS_MAX, 0);
 /// By slot.
 #[map]
 pub static LEVELS: Array<Levels> = Array::with_max_entries(SLOTS_MAX, 0);
+/// When the buckets of sources will be full: two rows, in each a place by a hash of
+/// the source. Not pinned.
+#[map]
+pub static SOURCES: Array<u64> = Array::with_max_entries(2 * SOURCES_A_ROW, 0);
 /// Where a verdict is made.
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);

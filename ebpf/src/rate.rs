@@ -38,6 +38,21 @@ pub const UNITS_A_SECOND_MAX: u64 = 1_250_000_000_000;
 /// many to all the other services of the host (EC2 user guide, "Link-local limits").
 pub const SERVICE_PACKETS_A_SECOND: u64 = 1024;
 
+/// Places of sources in each of two rows, a power of two. Who shares a place in one row
+/// with a flood does not share the other, but for one in 32 768.
+pub const SOURCES_A_ROW: u32 = 1 << SOURCE_BITS;
+const SOURCE_BITS: u32 = 15;
+
+/// A source's places in both rows; `seed` is what no stranger knows.
+#[inline(always)]
+pub const fn source_places(source: u32, seed: u64) -> [u32; 2] {
+    let word = seed ^ source as u64;
+    let mixed = (word ^ word >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let again = (mixed ^ mixed >> 29).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let shift = 64 - SOURCE_BITS;
+    [(mixed >> shift) as u32, SOURCES_A_ROW + (again >> shift) as u32]
+}
+
 /// One bucket's rate and depth. All zeros: no limit.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]

@@ -156,6 +156,21 @@ fn what_is_missing_comes_back_under_another_limit() {
 }
 
 #[test]
+fn two_sources_seldom_share_both_places() {
+    let places = |n: u32| source_places(n.wrapping_mul(0x0101), 0x1234_5678_9abc_def1);
+    let flood = places(7);
+    let (mut one, mut both) = (0, 0);
+    for n in 8..1_000_008_u32 {
+        let here = places(n);
+        assert!(here[0] < SOURCES_A_ROW && (SOURCES_A_ROW..2 * SOURCES_A_ROW).contains(&here[1]));
+        let shared = here.iter().zip(flood).filter(|(a, b)| **a == *b).count();
+        one += usize::from(shared == 1);
+        both += usize::from(shared == 2);
+    }
+    assert!((20..=120).contains(&one) && both <= 2, "{one} share one place, {both} both");
+}
+
+#[test]
 fn a_superframe_is_counted_as_what_it_becomes() {
     assert_eq!(on_the_wire(60, 54, 0), (1, 60));
     assert_eq!(on_the_wire(1514, 54, 1460), (1, 1514));

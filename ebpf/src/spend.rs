@@ -4,11 +4,12 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use ebpf::rate::{
-    IN, Levels, Limit, OUT, PACKETS, RESOLVER, Rates, SERVICE, SERVICES, Spend, ask, ticks,
+    IN, Levels, Limit, OUT, PACKETS, RESOLVER, Rates, SERVICE, SERVICES, Spend, ask, source_places,
+    ticks,
 };
 use ebpf::verdict::{PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE};
 
-use crate::maps::{LEVELS, RATES, WORK};
+use crate::maps::{LEVELS, RATES, SOURCES, WORK};
 
 const PASSES: u32 = 0;
 const BANDWIDTH_OUT: u32 = 1;
@@ -70,6 +71,31 @@ fn service(slot: u32, place: usize, packets: u32, now: u64) -> u32 {
         None => return SERVICE_RATE | FIRST,
     }
     PASSES
+}
+
+/// Whether the source may open one more flow: one of its two places has room.
+#[inline(always)]
+pub fn source_may(source: u32, seed: u64) -> bool {
+    let Some(rates) = RATES.get_ptr(0) else { return true };
+    let limit = limit(rates, PACKETS + 1);
+    // SAFETY: the helper has no precondition.
+    let now = ticks(unsafe { bpf_ktime_get_coarse_ns() });
+    let [first, second] = source_places(source, seed);
+    let first = one_more(first, &limit, now);
+    let second = one_more(second, &limit, now);
+    first || second
+}
+
+#[inline(always)]
+fn one_more(place: u32, limit: &Limit, now: u64) -> bool {
+    let Some(level) = SOURCES.get_ptr_mut(place) else { return true };
+    match ask(limit, read(level), now, 1) {
+        Some(spend) => {
+            pay(level, spend);
+            true
+        }
+        None => false,
+    }
 }
 
 struct Asked {

@@ -3,8 +3,11 @@
 use core::arch::asm;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::{bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes};
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use aya_ebpf::helpers::{
+    bpf_ktime_get_coarse_ns, bpf_ktime_get_ns, bpf_skb_load_bytes, bpf_xdp_get_buff_len,
+    bpf_xdp_load_bytes,
+};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use ebpf::event::{
@@ -62,12 +65,92 @@ pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
     let Some(wanted) = WANTED.get(0) else { return 0 };
     let told = verdict.reason == Reason::NewFlow || !verdict.reason.accepts();
     if wanted.what & EVENTS != 0 && told {
-        tell(ctx, verdict, wanted.events_a_second_max);
+        tell(&Skb(ctx), verdict, wanted.events_a_second_max);
     }
     if wanted.what & TALLY != 0 {
         tally(ctx, verdict);
     }
     0
+}
+
+/// Tells of a frame that was refused before there was a verdict, or by a guard.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_refused(ctx: *mut __sk_buff) -> i32 {
+    tell_drop(&Skb(ctx))
+}
+
+/// Tells of a frame that was dropped before the kernel spent anything on it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tell_early(ctx: *mut xdp_md) -> i32 {
+    tell_drop(&Xdp(ctx))
+}
+
+#[inline(always)]
+fn tell_drop<C: Carrier>(carrier: &C) -> i32 {
+    let (Some(work), Some(wanted)) = (WORK.get_ptr(0), WANTED.get(0)) else { return 0 };
+    if wanted.what & EVENTS != 0 {
+        // SAFETY: the pointer was checked, and a verdict stands there.
+        tell(carrier, unsafe { &(*work).verdict }, wanted.events_a_second_max);
+    }
+    0
+}
+
+/// What a frame is carried in.
+trait Carrier {
+    fn ifindex(&self) -> u32;
+    fn length(&self) -> u32;
+
+    /// All of `length` bytes or nothing.
+    ///
+    /// # Safety
+    /// `to` must be writable for as many.
+    unsafe fn load(&self, to: *mut u8, length: u32) -> bool;
+}
+
+struct Skb(*mut __sk_buff);
+
+impl Carrier for Skb {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.0).ifindex }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, to: *mut u8, length: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), 0, to.cast(), length) == 0 }
+    }
+}
+
+struct Xdp(*mut xdp_md);
+
+impl Carrier for Xdp {
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: the context is valid for the program's run.
+        (unsafe { bpf_xdp_get_buff_len(self.0) }) as u32
+    }
+
+    #[inline(always)]
+    unsafe fn load(&self, to: *mut u8, length: u32) -> bool {
+        // SAFETY: the caller's promise.
+        unsafe { bpf_xdp_load_bytes(self.0, 0, to.cast(), length) == 0 }
+    }
 }
 
 #[inline(always)]
@@ -86,7 +169,7 @@ fn hit(key: HitKey) {
 }
 
 #[inline(always)]
-fn tell(ctx: *mut __sk_buff, verdict: &Verdict, limit: u32) {
+fn tell<C: Carrier>(carrier: &C, verdict: &Verdict, limit: u32) {
     let Some(pace) = PACE.get_ptr_mut(0) else { return };
     // SAFETY: the pointer was checked, and the entry is this CPU's own.
     let pace = unsafe { &mut *pace };
@@ -109,14 +192,14 @@ fn tell(ctx: *mut __sk_buff, verdict: &Verdict, limit: u32) {
     // before it is submitted, and the context is valid for the program's run.
     unsafe {
         (*event).time_ns = bpf_ktime_get_ns();
-        (*event).ifindex = (*ctx).ifindex;
-        (*event).length = (*ctx).len;
+        (*event).ifindex = carrier.ifindex();
+        (*event).length = carrier.length();
         (*event).slots = verdict.slots;
         (*event).egress_rule = verdict.egress_rule;
         (*event).ingress_rule = verdict.ingress_rule;
         (*event).reason = verdict.reason as u8;
         (*event).zero = 0;
-        (*event).captured = capture(ctx, &raw mut (*event).frame);
+        (*event).captured = capture(carrier, &raw mut (*event).frame);
     }
     entry.submit(0);
 }
@@ -126,10 +209,10 @@ fn tell(ctx: *mut __sk_buff, verdict: &Verdict, limit: u32) {
 /// # Safety
 /// `frame` must be writable.
 #[inline(always)]
-unsafe fn capture(ctx: *mut __sk_buff, frame: *mut [u8; CAPTURED_MAX]) -> u8 {
+unsafe fn capture<C: Carrier>(carrier: &C, frame: *mut [u8; CAPTURED_MAX]) -> u8 {
     for length in [CAPTURED_MAX as u32, 74, 54, 42, 34, 14] {
         // SAFETY: `length` is at most the frame's.
-        if unsafe { bpf_skb_load_bytes(ctx.cast(), 0, frame.cast(), length) } == 0 {
+        if unsafe { carrier.load(frame.cast(), length) } {
             return length as u8;
         }
     }

@@ -58,7 +58,9 @@ impl Directory {
     pub fn describe(&self, event: &Event, boot_ms: u64) -> Seen {
         let reason = Reason::from_number(event.reason).unwrap_or(Reason::Undecided);
         let slots = event.slots.map(|slot| self.by_slot(slot));
-        let from_guest = self.tables.interfaces.contains_key(&event.ifindex);
+        // A guard's frame was on its way to the guest.
+        let from_guest =
+            reason != Reason::Unmarked && self.tables.interfaces.contains_key(&event.ifindex);
         let (sender, receiver) =
             if from_guest { (slots[0], slots[1]) } else { (None, slots[1].or(slots[0])) };
         let rule = |end: Option<(InterfaceId, &Interface)>, direction, place| {

@@ -215,3 +215,55 @@ fn flow_logs_hold_what_passed_and_what_did_not_with_packets_and_bytes() {
         std::thread::sleep(Duration::from_millis(200));
     }
 }
+
+#[test]
+fn what_the_early_drop_and_the_guard_refuse_is_told_too() {
+    let test = "what_the_early_drop_and_the_guard_refuse_is_told_too";
+    let Some(mut world) = World::new(test) else { return };
+    reachable_guest(&mut world, vec![(tcp(22), anywhere())]);
+    world.desired.uplink.as_mut().unwrap().early_drop = Some(true);
+    world.start();
+    world.apply();
+    let device = world.desired.uplink.clone().unwrap().device;
+    let mut ip = world.command("host", "ip");
+    let told: serde_json::Value =
+        serde_json::from_str(&run(ip.args(["-j", "link", "show", &device]))).unwrap();
+    let mac = told[0]["address"].as_str().unwrap().to_owned();
+    // Nobody answers for this one, so nobody would send to it otherwise.
+    let nobody = Ipv4Addr::new(198, 51, 100, 222);
+    let mut ip = world.command("net", "ip");
+    let entry = ["neigh", "replace", "198.51.100.222", "lladdr", &mac, "dev", "eth0"];
+    run(ip.args(entry).args(["nud", "permanent"]));
+    let events = listen(&world, true);
+    let guest = world.desired.interfaces[0].device.name().to_owned();
+    let find = |reason: &str, provoke: &dyn Fn()| {
+        let begun = now();
+        while now() - begun < Duration::from_secs(30) {
+            provoke();
+            while let Ok(observed) = events.recv_timeout(Duration::from_millis(200)) {
+                match observed {
+                    Observed::Seen(seen) if seen.reason == reason => return seen,
+                    _ => {}
+                }
+            }
+        }
+        panic!("nothing was told of {reason}");
+    };
+    let early = find("unknown-elastic-address", &|| {
+        let send = move || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"x", (nobody, 7777)).unwrap();
+        };
+        crate::traffic::inside(&world, "net", send).join().unwrap();
+    });
+    assert_eq!((early.device.as_str(), early.destination_port), (device.as_str(), Some(7777)));
+    assert_eq!(early.source, Some(crate::world::INTERNET.into()));
+    assert!(early.interfaces.is_empty() && !early.allowed, "{early:?}");
+    // The host's own words to a guest carry no verdict.
+    let guarded = find("unmarked", &|| {
+        let mut ping = world.command("host", "ping");
+        _ = ping.args(["-c", "1", "-W", "1", "-I", &guest, "10.0.0.5"]).output().unwrap();
+    });
+    assert_eq!(guarded.device, guest);
+    assert_eq!(guarded.interfaces, [world.desired.interfaces[0].id]);
+}

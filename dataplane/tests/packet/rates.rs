@@ -261,3 +261,55 @@ fn a_guest_cannot_flood_the_responder() {
     assert_eq!(world.run(&guest(1), &ask(1)), Reason::PuntDhcp, "its neighbour");
     assert_eq!(world.counted(1, Reason::ServiceRate), 0);
 }
+
+#[test]
+fn one_source_opens_as_many_flows_as_it_may_and_others_are_left_alone() {
+    let test = "one_source_opens_as_many_flows_as_it_may_and_others_are_left_alone";
+    let Some(mut world) = World::new(test) else { return };
+    world.desired.uplink.as_mut().unwrap().source_packets = Some(1);
+    world.apply();
+    let flood = [203, 0, 113, 9];
+    let early = |frame: &[u8]| world.loaded.run_early(frame).unwrap();
+    let opening = udp(UPLINK_MAC, flood, elastic(0).octets(), 4000);
+    let passed = (0..2000).filter(|_| early(&opening)).count() as u64;
+    assert_bound(passed, PACKETS_MIN);
+    let counters = world.loaded.counters().unwrap();
+    assert_eq!(counters.uplink["source-rate-exceeded"], 2000 - passed);
+    for host in 10..110 {
+        let other = udp(UPLINK_MAC, [203, 0, 113, host], elastic(0).octets(), 4000);
+        assert!(early(&other), "203.0.113.{host}");
+    }
+    // What opens no flow is none of its business, and what is not for an interface neither.
+    let builder = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets())
+        .ipv4(flood, elastic(0).octets(), 64)
+        .tcp(4000, 22, 1, 100)
+        .ack(1);
+    let mut established = Vec::new();
+    builder.write(&mut established, b"x").unwrap();
+    assert!((0..2000).all(|_| early(&established)));
+    let to_the_host = udp(UPLINK_MAC, flood, [192, 0, 2, 200], 4000);
+    assert!((0..2000).all(|_| early(&to_the_host)));
+    world.desired.uplink.as_mut().unwrap().source_packets = None;
+    world.apply();
+    assert!((0..2000).all(|_| world.loaded.run_early(&opening).unwrap()));
+}
+
+#[test]
+fn sources_that_cannot_be_there_are_dropped_early() {
+    let test = "sources_that_cannot_be_there_are_dropped_early";
+    let Some(mut world) = World::new(test) else { return };
+    let from = |source: [u8; 4]| udp(UPLINK_MAC, source, elastic(0).octets(), 4000);
+    let early = |world: &World, source| world.loaded.run_early(&from(source)).unwrap();
+    let never = [[0, 0, 0, 1], [127, 0, 0, 1], [169, 254, 1, 1], [224, 0, 0, 1], [255; 4]];
+    for source in never {
+        assert!(!early(&world, source), "{source:?}");
+    }
+    let bogons = [[10, 1, 1, 1], [192, 168, 1, 1], [100, 64, 0, 1], [203, 0, 113, 9]];
+    assert!(bogons.iter().all(|source| early(&world, *source)), "not asked for");
+    world.desired.uplink.as_mut().unwrap().bogons = true;
+    world.apply();
+    assert!(bogons.iter().all(|source| !early(&world, *source)));
+    assert!(early(&world, [8, 8, 8, 8]));
+    // The gateway's and the host's own network are there.
+    assert!(early(&world, [198, 51, 100, 254]));
+}
