@@ -17,6 +17,7 @@ use crate::auth::derive_public_key;
 use crate::core;
 use crate::credentials::Credentials;
 use crate::front::{Front, Guard, listen};
+use crate::packets::Packets;
 use crate::record::AccessKey;
 use crate::region::{Region, entropy};
 use crate::serve::{Served, router};
@@ -62,6 +63,8 @@ pub struct Options {
     /// A resolver that guests are told of, reachable from them.
     #[arg(long)]
     pub dns: Vec<Ipv4Addr>,
+    #[command(flatten)]
+    pub packets: Packets,
     /// Endpoints of an etcd to keep the state in; where none is given, it is
     /// kept in the state directory.
     #[arg(long)]
@@ -155,13 +158,7 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
             .to_owned(),
     };
     let uplink = options.uplink.clone().zip(options.uplink_gateway);
-    let uplink = uplink.map(|(device, gateway)| rpc::dataplane::Uplink {
-        device,
-        gateway,
-        early_drop: None,
-        bogons: false,
-        source_packets: None,
-    });
+    let uplink = uplink.map(|(device, gateway)| options.packets.uplink(device, gateway));
     let mut elastic_reserved = options.elastic_reserved.clone();
     if let Some(uplink) = &uplink {
         elastic_reserved.extend(addresses_of(&uplink.device));
@@ -173,6 +170,7 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
         uplink,
         elastic_range: options.elastic_range,
         elastic_reserved,
+        flow_log: options.packets.flow_log(),
         dns: options.dns.clone(),
         endpoint: format!("http://{address}"),
     })

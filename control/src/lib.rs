@@ -15,6 +15,7 @@ pub mod credentials;
 pub mod daemon;
 pub mod filter;
 pub mod front;
+pub mod packets;
 pub mod plan;
 pub mod query;
 pub mod record;

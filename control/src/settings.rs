@@ -14,6 +14,7 @@ pub struct Settings {
     pub elastic_range: Option<Ipv4Net>,
     /// Addresses of the range that others have: the uplink's own, its gateway.
     pub elastic_reserved: Vec<Ipv4Addr>,
+    pub flow_log: Option<rpc::dataplane::FlowLog>,
     /// Resolvers that guests are told of. None unless named: nothing of ours
     /// answers DNS.
     pub dns: Vec<Ipv4Addr>,
@@ -34,7 +35,7 @@ impl Settings {
             self.uplink,
             self.region,
             self.zone,
-            (&self.elastic_range, &self.dns)
+            (&self.elastic_range, &self.dns, &self.flow_log)
         )
     }
 }

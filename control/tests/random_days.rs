@@ -38,6 +38,7 @@ impl Day {
             host: HOST.to_owned(),
             uplink: None,
             elastic_range: Some("198.51.100.0/29".parse().unwrap()),
+            flow_log: None,
             elastic_reserved: vec![],
             dns: vec![],
             endpoint: "http://127.0.0.1:8773".to_owned(),

@@ -41,7 +41,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             groups: state.groups.iter().map(group).collect(),
             elastic_ranges: context.settings.elastic_range.into_iter().collect(),
             blocklist: Vec::new(),
-            flow_log: None,
+            flow_log: context.settings.flow_log.clone(),
         },
     }
 }

@@ -28,6 +28,9 @@ pub struct Config {
     pub region: String,
     pub zone: String,
     pub uplink: Uplink,
+    /// Further options of `control`.
+    #[serde(default)]
+    pub packets: Vec<String>,
     /// How long a daemon may take until it says `ready`.
     pub ready_within_s: u64,
 }
@@ -81,6 +84,7 @@ impl Config {
             ] {
                 arguments.extend([option.into(), value.into()]);
             }
+            arguments.extend(self.packets.iter().map(Into::into));
         }
         if daemon == "agent" {
             arguments.extend(["--host".into(), self.host.clone().into()]);

@@ -18,6 +18,7 @@ pub mod down;
 pub mod launch;
 pub mod leftovers;
 pub mod logs;
+mod packets;
 pub mod place;
 pub mod preflight;
 pub mod process;

@@ -16,6 +16,7 @@ use rpc::{Client, Deployment};
 use serde::{Deserialize, Serialize};
 
 use super::config::{Config, Uplink, read_json, write_json};
+use super::packets::Packets;
 use super::place::{DAEMONS, Files, Place};
 use super::process::{Identity, end_by_file};
 use super::supervise::{DaemonPicture, Phase, Picture};
@@ -71,6 +72,9 @@ pub struct Up {
     /// Subnet of the uplink that `up` makes [default: 198.51.100.0/24, or a free one of 198.18.0.0/16]
     #[arg(long, value_name = "CIDR", conflicts_with = "uplink")]
     pub own_uplink_subnet: Option<Ipv4Net>,
+
+    #[command(flatten)]
+    pub packets: Packets,
 
     /// How long a daemon may take to start, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -237,6 +241,7 @@ fn wanted(deployment: &Deployment, up: &Up) -> Outcome<Config> {
         region: up.region.clone(),
         zone: up.zone.clone(),
         uplink,
+        packets: up.packets.arguments()?,
         ready_within_s: up.ready_within,
     })
 }
