@@ -19,6 +19,7 @@ use bytemuck::Pod;
 use ebpf::flow;
 use ebpf::half::{Address, Bucket};
 use ebpf::layout::{Flow, FlowKey, Interface, Quota};
+use ebpf::rate::Levels;
 
 use super::Error;
 use super::maps::Maps;
@@ -105,6 +106,7 @@ impl<'a> Carry<'a> {
             }
         }
         self.hits(watch)?;
+        self.levels(maps)?;
         self.counters(maps)?;
         self.open_quotas(maps, &added)
     }
@@ -115,6 +117,7 @@ impl<'a> Carry<'a> {
         self.half_flows(maps)?;
         self.flows(maps, &mut added)?;
         self.raise_quotas(maps, &added)?;
+        self.levels(maps)?;
         self.counters(maps)?;
         Ok(self.carried)
     }
@@ -260,6 +263,29 @@ impl<'a> Carry<'a> {
                         maps.counters.add(index, &more).map_err(failed)?;
                     }
                     source.counted.insert(index, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was spent on either side stays spent.
+    fn levels(&self, maps: &Maps) -> Result<(), Error> {
+        const NAME: &str = "LEVELS";
+        let failed = |e| Error::new("carry over", NAME, e);
+        let own = self.own.find(NAME).expect("it is described");
+        for source in &self.sources {
+            let Some((from, old)) = source.map(NAME, &self.own, 1)? else { continue };
+            for (slot, own_slot) in &source.slots {
+                let record = from.get(&slot.to_ne_bytes()).map_err(failed)?;
+                let record = record.and_then(|r| own.value.converted(&old.value, &r));
+                let Some(record) = record else { continue };
+                let theirs: Levels = bytemuck::pod_read_unaligned(&record);
+                let ours = maps.levels.get(own_slot).map_err(failed)?.unwrap_or_default();
+                let later = |i| u64::max(ours.full_at[i], theirs.full_at[i]);
+                let both = Levels { full_at: std::array::from_fn(later) };
+                if both != ours {
+                    maps.levels.put(own_slot, &both).map_err(failed)?;
                 }
             }
         }

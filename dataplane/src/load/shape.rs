@@ -15,6 +15,7 @@ use ebpf::Reason;
 use ebpf::event::HitKey;
 use ebpf::half::{Bucket, Place};
 use ebpf::layout::{Flow, FlowKey, Interface};
+use ebpf::rate::Levels;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
@@ -75,6 +76,7 @@ pub fn shapes() -> Vec<Shape> {
         shape("HALF_FLOWS", 1, one("bucket", 4), record!(Bucket { places })),
         shape("COUNTERS", 1, one("slot_and_reason", 4), one("packets", 8)),
         shape("HITS", 1, hit_key, one("flows", 8)),
+        shape("LEVELS", 1, one("slot", 4), record!(Levels { full_at })),
     ]
 }
 const _: () = assert!(size_of::<Bucket>() == 4 * size_of::<Place>());
@@ -246,9 +248,9 @@ mod tests {
     /// neither is needed: whoever adds one says which.
     #[test]
     fn every_pinned_map_is_carried_over_or_made_anew() {
-        const ANEW: [&str; 10] = [
+        const ANEW: [&str; 11] = [
             "CONFIG", "LOCALS", "ELASTICS", "POLICIES", "STEPS", "WORDS", "BLOCKED", "RANGES",
-            // Counted from the flows that were carried.
+            "RATES", // Counted from the flows that were carried.
             "QUOTAS", "SWEPT",
         ];
         for name in NAMES {
