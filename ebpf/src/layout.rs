@@ -19,9 +19,9 @@ pub const ELASTICS_MAX: u32 = 1024;
 /// Two policies (ingress, egress) an interface, and as many again while they are exchanged.
 pub const POLICIES_MAX: u32 = 4096;
 /// Boundaries of all classes of all policies, 16 bytes each.
-pub const STEPS_MAX: u32 = 262_144;
+pub const STEPS_MAX: u32 = 524_288;
 /// Words of all rows of all policies, 8 bytes each.
-pub const WORDS_MAX: u32 = 1_048_576;
+pub const WORDS_MAX: u32 = 4_194_304;
 /// Tracked flows that were answered and confirmed, 32 bytes each and only when used.
 pub const FLOWS_MAX: u32 = 262_144;
 /// Half-open flows; a flood evicts only among these.

@@ -1,14 +1,19 @@
 //! Nanoseconds a packet, side by side with nftables and plain forwarding: arguments.
 
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use benches::packet::contender::Contender;
 use benches::packet::nftables::Shape;
-use benches::packet::{Flows, Plan, alone, namespace, report, run};
+use benches::packet::{Flows, Plan, alone, change, namespace, plot, report, run};
 use clap::Parser;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::{Pid, geteuid};
 
 /// Rules while the programs are measured alone.
 const ALONE_RULES: usize = 1000;
+/// Interfaces whose rules change at once.
+const CHANGED: [usize; 2] = [1, 1000];
 
 /// Nanoseconds a packet on its whole way, side by side with nftables and plain
 /// forwarding. The answer goes to standard output, progress to standard error.
@@ -34,6 +39,13 @@ struct Arguments {
     /// The processor that sends and forwards.
     #[arg(long, default_value_t = 0)]
     cpu: usize,
+    /// Draw the cost over the number of rules to this file (SVG).
+    #[arg(long)]
+    plot: Option<PathBuf>,
+    /// Numbers of rules that only ours is measured with, by tcx.
+    #[arg(long, value_delimiter = ',', default_value = "100000",
+          value_parser = clap::value_parser!(u32).range(1..=200_000))]
+    many_rules: Vec<u32>,
     /// One short round, to see that all works.
     #[arg(long)]
     quick: bool,
@@ -47,7 +59,9 @@ impl Arguments {
         for shape in [Shape::Set, Shape::Sets, Shape::Lines] {
             contenders.extend(counts().map(|rules| Contender::Nft(shape, rules)));
         }
-        contenders.extend(counts().map(Contender::OursOnTcx));
+        contenders.extend(counts().map(Contender::Iptables));
+        let many = || counts().chain(self.many_rules.iter().map(|&rules| rules as usize));
+        contenders.extend(many().map(Contender::OursOnTcx));
         contenders.extend(counts().map(Contender::OursToNamespace));
         contenders.extend(counts().map(Contender::Ours));
         contenders.retain(|contender| contender.to_string().contains(&self.only));
@@ -78,7 +92,18 @@ fn main() -> anyhow::Result<()> {
     for row in &alone {
         eprintln!("{}: {:?} ns", row.what, row.ns.median());
     }
+    let mut changes = Vec::new();
+    for interfaces in CHANGED {
+        let change = change::run(interfaces, plan.rounds.min(9))?;
+        eprintln!("{interfaces} interfaces: visible after {:?} us", change.visible_us.median());
+        changes.push(change);
+    }
     let results = run(&plan, |line| eprintln!("{line}"))?;
-    print!("{header}{}{}", report::alone(&alone), report::text(&plan, &results));
+    let (alone, changes) = (report::alone(&alone), report::changes(&changes));
+    print!("{header}{alone}{changes}{}", report::text(&plan, &results));
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::svg(&plan, &results))
+            .with_context(|| format!("plot {}: write", path.display()))?;
+    }
     Ok(())
 }

@@ -8,6 +8,7 @@ use anyhow::Context;
 use crate::packet::Flows;
 use crate::packet::bpf::Sender;
 use crate::packet::frame::{Client, Ends, Template};
+use crate::packet::iptables;
 use crate::packet::nftables::{self, Shape};
 use crate::packet::ours::{self, Ours, Way};
 use crate::packet::scene::{CLIENT_MAC, End, Scene, TAP_INDEX, UPLINK_INDEX, UPLINK_MAC, nft};
@@ -22,6 +23,8 @@ pub enum Contender {
     /// Routing and nothing else: no address is translated, nothing is judged.
     Plain,
     Nft(Shape, usize),
+    /// iptables-legacy, a line a rule.
+    Iptables(usize),
     /// Ours with the early program by XDP before it, as on a device of its own driver.
     Ours(usize),
     /// Ours as it is on a veth: by tcx alone.
@@ -66,10 +69,20 @@ impl Contender {
         match self {
             Self::Plain => 1,
             Self::Nft(_, rules)
+            | Self::Iptables(rules)
             | Self::Ours(rules)
             | Self::OursOnTcx(rules)
             | Self::OursToNamespace(rules) => rules,
         }
+    }
+}
+
+impl Contender {
+    /// What it is, whatever its number of rules.
+    pub fn kind(self) -> String {
+        let name = self.to_string();
+        let rules = format!(", {} rules", self.rules());
+        name.strip_suffix(&rules).unwrap_or(&name).to_owned()
     }
 }
 
@@ -83,6 +96,7 @@ impl Stage {
             Contender::Nft(shape, _) => {
                 scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
             }
+            Contender::Iptables(_) => scene.router.within(|| iptables::apply(&world))?,
             Contender::Ours(_) | Contender::OursOnTcx(_) | Contender::OursToNamespace(_) => {
                 let way = match contender {
                     Contender::OursToNamespace(_) => Way::ToNamespace,
@@ -207,7 +221,7 @@ fn templates(contender: Contender, instance: &Instance) -> (Template, Template) 
 }
 
 /// Of frames from the clients.
-fn ends(server: Ipv4Addr) -> Ends {
+pub fn ends(server: Ipv4Addr) -> Ends {
     Ends {
         source_mac: CLIENT_MAC,
         destination_mac: UPLINK_MAC,
@@ -224,6 +238,7 @@ impl fmt::Display for Contender {
             Self::Nft(Shape::Set, rules) => write!(f, "nftables, one set, {rules} rules"),
             Self::Nft(Shape::Sets, rules) => write!(f, "nftables, map and sets, {rules} rules"),
             Self::Nft(Shape::Lines, rules) => write!(f, "nftables, a line a rule, {rules} rules"),
+            Self::Iptables(rules) => write!(f, "iptables, a line a rule, {rules} rules"),
             Self::Ours(rules) => write!(f, "hostplane, XDP early drop too, {rules} rules"),
             Self::OursToNamespace(rules) => write!(f, "hostplane, to a namespace, {rules} rules"),
             Self::OursOnTcx(rules) => write!(f, "hostplane, {rules} rules"),

@@ -13,11 +13,14 @@
 
 pub mod alone;
 pub mod bpf;
+pub mod change;
 pub mod contender;
 pub mod frame;
+pub mod iptables;
 pub mod namespace;
 pub mod nftables;
 pub mod ours;
+pub mod plot;
 pub mod program;
 pub mod report;
 pub mod scene;

@@ -12,7 +12,7 @@ use nix::net::if_::if_nametoindex;
 use rpc::Deployment;
 use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
 
-use crate::packet::scene::{UPLINK, UPLINK_MAC, ip};
+use crate::packet::scene::{TAP_INDEX, UPLINK, UPLINK_INDEX, UPLINK_MAC, ip};
 use crate::packet::world::{self, CLIENT, Instance, Network, ROUTER, World};
 use crate::process;
 
@@ -44,8 +44,7 @@ impl Ours {
             let tap = &instance.device;
             ip(&format!("tuntap add name {tap} mode tap\nlink set dev {tap} up\n"))?;
         }
-        let deployment = Deployment::new(&own_name(), "/nonexistent", "/nonexistent")?;
-        let mut loaded = Loaded::open(&deployment)?;
+        let mut loaded = Loaded::open(&deployment()?)?;
         let tables = compile(
             &desired(world, way == Way::Early)?,
             &devices(world, way == Way::ToNamespace)?,
@@ -64,6 +63,61 @@ impl Ours {
     pub fn sweep(&mut self) -> anyhow::Result<()> {
         self.loaded.sweep()?;
         Ok(())
+    }
+}
+
+/// One that keeps nothing on disk.
+pub fn deployment() -> anyhow::Result<Deployment> {
+    Ok(Deployment::new(&own_name(), "/nonexistent", "/nonexistent")?)
+}
+
+/// Devices of which all but the measured instance's are not there.
+pub struct Imagined {
+    pub devices: Devices,
+    /// The name of the one with the greatest index: it is changed last.
+    pub last: String,
+}
+
+pub fn imagined(world: &World) -> anyhow::Result<Imagined> {
+    const FIRST: u32 = 100_000;
+    let mut devices = Devices { host_addresses: vec![ROUTER], seed: 1, ..Devices::default() };
+    let mut last = world.measured().device.clone();
+    for (nth, instance) in (0..).zip(&world.instances) {
+        let ifindex = if nth == 0 { TAP_INDEX } else { FIRST + nth };
+        let fact = DeviceFact { ifindex, mac: Mac(ebpf::GATEWAY_MAC), kind: DeviceKind::Other };
+        devices.by_name.insert(instance.device.clone(), fact);
+        last.clone_from(&instance.device);
+    }
+    let mac = Mac(UPLINK_MAC);
+    let fact = DeviceFact { ifindex: UPLINK_INDEX, mac, kind: DeviceKind::Veth };
+    devices.by_name.insert(UPLINK.to_owned(), fact);
+    Ok(Imagined { devices, last })
+}
+
+/// All have the first one's groups, whose last rule is for `port`.
+pub fn desired_sharing(world: &World, port: u16) -> anyhow::Result<Desired> {
+    let mut first = world.measured().clone();
+    first.rules.last_mut().context("a rule")?.port = port;
+    let groups = groups(0, &first)?;
+    let mut desired = Desired {
+        generation: 1,
+        uplink: Some(uplink(false)),
+        groups: groups.clone(),
+        ..Desired::default()
+    };
+    for (index, instance) in world.instances.iter().enumerate() {
+        desired.interfaces.push(interface(index, instance, &groups)?);
+    }
+    Ok(desired)
+}
+
+fn uplink(early_drop: bool) -> Uplink {
+    Uplink {
+        device: UPLINK.to_owned(),
+        gateway: CLIENT,
+        early_drop: Some(early_drop),
+        bogons: false,
+        source_packets: None,
     }
 }
 
@@ -101,13 +155,7 @@ fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
 fn desired(world: &World, early_drop: bool) -> anyhow::Result<Desired> {
     let mut desired = Desired {
         generation: 1,
-        uplink: Some(Uplink {
-            device: UPLINK.to_owned(),
-            gateway: CLIENT,
-            early_drop: Some(early_drop),
-            bogons: false,
-            source_packets: None,
-        }),
+        uplink: Some(uplink(early_drop)),
         elastic_ranges: vec!["203.0.113.0/24".parse()?],
         ..Desired::default()
     };

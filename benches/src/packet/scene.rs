@@ -153,7 +153,7 @@ pub fn nft(ruleset: &str) -> anyhow::Result<()> {
     feed(Command::new("nft").args(["-f", "-"]), ruleset)
 }
 
-fn feed(command: &mut Command, text: &str) -> anyhow::Result<()> {
+pub fn feed(command: &mut Command, text: &str) -> anyhow::Result<()> {
     let mut file = tempfile::tempfile()?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
     std::io::Seek::rewind(&mut file)?;

@@ -61,6 +61,25 @@ impl World {
         Self { instances: (0..count).map(|index| Instance::new(index, share(index))).collect() }
     }
 
+    /// So many instances, each with a thousand rules that all of them share.
+    pub fn sharing(count: usize) -> Self {
+        let mut instances: Vec<Instance> = (0..count)
+            .map(|index| {
+                let [_, _, high, low] = (index as u32 + 10).to_be_bytes();
+                Instance {
+                    address: Ipv4Addr::new(10, 0, high, low),
+                    elastic: Ipv4Addr::new(203, 0, 113 + high, low),
+                    mac: [0x02, 0x62, 0x65, 0x00, high, low],
+                    device: format!("tap{index}"),
+                    rules: Vec::new(),
+                }
+            })
+            .collect();
+        let rules = RULES_AN_INSTANCE_MAX;
+        instances[0].rules = (0..rules).map(|i| Rule::new(0, i, i + 1 == rules)).collect();
+        Self { instances }
+    }
+
     pub fn measured(&self) -> &Instance {
         &self.instances[0]
     }
@@ -74,21 +93,23 @@ impl Instance {
             elastic: Ipv4Addr::new(203, 0, 113, low),
             mac: [0x02, 0x62, 0x65, 0x00, 0x00, low],
             device: format!("tap{index}"),
-            rules: (0..rules).map(|rule| Rule::new(rule, rule + 1 == rules)).collect(),
+            rules: (0..rules).map(|rule| Rule::new(index, rule, rule + 1 == rules)).collect(),
         }
     }
 }
 
 impl Rule {
-    /// Rules of many networks and ports, as a grown group has them; only the
-    /// last one permits the measured flows, so that order is no help to anyone.
-    fn new(index: usize, last: bool) -> Self {
+    /// Rules of many networks and ports, as a grown group has them, other ones for each
+    /// instance; only the last one permits the measured flows, so that order is no help
+    /// to anyone.
+    fn new(instance: usize, index: usize, last: bool) -> Self {
         if last {
             return Self { peer: SOURCES, protocol: Protocol::Udp, port: PORT };
         }
         let [_, _, high, low] = (index as u32).to_be_bytes();
+        let (first, second) = (100 + (instance % 90) as u8, 64 + 4 * (instance / 90) as u8);
         Self {
-            peer: Network { address: Ipv4Addr::new(100, 64 + high, low, 0), prefix: 24 },
+            peer: Network { address: Ipv4Addr::new(first, second + high, low, 0), prefix: 24 },
             protocol: if index.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp },
             port: 1000 + (index % 4000) as u16,
         }
