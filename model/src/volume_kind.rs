@@ -1,9 +1,11 @@
 //! Kinds of volume by EBS's names: how large one may be, and how fast.
 //!
-//! The figures are those of the EBS user guide, "Amazon EBS volume types" (gp3,
-//! gp2, io1, io2, st1, sc1) and "previous generation volumes" (standard), and of
-//! its chapter "I/O characteristics": what one operation is (up to 256 KiB on
-//! solid-state kinds, 1 MiB on disks; sequential ones are merged up to that).
+//! What may be asked for is what EC2's API model says of `CreateVolume` (botocore
+//! 1.44.5, `ec2/2016-11-15/service-2.json`; gp3 as raised in September 2025). The
+//! rest is the EBS user guide's, "Amazon EBS volume types" (gp3, gp2, io1, io2, st1,
+//! sc1) and "previous generation volumes" (standard), and of its chapter "I/O
+//! characteristics": what one operation is (up to 256 KiB on solid-state kinds, 1 MiB
+//! on disks; sequential ones are merged up to that).
 
 use std::fmt;
 use std::str::FromStr;
@@ -81,9 +83,9 @@ const fn row(kind: VolumeKind) -> Row {
     match kind {
         VolumeKind::Gp3 => Row {
             name: "gp3",
-            gib: (1, 16_384),
-            iops: Some((3000, 16_000, 500)),
-            throughput: Some((125, 1000)),
+            gib: (1, 65_536),
+            iops: Some((3000, 80_000, 500)),
+            throughput: Some((125, 2000)),
         },
         VolumeKind::Gp2 => Row { name: "gp2", gib: (1, 16_384), iops: None, throughput: None },
         VolumeKind::Io1 => {
@@ -257,8 +259,8 @@ impl VolumeKind {
                 (Some(rate), steady_mib(if gib <= 170 { 128 } else { 250 }), Limits::UNIT)
             }
             Self::Io1 => {
-                let mib =
-                    iops.map(|n| (n / 4).clamp(1, 1000).min(if n <= 32_000 { 500 } else { 1000 }));
+                // 256 KiB for each operation up to 500 MiB/s; above 32 000 it is 16 KiB.
+                let mib = iops.map(|n| if n <= 32_000 { (n / 4).clamp(1, 500) } else { n / 64 });
                 (iops_of(iops), mib.and_then(steady_mib), Limits::UNIT)
             }
             // 0.256 MiB/s for each operation a second.
@@ -310,6 +312,11 @@ mod tests {
             of(VolumeKind::Io2, 300, Some(256_000)),
             (Some((256_000, 256_000)), Some((4000, 4000)))
         );
+        assert_eq!(of(VolumeKind::Io1, 100, Some(4000)), (Some((4000, 4000)), Some((500, 500))));
+        assert_eq!(
+            of(VolumeKind::Io1, 960, Some(48_000)),
+            (Some((48_000, 48_000)), Some((750, 750)))
+        );
         assert_eq!(of(VolumeKind::St1, 1024, None), (Some((500, 500)), Some((40, 250))));
         assert_eq!(of(VolumeKind::St1, 16_384, None), (Some((500, 500)), Some((500, 500))));
         assert_eq!(of(VolumeKind::Sc1, 1024, None), (Some((250, 250)), Some((12, 80))));
@@ -322,11 +329,12 @@ mod tests {
         use VolumeKind::{Gp2, Gp3, Io2, St1};
         for (kind, gib, iops, throughput, lawful) in [
             (Gp3, 0, None, None, false),
-            (Gp3, 16_384, None, None, true),
-            (Gp3, 16_385, None, None, false),
-            (Gp3, 32, Some(16_000), Some(1000), true),
-            (Gp3, 31, Some(16_000), None, false),
-            (Gp3, 32, Some(16_001), None, false),
+            (Gp3, 65_536, None, None, true),
+            (Gp3, 65_537, None, None, false),
+            (Gp3, 160, Some(80_000), Some(2000), true),
+            (Gp3, 160, Some(80_000), Some(2001), false),
+            (Gp3, 159, Some(80_000), None, false),
+            (Gp3, 161, Some(80_001), None, false),
             (Gp3, 1, Some(2999), None, false),
             (Gp3, 1, None, Some(751), false),
             (Gp3, 1, None, Some(750), true),
