@@ -14,7 +14,7 @@ use fixture::{Bench, Server, skip, text};
 const TEST: &str = "a_guest_works_on_while_its_server_is_killed";
 
 /// Patience with a guest on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const KILLS: usize = 5;
 

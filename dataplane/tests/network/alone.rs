@@ -8,8 +8,7 @@ use crate::traffic::{Flow, connects, echo_server};
 use crate::world::{World, has, now};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
-/// The world may still be asking for the address in vain, once a second.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 const SHORT: Duration = Duration::from_secs(1);
 
 fn file(world: &World, port: u16) -> String {

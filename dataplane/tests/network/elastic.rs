@@ -76,7 +76,7 @@ fn a_guest_reaches_the_internet_as_its_elastic_address_with_default_offloads() {
     })
     .join()
     .unwrap();
-    assert!(connects(&world, "g1", INTERNET, 7000, Duration::from_secs(5)));
+    assert!(connects(&world, "g1", INTERNET, 7000, Duration::from_secs(30)));
     assert_eq!(seen.join().unwrap(), ELASTIC);
     echo_server(&world, "net", 7001);
     // Superframes with partial checksums, both ways.

@@ -38,7 +38,7 @@ fn kill_minus_nine_and_restart_lose_no_packet_and_no_flow() {
     world.desired.groups = vec![group(1, vec![(tcp(23), anywhere())])];
     world.apply();
     echo_server(&world, "g1", 23);
-    assert!(connects(&world, "net", ELASTIC, 23, Duration::from_secs(2)));
+    assert!(connects(&world, "net", ELASTIC, 23, Duration::from_secs(30)));
     assert!(!connects(&world, "net", ELASTIC, 22, Duration::from_secs(1)));
 }
 
@@ -71,7 +71,7 @@ fn without_its_daemon_a_host_goes_on_deciding() {
     echo_server(&world, "g1", 22);
     echo_server(&world, "g1", 23);
     world.kill();
-    assert!(connects(&world, "net", ELASTIC, 22, Duration::from_secs(2)), "still allowed");
+    assert!(connects(&world, "net", ELASTIC, 22, Duration::from_secs(30)), "still allowed");
     assert!(!connects(&world, "net", ELASTIC, 23, Duration::from_secs(1)), "still refused");
 }
 
@@ -122,7 +122,7 @@ fn an_older_or_unreadable_state_is_refused_and_changes_nothing() {
     world.desired.uplink = uplink;
     assert_eq!(world.status().generation, 10);
     echo_server(&world, "g1", 22);
-    assert!(connects(&world, "net", ELASTIC, 22, Duration::from_secs(2)));
+    assert!(connects(&world, "net", ELASTIC, 22, Duration::from_secs(30)));
     world.apply();
 }
 

@@ -51,10 +51,21 @@ pub fn echo_server(world: &World, role: &str, port: u16) {
     });
 }
 
-/// Whether a TCP connection opens within `wait`.
+/// Whether a TCP connection opens within `wait`. Asked again and again, for the
+/// kernel gives up at once where it asked for the hardware address in vain before.
 pub fn connects(world: &World, role: &str, to: Ipv4Addr, port: u16, wait: Duration) -> bool {
     let address = SocketAddrV4::new(to, port).into();
-    inside(world, role, move || TcpStream::connect_timeout(&address, wait).is_ok()).join().unwrap()
+    let opens = move || {
+        let start = now();
+        while let Some(left) = wait.checked_sub(start.elapsed()).filter(|left| !left.is_zero()) {
+            if TcpStream::connect_timeout(&address, left).is_ok() {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    };
+    inside(world, role, opens).join().unwrap()
 }
 
 /// A TCP flow that says something every few milliseconds and wants it back.
