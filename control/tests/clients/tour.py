@@ -210,7 +210,7 @@ def volumes(first, second):
     shown = ec2.describe_volumes(Filters=[{"Name": "attachment.instance-id", "Values": [first]},
                                           {"Name": "attachment.device", "Values": ["/dev/sd?"]}])["Volumes"]
     assert [v["VolumeId"] for v in shown] == [volume]
-    refused("InvalidParameterValue", ec2.modify_volume, VolumeId=volume, Iops=16001)
+    refused("InvalidParameterValue", ec2.modify_volume, VolumeId=volume, Iops=80001)
     refused("InvalidParameterCombination", ec2.modify_volume, VolumeId=volume, VolumeType="gp2", Iops=3000)
     refused("InvalidVolume.NotFound", ec2.modify_volume, VolumeId="vol-00000000000000001", Size=2)
     change = ec2.modify_volume(VolumeId=volume, Size=12, Iops=6000)["VolumeModification"]
