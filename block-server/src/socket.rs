@@ -1,10 +1,12 @@
-//! Unix sockets for NBD.
+//! Sockets that listen.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 #[derive(Debug, thiserror::Error)]
 #[error("socket {}: {deed}: {cause}", path.display())]
@@ -57,4 +59,27 @@ pub fn inherited() -> Vec<OwnedFd> {
         // taken once, at start, before anything else could have used the numbers.
         .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) })
         .collect()
+}
+
+/// The kernel takes a killed server's ring down after its process, and with it the
+/// sockets that it listened at: so long a successor waits for the address.
+const FREED_WITHIN: Duration = Duration::from_secs(5);
+
+/// A TCP socket that listens.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a socket's address is the system's, and is waited for"
+)]
+pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let start = Instant::now();
+    loop {
+        match TcpListener::bind(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && start.elapsed() < FREED_WITHIN =>
+            {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            bound => return bound,
+        }
+    }
 }

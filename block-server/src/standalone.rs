@@ -1,7 +1,7 @@
 //! `block-server serve`: plain NBD for anyone, without catalogue or control.
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -226,7 +226,7 @@ fn sockets_of(
     let bound = match place {
         Place::Unix(path, user) | Place::VhostUser(path, user) => socket::listen(path, *user)?,
         Place::Tcp(address) => {
-            TcpListener::bind(address).with_context(|| format!("cannot bind {address}"))?.into()
+            socket::bind(*address).with_context(|| format!("cannot bind {address}"))?.into()
         }
         Place::Activated => return passed_on(activated, old),
     };

@@ -46,6 +46,19 @@ impl<'a> Certificates<'a> {
 
     /// A folder `name` with a certificate of authority `by`.
     fn sign(&self, by: &str, name: &str, subject: &str, san: &str, usage: &str) -> PathBuf {
+        self.sign_for(by, name, subject, san, usage, 2)
+    }
+
+    /// The same, for so many days; it is over where they are negative.
+    fn sign_for(
+        &self,
+        by: &str,
+        name: &str,
+        subject: &str,
+        san: &str,
+        usage: &str,
+        days: i32,
+    ) -> PathBuf {
         let folder = self.bench.path(name);
         std::fs::create_dir(&folder).unwrap();
         let kind = if usage == "serverAuth" { "server" } else { "client" };
@@ -59,7 +72,7 @@ impl<'a> Certificates<'a> {
              -keyout {name}/{kind}-key.pem -out {name}/csr"
         ));
         self.openssl(&format!(
-            "x509 -req -in {name}/csr -CA {by}/ca-cert.pem -CAkey {by}/ca-key.pem -days 2 \
+            "x509 -req -in {name}/csr -CA {by}/ca-cert.pem -CAkey {by}/ca-key.pem -days {days} \
              -set_serial 7 -extfile {name}/ext -out {name}/{kind}-cert.pem"
         ));
         std::fs::copy(self.bench.path("ca/ca-cert.pem"), folder.join("ca-cert.pem")).unwrap();
@@ -194,6 +207,54 @@ fn who_has_no_lawful_certificate_stays_out() {
     let unix = |export| format!("nbd+unix:///{export}?socket={}", bench.socket().display());
     assert!(run(TEST, "nbdinfo", &[&unix("all")]).unwrap().status.success());
     assert!(!run(TEST, "nbdinfo", &[&unix("bound")]).unwrap().status.success());
+}
+
+/// libnbd and QEMU send no certificate that the server's authority did not sign;
+/// this client sends whatever it has.
+#[test]
+fn a_certificate_that_is_foreign_over_or_missing_is_refused() {
+    const TEST: &str = "a_certificate_that_is_foreign_over_or_missing_is_refused";
+    let bench = Bench::new(1);
+    let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+    certificates.authority("forger");
+    let san = "DNS:host-a";
+    let lawful = certificates.client("ca", "lawful", san);
+    let foreign = certificates.client("forger", "foreign", san);
+    // Signed by one who is no authority.
+    let friend = certificates.client("ca", "friend", san);
+    std::fs::copy(friend.join("client-cert.pem"), friend.join("ca-cert.pem")).unwrap();
+    std::fs::copy(friend.join("client-key.pem"), friend.join("ca-key.pem")).unwrap();
+    let by_friend = certificates.client("friend", "by-friend", san);
+    let chain = |name: &str| std::fs::read(bench.path(name).join("client-cert.pem")).unwrap();
+    let both = [chain("by-friend"), chain("friend")].concat();
+    std::fs::write(by_friend.join("client-cert.pem"), both).unwrap();
+    let over = certificates.sign_for("ca", "over", "/CN=over", san, "clientAuth", -1);
+    let port = free_port();
+    for engine in engines() {
+        let _server = serve(&bench, engine, port);
+        let says = |folder: &Path, newest: &str| {
+            let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls_client.py");
+            let authority = bench.path("ca/ca-cert.pem");
+            let (own, key) = (folder.join("client-cert.pem"), folder.join("client-key.pem"));
+            let own = if own.exists() { text(&own) } else { "none" };
+            let arguments = [script, &port.to_string(), text(&authority), own, text(&key), newest];
+            succeed(TEST, "python3", &arguments)
+        };
+        let Some(told) = says(&lawful, "1.3") else { return };
+        assert_eq!(told, "entered TLSv1.3\n");
+        for (folder, newest, why) in [
+            (&foreign, "1.3", "unknown ca"),
+            (&by_friend, "1.3", ""),
+            (&over, "1.3", "expired"),
+            (&bench.path("ca"), "1.3", "certificate required"),
+            (&lawful, "1.2", "protocol version"),
+        ] {
+            let told = says(folder, newest).unwrap();
+            assert!(told.starts_with("refused"), "{} {newest}: {told}", folder.display());
+            assert!(told.contains(why), "{} {newest}: {told}", folder.display());
+        }
+        assert_eq!(says(&lawful, "1.3").unwrap(), "entered TLSv1.3\n");
+    }
 }
 
 fn connect(port: u16) -> TcpStream {
