@@ -34,8 +34,9 @@ fn prepared(test: &str) -> bool {
         skipped(test, "not root: network namespaces and eBPF need it");
         return false;
     }
-    for program in ["ip", "nft"] {
-        if benches::machine::version(program, "-V").is_none() {
+    for program in ["ip", "nft", "ethtool"] {
+        let flag = if program == "ethtool" { "--version" } else { "-V" };
+        if benches::machine::version(program, flag).is_none() {
             skipped(test, &format!("{program} is not installed"));
             return false;
         }
@@ -76,6 +77,7 @@ fn hostplane_delivers_every_frame_with_and_without_its_early_program() {
         delivers(Contender::OursOnTcx(RULES));
         delivers(Contender::Ours(RULES));
         delivers(Contender::OursToNamespace(RULES));
+        delivers(Contender::OursFast(RULES));
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rpc::dataplane::{FlowLog, FlowLogFormat, Uplink};
+use rpc::dataplane::{FastPath, FlowLog, FlowLogFormat, Uplink};
 
 use crate::record::OWNER_ID;
 
@@ -36,6 +36,9 @@ pub struct Packets {
     /// Packets a second that may open a flow, of one source.
     #[arg(long, requires = "uplink", value_parser = clap::value_parser!(u64).range(1..))]
     pub source_packets: Option<u64>,
+    /// The uplink hands over complete checksums: XDP delivers what is established.
+    #[arg(long, requires = "uplink")]
+    pub fast_path: bool,
 }
 
 impl Packets {
@@ -55,6 +58,7 @@ impl Packets {
 
     pub fn uplink(&self, device: String, gateway: std::net::Ipv4Addr) -> Uplink {
         let Self { early_drop, bogons, source_packets, .. } = *self;
-        Uplink { device, gateway, early_drop, bogons, source_packets }
+        let fast_path = if self.fast_path { FastPath::Declared } else { FastPath::Off };
+        Uplink { device, gateway, early_drop, bogons, source_packets, fast_path }
     }
 }

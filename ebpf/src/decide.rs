@@ -12,7 +12,8 @@
 
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
-    Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, SOURCE_CHECK, TO_NAMESPACE,
+    Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, SOURCE_CHECK, TAKES_FRAMES,
+    TO_NAMESPACE,
 };
 use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -533,7 +534,10 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
             Err(Reason::Malformed) => return Err(Reason::Malformed),
             Err(_) => {}
             // From here on it is this interface's, and `work.packet` is worth looking at.
-            Ok(()) => work.verdict.slots[0] = elastic.interface.slot,
+            Ok(()) => {
+                work.verdict.slots[0] = elastic.interface.slot;
+                work.verdict.fast = elastic.interface.flags & TAKES_FRAMES != 0;
+            }
         }
         return Ok(());
     }

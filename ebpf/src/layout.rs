@@ -106,6 +106,9 @@ pub const METADATA: u16 = 2;
 pub const TO_NAMESPACE: u16 = 4;
 /// [`Interface::flags`]: `RATES` has limits for it.
 pub const LIMITED: u16 = 0x100;
+/// [`Interface::flags`]: its device takes frames from XDP, and whoever is behind it
+/// reckons their checksums.
+pub const TAKES_FRAMES: u16 = 0x200;
 
 /// `LOCALS`: whose is this private address?
 #[repr(C)]
@@ -231,7 +234,8 @@ pub struct Config {
     /// 0: `RANGES` is empty; else who looks there: [`RANGES_EARLY`] or [`RANGES_LATE`].
     pub ranges: u32,
     pub uplink_mac: [u8; 6],
-    pub zero: u16,
+    /// Not zero: the XDP program on the uplink delivers what it can.
+    pub fast: u16,
     /// Not zero: the early program limits each source by slot 0's rates.
     pub sources: u32,
     /// Spreads keys over the half-open table: a number that no stranger knows.

@@ -50,6 +50,9 @@ reasons! {
     /// Not for us: left to the host's own stack.
     NotOurs = 8, accept, "not-ours";
 
+    /// A packet of a known flow, delivered before the kernel made anything of it.
+    EstablishedEarly = 15, accept, "established-early";
+
     /// The device belongs to no interface of ours.
     NoInterface = 16, drop, "no-interface";
     /// A header is cut short or contradicts itself.

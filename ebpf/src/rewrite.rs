@@ -55,6 +55,16 @@ impl Rewrite {
     }
 }
 
+/// Whether `checksum` may be a transport's that its sender left to the hardware: then only
+/// the pseudo-header's sum stands there, not inverted. One in 65 535 complete ones
+/// looks the same. `sum` is [`sum32`] of both addresses, the protocol and the length.
+#[inline(always)]
+pub const fn may_be_partial(checksum: u16, sum: u32) -> bool {
+    let folded = fold(sum) as u16;
+    // Zero and all ones are the same number.
+    folded == checksum || (folded == 0 || folded == 0xffff) && (checksum == 0 || checksum == 0xffff)
+}
+
 /// The two halves of a word, added.
 #[inline(always)]
 pub const fn sum32(word: u32) -> u32 {
@@ -83,6 +93,20 @@ mod tests {
 
     fn checksum(words: &[u16]) -> u16 {
         !(words.iter().fold(0, |sum, w| fold(sum + u32::from(*w))) as u16)
+    }
+
+    #[test]
+    fn a_checksum_left_to_the_hardware_is_known() {
+        let (source, destination, protocol, len) = (0xc633_6401, 0xcb00_7109, 6_u32, 20_u32);
+        let sum = sum32(source) + sum32(destination) + protocol + len;
+        let words = [0xc633, 0x6401, 0xcb00, 0x7109, 6, 20];
+        let pseudo = !checksum(&words);
+        assert!(may_be_partial(pseudo, sum));
+        let same = (0..=u16::MAX).filter(|c| may_be_partial(*c, sum)).count();
+        assert_eq!(same, 1);
+        assert!(may_be_partial(0, 0xffff) && may_be_partial(0xffff, 0));
+        // Complete: the same words and some data.
+        assert!(!may_be_partial(checksum(&[&words[..], &[0x1234]].concat()), sum));
     }
 
     #[test]

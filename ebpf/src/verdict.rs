@@ -84,6 +84,8 @@ pub struct Verdict {
     pub pays: u8,
     /// Which of the slots are counted: bit 0 the first, bit 1 the second.
     pub counted: u8,
+    /// Set by the early program alone: whether the receiver takes frames from it.
+    pub fast: bool,
     pub ifindex: u32,
     pub next_hop: u32,
     pub rewrite: Rewrite,

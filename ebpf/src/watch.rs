@@ -44,6 +44,12 @@ pub fn wanted(verdict: &Verdict) -> bool {
     what & TALLY != 0 || verdict.reason == Reason::NewFlow || what != 0 && !verdict.reason.accepts()
 }
 
+/// Whether packets and bytes of flows are counted.
+#[inline(always)]
+pub fn tallied() -> bool {
+    WANTED.get(0).is_some_and(|w| w.what & TALLY != 0)
+}
+
 /// Tells of the packet in this CPU's work space. A global function, walked by the
 /// verifier once.
 #[unsafe(no_mangle)]

@@ -13,8 +13,9 @@ use crate::failure::Outcome;
 use crate::output::{self, Format};
 
 /// What is no drop, of the names that the dataplane counts under.
-const PASSED: [&str; 8] = [
+const PASSED: [&str; 9] = [
     "established",
+    "established-early",
     "new-flow",
     "related",
     "arp-answered",

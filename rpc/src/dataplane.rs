@@ -94,6 +94,19 @@ pub struct Uplink {
     /// together. Looked at by the early drop alone.
     #[serde(default)]
     pub source_packets: Option<u64>,
+    /// Whether packets of established flows are delivered by XDP.
+    #[serde(default)]
+    pub fast_path: FastPath,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FastPath {
+    #[default]
+    Off,
+    /// The device hands over frames with complete checksums and without taking VLAN
+    /// tags off them. A frame whose checksum was left to the hardware goes by tc.
+    Declared,
 }
 
 /// What an interface may send and receive. `None`: as much as it can.
@@ -136,6 +149,10 @@ pub struct Interface {
     pub source_check: bool,
     #[serde(default)]
     pub rates: Rates,
+    /// Whether its device takes frames from XDP. `None`: a tap of ours does; a veth only
+    /// where its far end has GRO or a program of XDP.
+    #[serde(default)]
+    pub takes_frames: Option<bool>,
     pub dhcp: Dhcp,
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders

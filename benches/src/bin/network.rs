@@ -64,6 +64,7 @@ impl Arguments {
         contenders.extend(many().map(Contender::OursOnTcx));
         contenders.extend(counts().map(Contender::OursToNamespace));
         contenders.extend(counts().map(Contender::Ours));
+        contenders.extend(counts().map(Contender::OursFast));
         contenders.retain(|contender| contender.to_string().contains(&self.only));
         Plan { flows: self.flows.clone(), contenders, rounds: rounds as usize, frames }
     }

@@ -32,6 +32,8 @@ pub enum Contender {
     /// The same, and packets put into the instance's namespace at once, as they are
     /// where an instance is a namespace and not a guest.
     OursToNamespace(usize),
+    /// Delivered by XDP on the uplink, to a far end that takes frames (GRO is on there).
+    OursFast(usize),
 }
 
 /// New flows of one measurement, at most: the kernel's table of connections
@@ -72,7 +74,8 @@ impl Contender {
             | Self::Iptables(rules)
             | Self::Ours(rules)
             | Self::OursOnTcx(rules)
-            | Self::OursToNamespace(rules) => rules,
+            | Self::OursToNamespace(rules)
+            | Self::OursFast(rules) => rules,
         }
     }
 }
@@ -97,14 +100,21 @@ impl Stage {
                 scene.router.within(|| nft(&nftables::ruleset(&world, shape)))?;
             }
             Contender::Iptables(_) => scene.router.within(|| iptables::apply(&world))?,
-            Contender::Ours(_) | Contender::OursOnTcx(_) | Contender::OursToNamespace(_) => {
+            Contender::Ours(_)
+            | Contender::OursOnTcx(_)
+            | Contender::OursToNamespace(_)
+            | Contender::OursFast(_) => {
                 let way = match contender {
                     Contender::OursToNamespace(_) => Way::ToNamespace,
                     Contender::Ours(_) => Way::Early,
+                    Contender::OursFast(_) => Way::Fast,
                     _ => Way::Tc,
                 };
                 ours = Some(scene.router.within(|| Ours::build(&world, way))?);
-                if let Contender::Ours(_) = contender {
+                if let Contender::OursFast(_) = contender {
+                    scene.take_frames()?;
+                }
+                if let Contender::Ours(_) | Contender::OursFast(_) = contender {
                     early = Some(scene.router.within(ours::early_program)?);
                 }
             }
@@ -242,6 +252,7 @@ impl fmt::Display for Contender {
             Self::Ours(rules) => write!(f, "hostplane, XDP early drop too, {rules} rules"),
             Self::OursToNamespace(rules) => write!(f, "hostplane, to a namespace, {rules} rules"),
             Self::OursOnTcx(rules) => write!(f, "hostplane, {rules} rules"),
+            Self::OursFast(rules) => write!(f, "hostplane, XDP fast path, {rules} rules"),
         }
     }
 }

@@ -10,7 +10,7 @@ use ipnet::{IpNet, Ipv4Net};
 use model::{GroupId, InterfaceId, Mac, Peer, PortRange, RuleId, SecurityGroup, VpcId};
 use nix::net::if_::if_nametoindex;
 use rpc::Deployment;
-use rpc::dataplane::{Desired, Device, Dhcp, Interface, Uplink};
+use rpc::dataplane::{Desired, Device, Dhcp, FastPath, Interface, Uplink};
 
 use crate::packet::scene::{TAP_INDEX, UPLINK, UPLINK_INDEX, UPLINK_MAC, ip};
 use crate::packet::world::{self, CLIENT, Instance, Network, ROUTER, World};
@@ -28,6 +28,8 @@ pub enum Way {
     ToNamespace,
     /// By XDP first, then as `Tc`.
     Early,
+    /// By XDP, delivered there.
+    Fast,
 }
 
 #[derive(Debug)]
@@ -46,7 +48,7 @@ impl Ours {
         }
         let mut loaded = Loaded::open(&deployment()?)?;
         let tables = compile(
-            &desired(world, way == Way::Early)?,
+            &desired(world, way)?,
             &devices(world, way == Way::ToNamespace)?,
             loaded.tables(),
         )?;
@@ -101,7 +103,7 @@ pub fn desired_sharing(world: &World, port: u16) -> anyhow::Result<Desired> {
     let groups = groups(0, &first)?;
     let mut desired = Desired {
         generation: 1,
-        uplink: Some(uplink(false)),
+        uplink: Some(uplink(Way::Tc)),
         groups: groups.clone(),
         ..Desired::default()
     };
@@ -111,13 +113,14 @@ pub fn desired_sharing(world: &World, port: u16) -> anyhow::Result<Desired> {
     Ok(desired)
 }
 
-fn uplink(early_drop: bool) -> Uplink {
+fn uplink(way: Way) -> Uplink {
     Uplink {
         device: UPLINK.to_owned(),
         gateway: CLIENT,
-        early_drop: Some(early_drop),
+        early_drop: Some(matches!(way, Way::Early | Way::Fast)),
         bogons: false,
         source_packets: None,
+        fast_path: if way == Way::Fast { FastPath::Declared } else { FastPath::Off },
     }
 }
 
@@ -152,10 +155,10 @@ fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
     Ok(devices)
 }
 
-fn desired(world: &World, early_drop: bool) -> anyhow::Result<Desired> {
+fn desired(world: &World, way: Way) -> anyhow::Result<Desired> {
     let mut desired = Desired {
         generation: 1,
-        uplink: Some(uplink(early_drop)),
+        uplink: Some(uplink(way)),
         elastic_ranges: vec!["203.0.113.0/24".parse()?],
         ..Desired::default()
     };
@@ -183,6 +186,7 @@ fn interface(
         groups: groups.iter().map(|group| group.id).collect(),
         source_check: true,
         rates: Default::default(),
+        takes_frames: Some(index == 0),
         dhcp: Dhcp {
             hostname: format!("i{index}"),
             domain: "internal".to_owned(),
@@ -237,7 +241,7 @@ mod tests {
     #[test]
     fn the_groups_permit_what_the_world_permits_and_nothing_else() {
         let world = World::with_rules(1500);
-        let desired = desired(&world, true).unwrap();
+        let desired = desired(&world, Way::Early).unwrap();
         let groups = |interface: &Interface| {
             let own = interface.groups.clone();
             desired.groups.iter().filter(move |g| own.contains(&g.id))

@@ -87,6 +87,13 @@ impl Scene {
         )
     }
 
+    /// Lets the instance's end take frames from XDP: it does where GRO is on.
+    pub fn take_frames(&self) -> anyhow::Result<()> {
+        let mut ethtool = Command::new("ethtool");
+        ethtool.args(["-K", "eth0", "gro", "on"]);
+        self.instance.within(|| process::output(&mut ethtool)).map(drop)
+    }
+
     /// UDP packets that came to an end so far.
     pub fn delivered(&self, end: End) -> anyhow::Result<u64> {
         let namespace = match end {

@@ -113,6 +113,7 @@ fn interface(
         source_check: interface.source_check,
         rates: model::instance_type::find(&instance.instance_type)
             .map_or_else(Default::default, rates),
+        takes_frames: None,
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use model::{Direction, SecurityGroup};
-use rpc::dataplane::{Allowance, Desired, Interface};
+use rpc::dataplane::{Allowance, Desired, FastPath, Interface};
 use serde::Serialize;
 
 use super::{rate, rule};
@@ -110,6 +110,9 @@ fn told_uplink(desired: &Desired) -> Option<String> {
     let mut told = format!("{} by {}", uplink.device, uplink.gateway);
     if let Some(early) = uplink.early_drop {
         told += if early { ", early drop on" } else { ", early drop off" };
+    }
+    if uplink.fast_path == FastPath::Declared {
+        told += ", fast path";
     }
     if uplink.bogons {
         told += ", no bogons";

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net};
 use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
-use rpc::dataplane::{Desired, Device, Dhcp, FlowLog, FlowLogFormat, Interface, Uplink};
+use rpc::dataplane::{Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, Interface, Uplink};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
@@ -78,6 +78,8 @@ struct UplinkEntry {
     #[serde(default)]
     bogons: bool,
     source_packets: Option<u64>,
+    #[serde(default)]
+    fast_path: FastPath,
 }
 
 #[derive(Deserialize)]
@@ -116,6 +118,7 @@ struct InterfaceEntry {
     source_check: Option<bool>,
     #[serde(default)]
     rates: rate::Entry,
+    takes_frames: Option<bool>,
     hostname: Option<String>,
     domain: Option<String>,
     #[serde(default)]
@@ -207,6 +210,7 @@ impl Reader<'_> {
             early_drop: entry.early_drop,
             bogons: entry.bogons,
             source_packets: entry.source_packets,
+            fast_path: entry.fast_path,
         }))
     }
 
@@ -287,6 +291,7 @@ impl Reader<'_> {
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
             rates: rate::rates(text, &entry.rates)?,
+            takes_frames: entry.takes_frames,
             dhcp: Dhcp {
                 hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
                 domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),

@@ -156,7 +156,7 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let plain = read(WHOLE).unwrap();
     let text = WHOLE.replace(
         "ranges = [",
-        "early-drop = true\nbogons = true\nsource-packets = 5000\nranges = [",
+        "early-drop = true\nbogons = true\nfast-path = \"declared\"\nsource-packets = 5000\nranges = [",
     );
     let text = format!(
         "{text}rates.outgoing = {{ baseline = \"100M\", peak = \"1G\", credit = \"270G\" }}\n\
@@ -167,6 +167,7 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let uplink = plan.desired.uplink.clone().unwrap();
     assert_eq!((uplink.early_drop, uplink.bogons), (Some(true), true));
     assert_eq!(uplink.source_packets, Some(5000));
+    assert_eq!(uplink.fast_path, rpc::dataplane::FastPath::Declared);
     let rates = plan.desired.interfaces[1].rates;
     let outgoing = rates.outgoing.unwrap();
     assert_eq!(

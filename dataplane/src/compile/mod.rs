@@ -17,12 +17,13 @@ use std::sync::Arc;
 
 use ebpf::layout::{
     self, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
-    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TO_NAMESPACE,
+    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES,
+    TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
 use model::{Direction, GroupId, InterfaceId, Mac, RuleId, SecurityGroup};
-use rpc::dataplane::{self, Desired};
+use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
 
 use place::Places;
@@ -130,6 +131,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     if let Some(uplink) = uplink {
         tables.config.uplink = uplink.ifindex;
         tables.config.uplink_mac = uplink.mac.octets();
+        tables.config.fast = uplink.fast.into();
         if !uplink.early_drop && tables.config.ranges != 0 {
             tables.config.ranges = RANGES_LATE;
         }
@@ -208,6 +210,7 @@ struct Uplink {
     mac: Mac,
     gateway: Ipv4Addr,
     early_drop: bool,
+    fast: bool,
 }
 
 fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error> {
@@ -217,12 +220,14 @@ fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error>
         device: uplink.device.clone(),
     })?;
     let device = uplink.device.clone();
+    let fast = uplink.fast_path == FastPath::Declared;
     Ok(Some(Uplink {
         device,
         ifindex: fact.ifindex,
         mac: fact.mac,
         gateway: uplink.gateway,
-        early_drop: uplink.early_drop.unwrap_or(fact.kind == DeviceKind::Other),
+        early_drop: fast || uplink.early_drop.unwrap_or(fact.kind == DeviceKind::Other),
+        fast,
     }))
 }
 
@@ -337,6 +342,8 @@ impl Compiler<'_> {
             DeviceKind::VethToNamespace => TO_NAMESPACE,
             _ => 0,
         };
+        let tap = matches!(i.device, dataplane::Device::Tap { .. });
+        let takes_frames = if i.takes_frames.unwrap_or(tap) { TAKES_FRAMES } else { 0 };
         let set = i.groups.iter().copied().collect();
         Ok(Interface {
             id,
@@ -359,7 +366,7 @@ impl Compiler<'_> {
             udp_stream_idle_s: UDP_STREAM_IDLE_S,
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
-            flags: source_check | metadata | to_namespace,
+            flags: source_check | metadata | to_namespace | takes_frames,
         })
     }
 

@@ -146,6 +146,7 @@ mod tests {
             early_drop: None,
             bogons: true,
             source_packets: None,
+            fast_path: Default::default(),
         });
         let nets: Vec<Ipv4Net> = bogons(&desired, &devices).collect();
         let has = |text: &str| nets.contains(&text.parse().unwrap());

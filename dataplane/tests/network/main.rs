@@ -7,6 +7,7 @@ mod address;
 mod alone;
 mod confined;
 mod elastic;
+mod fast;
 mod moved;
 mod observe;
 mod rates;

@@ -122,6 +122,7 @@ impl World {
             early_drop: None,
             bogons: false,
             source_packets: None,
+            fast_path: Default::default(),
         });
         self.desired.elastic_ranges = vec!["198.51.100.128/25".parse().unwrap()];
     }
@@ -165,6 +166,7 @@ impl World {
             groups: Vec::new(),
             source_check: true,
             rates: Rates::default(),
+            takes_frames: None,
             dhcp: Dhcp {
                 hostname: format!("host-{n}"),
                 domain: "region-1.internal".into(),

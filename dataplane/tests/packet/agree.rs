@@ -176,8 +176,15 @@ fn the_loaded_programs_decide_as_the_host_does() {
     }
     eprintln!("{} packets, 0 disagreements: {:#?}", tally.packets, tally.reasons);
     // Every reason that can come about here did.
-    let elsewhere =
-        [Reason::Undecided, Reason::NoInterface, Reason::Vlan, Reason::FlowQuota, Reason::Unmarked];
+    let elsewhere = [
+        Reason::Undecided,
+        Reason::NoInterface,
+        Reason::Vlan,
+        Reason::FlowQuota,
+        Reason::Unmarked,
+        Reason::EstablishedEarly,
+    ];
+    // `rates` and `fast` in these tests see to these.
     let rates = Reason::BandwidthIn..=Reason::SourceRate;
     for reason in Reason::ALL.iter().filter(|r| !elsewhere.contains(r) && !rates.contains(r)) {
         assert!(tally.reasons.contains_key(reason.name()), "never seen: {}", reason.name());

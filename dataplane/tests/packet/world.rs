@@ -89,6 +89,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
             early_drop: random.pick(&[None, Some(true), Some(false)]),
             bogons: random.chance(10),
             source_packets: None,
+            fast_path: Default::default(),
         }),
         interfaces,
         groups,
@@ -127,6 +128,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         groups,
         source_check: random.chance(85),
         rates: Rates::default(),
+        takes_frames: None,
         dhcp: Dhcp {
             hostname: "guest".to_owned(),
             domain: "internal".to_owned(),

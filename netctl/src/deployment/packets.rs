@@ -31,6 +31,10 @@ pub struct Packets {
     /// Packets a second that may open a flow, of one source; needs the early drop
     #[arg(long, value_name = "PACKETS", value_parser = clap::value_parser!(u64).range(1..))]
     pub source_packets: Option<u64>,
+
+    /// The uplink hands over complete checksums: let XDP deliver packets of established flows
+    #[arg(long)]
+    pub fast_path: bool,
 }
 
 impl Packets {
@@ -58,6 +62,9 @@ impl Packets {
         if self.bogons {
             all.push("--bogons".to_owned());
         }
+        if self.fast_path {
+            all.push("--fast-path".to_owned());
+        }
         Ok(all)
     }
 }
@@ -83,7 +90,7 @@ mod tests {
         assert_eq!(of(&[]).unwrap(), Vec::<String>::new());
         let words = ["--flow-log", "/l", "--flow-log-interval", "60", "--source-packets", "9"];
         assert_eq!(of(&words).unwrap(), words);
-        assert_eq!(of(&["--bogons", "--early-drop", "true"]).unwrap().len(), 3);
+        assert_eq!(of(&["--bogons", "--fast-path", "--early-drop", "true"]).unwrap().len(), 4);
         assert!(of(&["--flow-log", "l"]).is_err());
     }
 }
