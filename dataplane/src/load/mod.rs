@@ -287,6 +287,12 @@ impl Loaded {
         watch::ring(&mut self.bpf)
     }
 
+    /// Runs the uplink's early program on `frame`: its answer (1 drop, 2 pass, 4 redirect)
+    /// and the frame after it.
+    pub fn run_early_frame(&self, frame: &[u8]) -> Result<(u32, Vec<u8>), Error> {
+        why::run_early_frame(&self.bpf, frame)
+    }
+
     /// Runs the uplink's early program on `frame`: whether it passes.
     pub fn run_early(&self, frame: &[u8]) -> Result<bool, Error> {
         why::run_early(&self.bpf, frame)

@@ -75,15 +75,22 @@ pub fn classifier<'a>(bpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier, 
 }
 
 pub fn run_early(bpf: &Ebpf, frame: &[u8]) -> Result<bool, Error> {
+    Ok(run_early_frame(bpf, frame)?.0 == XDP_PASS)
+}
+
+/// The same: what the program answers, and the frame as it left it.
+pub fn run_early_frame(bpf: &Ebpf, frame: &[u8]) -> Result<(u32, Vec<u8>), Error> {
     let program: &Xdp = bpf
         .program(UPLINK_EARLY)
         .ok_or_else(|| missing(UPLINK_EARLY))?
         .try_into()
         .map_err(|e: ProgramError| Error::new("find", UPLINK_EARLY, e))?;
+    let mut out = vec![0; frame.len()];
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
+    options.data_out = Some(&mut out);
     let result = program.test_run(options).map_err(|e| Error::new("run", UPLINK_EARLY, e))?;
-    Ok(result.return_value == XDP_PASS)
+    Ok((result.return_value, out))
 }
 
 /// An egress question is asked where the guest's packets come in; an ingress one

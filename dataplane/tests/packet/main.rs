@@ -3,6 +3,7 @@
 
 mod agree;
 mod exchange;
+mod fast;
 mod flows;
 mod frames;
 mod hostile;

@@ -27,12 +27,12 @@ const FRAMES: u64 = BYTES_MIN / LEN;
 /// What may pass besides, were the test to take minutes.
 const SLACK: u64 = 60;
 
-fn index(name: &str) -> u32 {
+pub fn index(name: &str) -> u32 {
     if_nametoindex(name).unwrap()
 }
 
 /// Guests 0 and 1 in one network, both with elastic addresses, everything permitted.
-fn open_world() -> Desired {
+pub fn open_world() -> Desired {
     let mut random = Random::seeded("rates", 5);
     let both = [guest(0), guest(1)];
     let mut found = loop {
@@ -59,14 +59,14 @@ fn open_world() -> Desired {
     found
 }
 
-struct World {
-    desired: Desired,
-    loaded: Loaded,
+pub struct World {
+    pub desired: Desired,
+    pub loaded: Loaded,
     _bench: Bench,
 }
 
 impl World {
-    fn new(test: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         static WORLDS: AtomicU8 = AtomicU8::new(0);
         let nth = char::from(b'a' + WORLDS.fetch_add(1, Ordering::Relaxed));
         let bench = Bench::new(test, &format!("r{:x}{nth}", std::process::id() & 0xf_ffff))?;
@@ -76,7 +76,7 @@ impl World {
         Some(world)
     }
 
-    fn apply(&mut self) {
+    pub fn apply(&mut self) {
         let devices = devices(index);
         let tables = compile(&self.desired, &devices, self.loaded.tables()).unwrap();
         self.loaded.update(tables).unwrap();
@@ -89,7 +89,7 @@ impl World {
         self.apply();
     }
 
-    fn run(&self, device: &str, frame: &[u8]) -> Reason {
+    pub fn run(&self, device: &str, frame: &[u8]) -> Reason {
         self.loaded.run(index(device), frame, TRACE_MARK).unwrap().reason.unwrap()
     }
 
