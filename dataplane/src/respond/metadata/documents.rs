@@ -83,7 +83,6 @@ impl Documents {
     /// The body for an absolute path such as `/latest/meta-data/`, or `None`
     /// where nothing has that name.
     pub fn find(&self, path: &str) -> Option<Vec<u8>> {
-        let folder_asked = path.ends_with('/');
         let segments: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
         let Some((version, rest)) = segments.split_first() else {
             return Some(VERSIONS.join("\n").into_bytes());
@@ -95,7 +94,8 @@ impl Documents {
         if let Some(listing) = self.list(&name) {
             return Some(listing.into_bytes());
         }
-        if folder_asked { None } else { self.0.get(&name).cloned() }
+        // As EC2 does, whether or not a slash ends the path: botocore asks so for the zone.
+        self.0.get(&name).cloned()
     }
 
     /// One name a line; folders end in `/`, except at the top, as EC2 has it.
@@ -169,6 +169,7 @@ mod tests {
     fn documents_are_served_as_given_and_binary_as_bytes() {
         assert_eq!(text("/latest/meta-data/instance-id").unwrap(), "i-1");
         assert_eq!(text("/2009-04-04/meta-data/placement/region").unwrap(), "region-1");
+        assert_eq!(text("/latest/meta-data/instance-id/").unwrap(), "i-1");
         assert_eq!(documents().find("/latest/user-data").unwrap(), [0xff, 0, 1]);
     }
 
@@ -177,7 +178,6 @@ mod tests {
         for path in [
             "/2099-01-01/meta-data/instance-id",
             "/latest/meta-data/instance",
-            "/latest/meta-data/instance-id/",
             "/latest/meta-data/instance-id/x",
             "/latest/../latest/meta-data/instance-id",
             "/latest/meta",
