@@ -40,7 +40,7 @@ impl<'a> Certificates<'a> {
         self.openssl(&format!(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
              -subj /CN={name} -keyout {name}/ca-key.pem -out {name}/ca-cert.pem \
-             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign"
+             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign,cRLSign"
         ));
     }
 
@@ -73,7 +73,7 @@ impl<'a> Certificates<'a> {
         ));
         self.openssl(&format!(
             "x509 -req -in {name}/csr -CA {by}/ca-cert.pem -CAkey {by}/ca-key.pem -days {days} \
-             -set_serial 7 -extfile {name}/ext -out {name}/{kind}-cert.pem"
+             -CAcreateserial -extfile {name}/ext -out {name}/{kind}-cert.pem"
         ));
         std::fs::copy(self.bench.path("ca/ca-cert.pem"), folder.join("ca-cert.pem")).unwrap();
         folder
@@ -81,6 +81,46 @@ impl<'a> Certificates<'a> {
 
     fn client(&self, by: &str, name: &str, san: &str) -> PathBuf {
         self.sign(by, name, &format!("/O=Test/CN={name}"), san, "clientAuth")
+    }
+
+    /// A client's certificate that ended years ago.
+    fn expired(&self, by: &str, name: &str, san: &str) -> PathBuf {
+        let folder = self.client(by, name, san);
+        self.authoritys(
+            by,
+            &format!(
+                "-in {name}/csr -out {name}/client-cert.pem -extfile {name}/ext -outdir {name} \
+                 -startdate 20200101000000Z -enddate 20200201000000Z -batch -notext"
+            ),
+        );
+        folder
+    }
+
+    /// The list of what authority `by` revoked: the certificates of `clients`.
+    fn revoke(&self, by: &str, clients: &[&str]) -> PathBuf {
+        for client in clients {
+            self.authoritys(by, &format!("-revoke {client}/client-cert.pem"));
+        }
+        self.authoritys(by, &format!("-gencrl -out {by}/ca-crl.pem"));
+        self.bench.path(by).join("ca-crl.pem")
+    }
+
+    /// What only openssl-ca(1) does, with a database for each authority.
+    fn authoritys(&self, by: &str, arguments: &str) {
+        let place = |file: &str| self.bench.path(by).join(file);
+        if !place("settings").exists() {
+            let settings = format!(
+                "[ca]\ndefault_ca = own\n[own]\ndatabase = {by}/index\n\
+                 crlnumber = {by}/number\ndefault_md = sha256\ndefault_crl_days = 2\n\
+                 rand_serial = yes\npolicy = any\n[any]\norganizationName = optional\ncommonName = supplied\n"
+            );
+            std::fs::write(place("settings"), settings).unwrap();
+            std::fs::write(place("index"), "").unwrap();
+            std::fs::write(place("number"), "01\n").unwrap();
+        }
+        self.openssl(&format!(
+            "ca -config {by}/settings -cert {by}/ca-cert.pem -keyfile {by}/ca-key.pem {arguments}"
+        ));
     }
 }
 
@@ -90,13 +130,18 @@ fn free_port() -> u16 {
 
 /// A server with an export for all who have a certificate and one for `host-a`.
 fn serve(bench: &Bench, engine: &str, port: u16) -> Server {
+    Server::start(&["serve", "--config", text(&config(bench, engine, port, ""))])
+}
+
+/// Its file; `more` joins the table of TLS.
+fn config(bench: &Bench, engine: &str, port: u16, more: &str) -> PathBuf {
     let other = bench.path("other.img");
     std::fs::write(&other, vec![7; 1 << 20]).unwrap();
     let config = bench.path("serve.toml");
     let document = format!(
         "engine = \"{engine}\"\n\
          [tls]\ncertificate = \"{root}/server/server-cert.pem\"\n\
-         key = \"{root}/server/server-key.pem\"\nclient-ca = \"{root}/ca/ca-cert.pem\"\n\
+         key = \"{root}/server/server-key.pem\"\nclient-ca = \"{root}/ca/ca-cert.pem\"\n{more}\n\
          [[listen]]\ntcp = \"127.0.0.1:{port}\"\ntls = true\n\
          [[listen]]\nunix = \"{root}/x.sock\"\n\
          [[export]]\nname = \"all\"\npath = \"{root}/disk.img\"\n\
@@ -104,7 +149,7 @@ fn serve(bench: &Bench, engine: &str, port: u16) -> Server {
         root = bench.path("").display().to_string().trim_end_matches('/'),
     );
     std::fs::write(&config, document).unwrap();
-    Server::start(&["serve", "--config", text(&config)])
+    config
 }
 
 fn uri(port: u16, export: &str, folder: &Path) -> String {
@@ -179,6 +224,7 @@ fn who_has_no_lawful_certificate_stays_out() {
         let place = |who: &str| for_servers.join(format!("{who}-{kind}.pem"));
         std::fs::rename(place("server"), place("client")).unwrap();
     }
+    let expired = certificates.expired("ca", "expired", "DNS:host-a");
     let bare = bench.path("bare");
     std::fs::create_dir(&bare).unwrap();
     std::fs::copy(bench.path("ca/ca-cert.pem"), bare.join("ca-cert.pem")).unwrap();
@@ -189,6 +235,7 @@ fn who_has_no_lawful_certificate_stays_out() {
         (&other, "bound", false),
         (&disguised, "bound", false),
         (&forged, "all", false),
+        (&expired, "all", false),
         (&for_servers, "all", false),
         (&bare, "all", false),
     ] {
@@ -254,6 +301,57 @@ fn a_certificate_that_is_foreign_over_or_missing_is_refused() {
             assert!(told.contains(why), "{} {newest}: {told}", folder.display());
         }
         assert_eq!(says(&lawful, "1.3").unwrap(), "entered TLSv1.3\n");
+    }
+}
+
+/// Two certificates of one authority, for the same name: only the revoked one is out.
+#[test]
+fn a_revoked_certificate_stays_out() {
+    const TEST: &str = "a_revoked_certificate_stays_out";
+    let bench = Bench::new(1);
+    let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+    let lost = certificates.client("ca", "lost", "DNS:host-a");
+    let renewed = certificates.client("ca", "renewed", "DNS:host-a");
+    let list = certificates.revoke("ca", &["lost"]);
+    let port = free_port();
+    let more = format!("client-crl = \"{}\"", list.display());
+    let server = Server::start(&["serve", "--config", text(&config(&bench, "auto", port, &more))]);
+    for (folder, enters) in [(&lost, false), (&renewed, true), (&lost, false)] {
+        let Some(told) = run(TEST, "nbdinfo", &[&uri(port, "bound", folder)]) else { return };
+        let told_of = String::from_utf8_lossy(&told.stderr).into_owned();
+        assert_eq!(told.status.success(), enters, "{}: {told_of}", folder.display());
+    }
+    server.terminate();
+    // Without the list it is a certificate as any other.
+    let _server = serve(&bench, "auto", port);
+    assert!(run(TEST, "nbdinfo", &[&uri(port, "bound", &lost)]).unwrap().status.success());
+}
+
+/// A list that cannot be read lets nobody in: the server does not start.
+#[test]
+fn a_wrong_revocation_list_is_told_at_start() {
+    const TEST: &str = "a_wrong_revocation_list_is_told_at_start";
+    let bench = Bench::new(1);
+    let Some(_certificates) = Certificates::new(TEST, &bench) else { return };
+    let list = bench.path("list.pem");
+    let more = format!("client-crl = \"{}\"", list.display());
+    let file = config(&bench, "auto", free_port(), &more);
+    let broken = "-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n";
+    for (content, told) in [
+        (None, "read the revocation lists"),
+        (Some(""), "it holds no revocation list; give one in PEM, or leave it out"),
+        (Some(broken), "use them to check clients"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&list, content).unwrap();
+        }
+        let done = Command::new(env!("CARGO_BIN_EXE_block-server"))
+            .args(["serve", "--check", "--config", text(&file)])
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&done.stderr).into_owned();
+        assert!(!done.status.success() && error.contains(told), "{content:?}: {error}");
+        assert!(error.contains(text(&list)), "{error}");
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem};
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, pem};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig, crypto};
 
@@ -17,6 +18,9 @@ pub struct Files {
     pub key: PathBuf,
     /// Clients must show a certificate of one of these.
     pub client_ca: PathBuf,
+    /// What those authorities revoked, one list or several.
+    #[serde(default)]
+    pub client_crl: Option<PathBuf>,
 }
 
 impl Files {
@@ -26,6 +30,7 @@ impl Files {
             certificate: folder.join("server-cert.pem"),
             key: folder.join("server-key.pem"),
             client_ca: folder.join("ca-cert.pem"),
+            client_crl: Some(folder.join("ca-crl.pem")).filter(|list| list.exists()),
         }
     }
 }
@@ -38,6 +43,10 @@ pub enum Error {
     Empty { path: PathBuf },
     #[error("{}: take it as an authority of clients: {cause}", path.display())]
     Authority { path: PathBuf, cause: String },
+    #[error("{}: it holds no revocation list; give one in PEM, or leave it out", path.display())]
+    NoList { path: PathBuf },
+    #[error("{} with the lists of {}: use them to check clients: {cause}", authority.display(), lists.display())]
+    Lists { authority: PathBuf, lists: PathBuf, cause: String },
     #[error("{} and {}: use them as certificate and key: {cause}", certificate.display(), key.display())]
     Pair { certificate: PathBuf, key: PathBuf, cause: rustls::Error },
 }
@@ -50,21 +59,8 @@ pub struct Server {
 
 impl Server {
     pub fn load(files: &Files) -> Result<Arc<Self>, Error> {
-        let mut roots = RootCertStore::empty();
-        for authority in certificates(&files.client_ca, "clients' authority")? {
-            roots.add(authority).map_err(|cause| Error::Authority {
-                path: files.client_ca.clone(),
-                cause: cause.to_string(),
-            })?;
-        }
         let provider = Arc::new(crypto::ring::default_provider());
-        let verifier =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-                .build()
-                .map_err(|cause| Error::Authority {
-                    path: files.client_ca.clone(),
-                    cause: cause.to_string(),
-                })?;
+        let verifier = verifier(files, Arc::clone(&provider))?;
         let chain = certificates(&files.certificate, "certificate")?;
         let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|cause| Error::Read {
             path: files.key.clone(),
@@ -92,6 +88,45 @@ impl Server {
     pub(super) fn config(&self) -> &Arc<ServerConfig> {
         &self.config
     }
+}
+
+/// Who may come in. With lists, the status of every certificate of a client's
+/// chain must be known: one whose issuer has no list here is refused.
+fn verifier(
+    files: &Files,
+    provider: Arc<crypto::CryptoProvider>,
+) -> Result<Arc<dyn ClientCertVerifier>, Error> {
+    let path = &files.client_ca;
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, "clients' authority")? {
+        roots
+            .add(authority)
+            .map_err(|e| Error::Authority { path: path.clone(), cause: e.to_string() })?;
+    }
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let Some(lists) = &files.client_crl else {
+        return builder
+            .build()
+            .map_err(|e| Error::Authority { path: path.clone(), cause: e.to_string() });
+    };
+    builder.with_crls(revocations(lists)?).build().map_err(|e| Error::Lists {
+        authority: path.clone(),
+        lists: lists.clone(),
+        cause: e.to_string(),
+    })
+}
+
+fn revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
+    let failed = |cause| Error::Read { path: path.to_owned(), what: "revocation lists", cause };
+    let found: Vec<_> = CertificateRevocationListDer::pem_file_iter(path)
+        .map_err(failed)?
+        .collect::<Result<_, _>>()
+        .map_err(failed)?;
+    // Nothing revoked is an empty list; no list at all is a mistake that would let all in.
+    if found.is_empty() {
+        return Err(Error::NoList { path: path.to_owned() });
+    }
+    Ok(found)
 }
 
 fn certificates(path: &Path, what: &'static str) -> Result<Vec<CertificateDer<'static>>, Error> {
