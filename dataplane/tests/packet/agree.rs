@@ -100,9 +100,9 @@ fn decided(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Work {
 }
 
 #[derive(Default)]
-struct Tally {
-    packets: u64,
-    disagreements: Vec<String>,
+pub struct Tally {
+    pub packets: u64,
+    pub disagreements: Vec<String>,
     reasons: std::collections::BTreeMap<&'static str, u64>,
 }
 
@@ -123,9 +123,20 @@ fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Ta
         _ if tables.config.uplink != 0 => (index(UPLINK), frame(random, None, &guests)),
         _ => return,
     };
-    let work = decided(host, ifindex, &frame, &tables);
+    compare_frame(loaded, host, tally, ifindex, &frame);
+}
+
+/// Sends a frame through both; what came out, where the programs sent it on.
+pub fn compare_frame(
+    loaded: &Loaded,
+    host: &mut Host,
+    tally: &mut Tally,
+    ifindex: u32,
+    frame: &[u8],
+) -> Option<Vec<u8>> {
+    let work = decided(host, ifindex, frame, loaded.tables());
     let verdict = &work.verdict;
-    let run = loaded.run(ifindex, &frame, TRACE_MARK).unwrap();
+    let run = loaded.run(ifindex, frame, TRACE_MARK).unwrap();
     let code = match verdict.action {
         Action::Drop => 2,
         Action::Pass => -1,
@@ -141,7 +152,7 @@ fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Ta
             (Reason::Undecided, 0, 0, run.code)
         }
     };
-    let bytes = carried_out(&frame, verdict);
+    let bytes = carried_out(frame, verdict);
     tally.packets += 1;
     *tally.reasons.entry(verdict.reason.name()).or_default() += 1;
     if got != expected || bytes.as_ref().is_some_and(|bytes| *bytes != run.frame) {
@@ -151,6 +162,7 @@ fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Ta
         ));
     }
     host.account(verdict);
+    (run.code == 7).then_some(run.frame)
 }
 
 #[test]

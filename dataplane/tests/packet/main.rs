@@ -2,12 +2,15 @@
 //! against the same decision on the host, and changes of tables against both.
 
 mod agree;
+mod checksum;
 mod exchange;
 mod fast;
 mod flows;
 mod frames;
+mod fuzz;
 mod hostile;
 mod permits;
 mod random;
 mod rates;
+mod small;
 mod world;

@@ -7,7 +7,7 @@ use ebpf::Tables as _;
 use ebpf::layout::LocalKey;
 use ebpf::tables::Question;
 use model::security_group::{Header, permits};
-use model::{GroupId, SecurityGroup};
+use model::{GroupId, RuleId, SecurityGroup};
 use rpc::dataplane::{Desired, Interface};
 
 use crate::random::Random;
@@ -55,34 +55,42 @@ fn compare(random: &mut Random, desired: &Desired, host: &Host, headers: u64) ->
         for direction in both_directions() {
             for _ in 0..headers {
                 let header = header(random);
-                let std::net::IpAddr::V4(remote) = header.remote else { unreachable!() };
-                let remote = u32::from(remote);
-                let key = LocalKey { vpc: record.vpc, address: remote, zero: 0 };
-                let question = Question {
-                    remote,
-                    identity: host.local(&key).map_or(0, |l| l.identity),
-                    protocol: header.protocol,
-                    detail: header.detail,
-                };
-                let slot = match direction {
-                    model::Direction::Ingress => record.ingress,
-                    model::Direction::Egress => record.egress,
-                };
-                let rule = host.classify(slot, &question) as usize;
-                let named = &host.tables().names.rules[&(record.ifindex, direction)];
-                let got = rule.checked_sub(1).map(|bit| named[bit]);
-                let expected = permits(
-                    groups(desired, interface),
-                    direction,
-                    &remote_groups(desired, interface, remote),
-                    &header,
-                );
+                let (got, expected) = both(desired, host, interface, &record, direction, &header);
                 permitted += u64::from(expected.is_some());
                 wrong += u64::from(got != expected);
             }
         }
     }
     (wrong, permitted)
+}
+
+/// The rule by which the tables permit a header, and the one by which the model does.
+pub fn both(
+    desired: &Desired,
+    host: &Host,
+    interface: &Interface,
+    record: &ebpf::layout::Interface,
+    direction: model::Direction,
+    header: &Header,
+) -> (Option<RuleId>, Option<RuleId>) {
+    let std::net::IpAddr::V4(remote) = header.remote else { unreachable!() };
+    let remote = u32::from(remote);
+    let key = LocalKey { vpc: record.vpc, address: remote, zero: 0 };
+    let question = Question {
+        remote,
+        identity: host.local(&key).map_or(0, |l| l.identity),
+        protocol: header.protocol,
+        detail: header.detail,
+    };
+    let slot = match direction {
+        model::Direction::Ingress => record.ingress,
+        model::Direction::Egress => record.egress,
+    };
+    let rule = host.classify(slot, &question) as usize;
+    let named = &host.tables().names.rules[&(record.ifindex, direction)];
+    let got = rule.checked_sub(1).map(|bit| named[bit]);
+    let remote_groups = remote_groups(desired, interface, remote);
+    (got, permits(groups(desired, interface), direction, &remote_groups, header))
 }
 
 #[test]
@@ -126,7 +134,7 @@ fn a_rule_left_out_is_noticed() {
 
 #[test]
 fn a_thousand_rules_are_the_limit_and_work() {
-    use model::{Peer, PortRange, Protocol, Rule, RuleId};
+    use model::{Peer, PortRange, Protocol, Rule};
     let mut random = Random::seeded("limit", 13);
     let mut desired = desired(&mut random, 0);
     while desired.interfaces.is_empty() {
