@@ -182,7 +182,7 @@ fn qemu_goes_on_after_kill_9() {
         let bench = Bench::new(16);
         let server = bench.serve(&["--engine", engine]);
         let image = format!(
-            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30",
+            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30,open-timeout=30",
             bench.socket().display()
         );
         let client = Command::new("qemu-io")
@@ -194,7 +194,7 @@ fn qemu_goes_on_after_kill_9() {
             .stderr(Stdio::piped())
             .spawn();
         let Ok(client) = client else { return skip(TEST, "qemu-io is not installed") };
-        std::thread::sleep(Duration::from_millis(300));
+        until_written(&bench, 8);
         server.kill();
         std::thread::sleep(Duration::from_millis(1000));
         let server = bench.serve(&["--engine", engine]);
@@ -204,6 +204,18 @@ fn qemu_goes_on_after_kill_9() {
         assert!(!told.contains("failed") && !told.contains("rror"), "{engine}: {told}");
         server.terminate();
     }
+}
+
+/// Waits until the first MiB is this byte's: a client is connected, and has written it.
+fn until_written(bench: &Bench, byte: u8) {
+    for _ in 0..600 {
+        let image = std::fs::read(bench.image()).unwrap();
+        if image[..1 << 20].iter().all(|b| *b == byte) {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    panic!("the client wrote nothing in 30 s");
 }
 
 /// The server is killed again and again while a client writes, flushes and
@@ -216,7 +228,7 @@ fn kills_under_load_lose_nothing() {
         let bench = Bench::new(16);
         let mut server = bench.serve(&["--engine", engine]);
         let image = format!(
-            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30",
+            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30,open-timeout=30",
             bench.socket().display()
         );
         let mut commands = Vec::new();

@@ -70,7 +70,7 @@ fn reconnect(socket: &Path, export: &str) -> Client {
 /// QEMU's client, round after round: it must never be told of an error.
 fn qemu_on(socket: &Path, done: &AtomicBool) -> Option<u64> {
     let image = format!(
-        "driver=nbd,server.type=unix,server.path={},export=qemu,reconnect-delay=30",
+        "driver=nbd,server.type=unix,server.path={},export=qemu,reconnect-delay=30,open-timeout=30",
         text(socket)
     );
     let mut rounds = 0;

@@ -51,6 +51,12 @@ pub fn echo_server(world: &World, role: &str, port: u16) {
     });
 }
 
+/// How long what must come is waited for, however busy the machine is. What must not
+/// come is waited for shortly.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// A flood that nothing answers has ended after this.
+const UNHEARD: Duration = Duration::from_secs(1);
+
 /// Whether a TCP connection opens within `wait`. Asked again and again, for the
 /// kernel gives up at once where it asked for the hardware address in vain before.
 pub fn connects(world: &World, role: &str, to: Ipv4Addr, port: u16, wait: Duration) -> bool {
@@ -99,7 +105,7 @@ impl Flow {
         let flow = Self { stop, rounds, thread };
         let begun = now();
         while flow.rounds() < 3 {
-            assert!(now() - begun < Duration::from_secs(10), "the flow did not get going");
+            assert!(now() - begun < PATIENCE, "the flow did not get going");
             assert!(!flow.thread.is_finished(), "the flow ended: {:?}", flow.finish());
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -108,6 +114,15 @@ impl Flow {
 
     pub fn rounds(&self) -> u64 {
         self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Waits until `more` further rounds are done.
+    pub fn goes_on(&self, more: u64) {
+        let (before, begun) = (self.rounds(), now());
+        while self.rounds() < before + more {
+            assert!(now() - begun < PATIENCE, "the flow stands still");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Ends it, and gives the longest time that a round took.
@@ -125,9 +140,8 @@ fn converse(
     stop: &AtomicBool,
     rounds: &AtomicU64,
 ) -> std::io::Result<Duration> {
-    let mut stream =
-        TcpStream::connect_timeout(&SocketAddrV4::new(to, port).into(), Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut stream = TcpStream::connect_timeout(&SocketAddrV4::new(to, port).into(), PATIENCE)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
     let said = vec![0x5a; bytes];
     let mut heard = vec![0; said.len()];
     let mut longest = Duration::ZERO;
@@ -237,7 +251,9 @@ pub fn ping_flood(
             }
         }
         let last = now();
-        while now() - last < Duration::from_secs(1) && answered.contains(&false) {
+        let wait =
+            |answered: &[bool]| if answered.contains(&true) { PATIENCE / 3 } else { UNHEARD };
+        while answered.contains(&false) && now() - last < wait(&answered) {
             hear(&mut answered);
             std::thread::sleep(Duration::from_millis(5));
         }
