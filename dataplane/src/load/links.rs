@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::path::Path;
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
@@ -18,8 +19,8 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
 use nix::net::if_::if_indextoname;
 
-use super::Error;
 use super::pins::{Pins, absent_is_fine};
+use super::{Error, syscall};
 use crate::compile::{Attachment, Role};
 
 pub const TAP_INGRESS: &str = "tap_ingress";
@@ -77,7 +78,7 @@ pub fn exchange(bpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
         let path = pins.link(&program, ifindex);
         // Another version's, whose work others of ours do by now.
         if bpf.program(&program).is_none() {
-            absent_is_fine(fs::remove_file(&path), &path)?;
+            remove(&path)?;
             continue;
         }
         let link =
@@ -91,7 +92,7 @@ pub fn exchange(bpf: &mut Ebpf, pins: &Pins) -> Result<(), Error> {
             if !is_defunct(&cause) {
                 return Err(Error::new("exchange", path.display(), cause));
             }
-            absent_is_fine(fs::remove_file(&path), &path)?;
+            remove(&path)?;
         }
     }
     Ok(())
@@ -128,7 +129,7 @@ pub fn attach(
     for (program, index) in pins.pinned_links()? {
         if index == ifindex && !programs(attachment.role).contains(&program.as_str()) {
             let path = pins.link(&program, ifindex);
-            absent_is_fine(fs::remove_file(&path), &path)?;
+            remove(&path)?;
         }
     }
     for &program in programs(attachment.role) {
@@ -181,11 +182,24 @@ fn unusable(cause: LinkError) -> ProgramError {
     ProgramError::IOError(io::Error::other(cause))
 }
 
+/// Detaches at once: the same program may be attached again as soon as this returns,
+/// and no packet meets it meanwhile.
+fn remove(path: &Path) -> Result<(), Error> {
+    match syscall::detach_link(path) {
+        // The device is gone, or the link: then nothing is attached.
+        Err(cause) if !matches!(cause.raw_os_error(), Some(libc::ENOLINK | libc::ENOENT)) => {
+            return Err(Error::new("detach", path.display(), cause));
+        }
+        _ => {}
+    }
+    absent_is_fine(fs::remove_file(path), path)
+}
+
 pub fn detach(pins: &Pins, ifindex: u32, role: Role) -> Result<(), Error> {
     // The guard goes last.
     for program in programs(role).iter().rev() {
         let path = pins.link(program, ifindex);
-        absent_is_fine(fs::remove_file(&path), &path)?;
+        remove(&path)?;
     }
     Ok(())
 }
@@ -195,7 +209,7 @@ pub fn detach_others(pins: &Pins, wanted: &BTreeMap<u32, Attachment>) -> Result<
     for (program, ifindex) in pins.pinned_links()? {
         if !wanted.contains_key(&ifindex) {
             let path = pins.link(&program, ifindex);
-            absent_is_fine(fs::remove_file(&path), &path)?;
+            remove(&path)?;
         }
     }
     Ok(())

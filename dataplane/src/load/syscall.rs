@@ -20,9 +20,11 @@ const UPDATE: libc::c_long = 2;
 const DELETE: libc::c_long = 3;
 const NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
+const OBJ_GET: libc::c_long = 7;
 const PROG_QUERY: libc::c_long = 16;
 const LOOKUP_AND_DELETE: libc::c_long = 21;
 const LOOKUP_BATCH: libc::c_long = 24;
+const LINK_DETACH: libc::c_long = 34;
 
 const MAP_TYPE_ARRAY: u32 = 2;
 /// linux/bpf.h: only where there is nothing yet.
@@ -125,6 +127,16 @@ pub fn pin_text(path: &Path, text: &str) -> io::Result<()> {
     bpf(UPDATE, &mut Element { map_fd, zero: 0, key, value, flags: 0 })?;
     let path = CString::new(path.as_os_str().as_bytes())?;
     bpf(OBJ_PIN, &mut Pin { path: path.as_ptr() as u64, fd: map_fd, flags: 0 }).map(drop)
+}
+
+/// Takes the program of a pinned link off its device, before this returns. Removing
+/// the pin does it too, but only after a grace period.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    let fd = bpf(OBJ_GET, &mut Pin { path: path.as_ptr() as u64, fd: 0, flags: 0 })?;
+    // SAFETY: the kernel made the descriptor a moment ago, for us alone.
+    let link = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    bpf(LINK_DETACH, &mut (link.as_raw_fd() as u32)).map(drop)
 }
 
 /// A map whose keys and values are only bytes: one of another layout.

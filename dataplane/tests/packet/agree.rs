@@ -240,6 +240,27 @@ fn a_fault_in_either_is_caught() {
     eprintln!("planted fault: {} disagreements in {}", tally.disagreements.len(), tally.packets);
 }
 
+/// Interfaces go and come back, and the kernel has let go of their devices by then.
+#[test]
+fn a_device_is_dressed_anew_as_soon_as_it_was_undressed() {
+    let name = "a_device_is_dressed_anew_as_soon_as_it_was_undressed";
+    let Some(bench) = Bench::new(name, &format!("pa{:x}", std::process::id() & 0xf_ffff)) else {
+        return;
+    };
+    let mut random = Random::seeded("dressed", 25);
+    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let mut loaded = Loaded::open(&bench.deployment).unwrap();
+    let full = desired(&mut random, 3);
+    let mut bare = full.clone();
+    bare.interfaces.clear();
+    for _ in 0..200 {
+        for state in [&full, &bare] {
+            let tables = compile(state, &devices, loaded.tables()).unwrap();
+            loaded.update(tables).unwrap();
+        }
+    }
+}
+
 /// Asking leaves no trace; adoption finds the very tables that were loaded.
 #[test]
 fn a_restarted_loader_adopts_what_is_pinned() {

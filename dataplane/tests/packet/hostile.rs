@@ -114,7 +114,7 @@ fn contradiction(random: &mut Random, me: &Interface, _: &Interface) -> Vec<u8> 
 }
 
 /// Groups that permit everything: what is caught is not caught by a rule.
-fn open_world(random: &mut Random) -> Desired {
+pub fn open_world(random: &mut Random) -> Desired {
     let mut world = desired(random, 0);
     while world.interfaces.len() < GUESTS || world.uplink.is_none() {
         world = desired(random, 0);

@@ -12,5 +12,6 @@ mod hostile;
 mod permits;
 mod random;
 mod rates;
+mod scapy;
 mod small;
 mod world;
