@@ -83,6 +83,7 @@ async fn put_export(
         generation: new.generation,
         owner_uid: new.owner_uid,
         socket: "/nonexistent".into(),
+        vhost_user: None,
         connections: 0,
     };
     block.exports.insert(name, export.clone());

@@ -5,6 +5,8 @@ mod fixture;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use block_server::vhost::memory::Memory;
+use fixture::front::{DATA, Front, Machine};
 use fixture::{Server, run, skip, succeed, text};
 use model::VolumeId;
 use rpc::block::{NewExport, NewSize, NewVolume, Quality, Quiesce, SlowLog, VolumeHealth};
@@ -467,4 +469,57 @@ fn a_full_disk_is_told_as_such_and_loses_nothing() {
         assert!(told.contains("No space left on device"), "{told}");
         assert_eq!(kept, Some(true), "what was acknowledged is there, and can be written again");
     }
+}
+
+/// What virtio calls a read and a write.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const DONE: u8 = 0;
+const FAILED: u8 = 1;
+
+fn guest(export: &rpc::block::Export) -> (Front, Machine) {
+    let mut machine = Machine::new(true);
+    let mut front = Front::connect(export.vhost_user.as_deref().unwrap());
+    front.start(&mut machine, 0);
+    (front, machine)
+}
+
+/// Every export has two sockets, and what one front writes the other reads, under
+/// the same generation, size, limits and counters.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guest_s_memory_and_nbd_reach_the_same_volume() {
+    let test = "a_guest_s_memory_and_nbd_reach_the_same_volume";
+    let home = Home::new();
+    let (server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 8 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("v", &writer(id(1), 1)).await.unwrap();
+    let (mut front, mut machine) = guest(&export);
+    machine.memory.write(DATA, &[0x77; 4096]).unwrap();
+    assert_eq!(machine.ask(OUT, 8, &[(DATA, 4096)], false), DONE);
+    qemu_io(test, &uri(&export.socket, "v"), &["read -P 0x77 4096 4096", "write -P 0x33 0 4096"]);
+    assert_eq!(machine.ask(IN, 0, &[(DATA, 4096)], true), DONE);
+    let counted = client.volume_statistics().await.unwrap();
+    assert!(counted[0].kinds["write"].operations >= 1, "{counted:?}");
+
+    // A new size is in what the guest reads of its disk; its connection stays.
+    let size = NewSize { size_bytes: 16 * MIB, reconnect: true };
+    client.resize_volume(id(1), size).await.unwrap();
+    assert_eq!(front.config()[..8], (16 * MIB / 512).to_le_bytes());
+    assert_eq!(machine.ask(OUT, 12 * MIB / 512, &[(DATA, 4096)], false), DONE);
+
+    // Killed and started anew: the same socket serves the same guest.
+    let base = machine.used();
+    server.kill();
+    let (server, client) = home.start();
+    let mut front = Front::connect(export.vhost_user.as_deref().unwrap());
+    front.start(&mut machine, base);
+    assert_eq!(machine.ask(IN, 8, &[(DATA, 4096)], true), DONE);
+
+    // A later writer fences this one; a guest that comes by its terms is served.
+    client.put_export("v", &writer(id(1), 2)).await.unwrap();
+    assert_eq!(machine.ask(OUT, 0, &[(DATA, 4096)], false), FAILED);
+    client.delete_export("v").await.unwrap();
+    assert!(!export.vhost_user.unwrap().exists());
+    assert!(front.is_cut());
+    server.terminate();
 }

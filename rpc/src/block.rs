@@ -187,6 +187,10 @@ pub struct Export {
     pub owner_uid: Option<u32>,
     /// The NBD socket: `<run directory>/nbd/<name>.sock`.
     pub socket: PathBuf,
+    /// The same disk for a guest whose memory its QEMU shares:
+    /// `<run directory>/vhost/<name>.sock`.
+    #[serde(default)]
+    pub vhost_user: Option<PathBuf>,
     pub connections: u32,
 }
 

@@ -87,10 +87,7 @@ impl Depot {
         for (name, present) in &mut state.open_exports {
             let Some(export) = exports.get(name).filter(|e| e.volume == id) else { continue };
             present.served.size = size;
-            let access = Access::Owner(export.owner_uid);
-            worker
-                .set_exports(present.listener, access, vec![present.served.clone()])
-                .map_err(of_worker)?;
+            present.tell(worker, &Access::Owner(export.owner_uid))?;
         }
         Ok(())
     }
@@ -137,9 +134,12 @@ impl Depot {
         let export = state.catalogue.exports().get(name).ok_or_else(missing)?;
         let open = state.open_exports.get(name).ok_or_else(missing)?;
         let volume = state.open_volumes.get(&export.volume).ok_or_else(missing)?;
-        let (worker, listener) = (volume.worker, open.listener);
+        let (worker, listeners) = (volume.worker, open.listeners());
         drop(state);
-        self.workers[worker].drain(listener, draining).await.map_err(of_worker)
+        for listener in listeners {
+            self.workers[worker].drain(listener, draining).await.map_err(of_worker)?;
+        }
+        Ok(())
     }
 
     pub async fn connections(&self) -> Result<Vec<Connection>, Error> {

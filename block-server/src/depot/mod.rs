@@ -52,7 +52,24 @@ struct OpenVolume {
 #[derive(Debug)]
 struct OpenExport {
     listener: u32,
+    /// The same export for guests, on vhost-user.
+    guests: u32,
     served: Served,
+}
+
+impl OpenExport {
+    fn listeners(&self) -> [u32; 2] {
+        [self.listener, self.guests]
+    }
+
+    /// Has both fronts serve it on the terms of now.
+    fn tell(&self, worker: &Handle, access: &Access) -> Result<(), Error> {
+        self.listeners().into_iter().try_for_each(|listener| {
+            worker
+                .set_exports(listener, access.clone(), vec![self.served.clone()])
+                .map_err(of_worker)
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -68,6 +85,7 @@ struct State {
 pub struct Depot {
     volumes_dir: PathBuf,
     sockets_dir: PathBuf,
+    guests_dir: PathBuf,
     workers: Vec<Handle>,
     state: Mutex<State>,
     /// Held for as long as we live, against a second daemon on the same volumes.
@@ -81,14 +99,17 @@ impl Depot {
         let home = deployment.state_of(DAEMON);
         let volumes_dir = home.join("volumes");
         let sockets_dir = deployment.run_dir().join("nbd");
+        let guests_dir = deployment.run_dir().join("vhost");
         make_folder(&volumes_dir, 0o700)?;
         // Passable for the users that own exports; each socket has its own guard.
         make_folder(&sockets_dir, 0o711)?;
+        make_folder(&guests_dir, 0o711)?;
         let lock = lock(&home.join("lock"))?;
         let catalogue = Catalogue::open(home.join("catalogue.json")).map_err(of_catalogue)?;
         let depot = Arc::new(Self {
             volumes_dir,
             sockets_dir,
+            guests_dir,
             workers,
             state: Mutex::new(State {
                 catalogue,
@@ -142,6 +163,11 @@ impl Depot {
 
     fn socket_of(&self, name: &str) -> PathBuf {
         self.sockets_dir.join(format!("{name}.sock"))
+    }
+
+    /// Of the same export's second front.
+    fn guest_socket_of(&self, name: &str) -> PathBuf {
+        self.guests_dir.join(format!("{name}.sock"))
     }
 
     pub async fn status(&self) -> Status {
@@ -340,6 +366,7 @@ impl Depot {
             generation: export.generation,
             owner_uid: export.owner_uid,
             socket: self.socket_of(name),
+            vhost_user: Some(self.guest_socket_of(name)),
             connections: state.open_exports.get(name).map_or(0, |e| e.served.connections()),
         })
     }
@@ -351,7 +378,7 @@ impl Depot {
         new: NewExport,
     ) -> Result<rpc::block::Export, Error> {
         let mut state = self.state.lock().await;
-        check::check_export(&state.catalogue, name, &self.socket_of(name), &new)?;
+        check::check_export(&state.catalogue, name, &self.guest_socket_of(name), &new)?;
         let export = catalogue::Export {
             volume: new.volume,
             read_only: new.read_only,
@@ -403,21 +430,27 @@ impl Depot {
             clients: None,
             connections: Arc::new(AtomicU32::new(0)),
         };
-        let path = self.socket_of(name);
+        let paths = [self.socket_of(name), self.guest_socket_of(name)];
+        let unfit = |e: socket::Error| Error::unavailable(format!("export {name}: {e}"));
         if let Some(present) = state.open_exports.get_mut(name) {
             served.connections = Arc::clone(&present.served.connections);
             present.served = served.clone();
-            socket::set_owner(&path, export.owner_uid)
-                .map_err(|e| Error::unavailable(e.to_string()))?;
-            return worker.set_exports(present.listener, access, vec![served]).map_err(of_worker);
+            for path in &paths {
+                socket::set_owner(path, export.owner_uid).map_err(unfit)?;
+            }
+            return present.tell(worker, &access);
         }
-        let listening = socket::listen(&path, export.owner_uid)
-            .map_err(|e| Error::unavailable(format!("export {name}: {e}")))?;
+        let [nbd, guests] = paths.map(|path| socket::listen(&path, export.owner_uid));
+        let (nbd, guests) = (nbd.map_err(unfit)?, guests.map_err(unfit)?);
         let listener = worker
-            .add_listener(listening, Front::Nbd, access, vec![served.clone()])
+            .add_listener(nbd, Front::Nbd, access.clone(), vec![served.clone()])
             .await
             .map_err(of_worker)?;
-        state.open_exports.insert(name.to_owned(), OpenExport { listener, served });
+        let guests = worker
+            .add_listener(guests, Front::VhostUser, access, vec![served.clone()])
+            .await
+            .map_err(of_worker)?;
+        state.open_exports.insert(name.to_owned(), OpenExport { listener, guests, served });
         Ok(())
     }
 
@@ -460,7 +493,9 @@ impl Depot {
         let mut state = self.state.lock().await;
         let Some(export) = state.catalogue.exports().get(name).cloned() else { return Ok(()) };
         block_in_place(|| state.catalogue.remove_export(name)).map_err(of_catalogue)?;
-        let _ = std::fs::remove_file(self.socket_of(name));
+        for path in [self.socket_of(name), self.guest_socket_of(name)] {
+            let _ = std::fs::remove_file(path);
+        }
         let Some(open) = state.open_exports.remove(name) else { return Ok(()) };
         let id = export.volume;
         let Some(worker) = state.open_volumes.get(&id).map(|open| open.worker) else {
@@ -468,7 +503,9 @@ impl Depot {
         };
         // Nobody else waits while slow clients fetch their last replies.
         drop(state);
-        self.workers[worker].remove_listener(open.listener).await.map_err(of_worker)?;
+        for listener in open.listeners() {
+            self.workers[worker].remove_listener(listener).await.map_err(of_worker)?;
+        }
         let mut state = self.state.lock().await;
         if state.catalogue.exports().values().any(|e| e.volume == id) {
             return Ok(());
