@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use agent::host::{Channels, Host, Memory, poll, report};
 use agent::image::Store;
-use agent::qemu::{self, Qemu};
+use agent::qemu::{self, Abilities, BlockFront, Fronts, Qemu};
 use agent::serve::{Reception, router};
 use agent::teardown::{ACCELERATOR_FILE, LOCK_FILE, teardown};
 use anyhow::Context;
@@ -31,6 +31,9 @@ enum Command {
         /// The name by which control knows this host.
         #[arg(long, default_value = "local")]
         host: String,
+        /// How guests reach their volumes.
+        #[arg(long, value_enum, default_value_t)]
+        block_front: BlockFront,
     },
     /// Ends every guest of the deployment and removes its run files and control groups.
     Teardown {
@@ -67,9 +70,9 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         // Before any thread or runtime exists: this process becomes QEMU.
         Command::Confine { plan } => return confine(&plan),
-        Command::Daemon { place, host } => {
+        Command::Daemon { place, host, block_front } => {
             log_to_stderr();
-            place.deployment().and_then(|deployment| daemon(deployment, host))
+            place.deployment().and_then(|deployment| daemon(deployment, host, block_front))
         }
         Command::Teardown { place } => {
             log_to_stderr();
@@ -116,19 +119,19 @@ fn read_plan(path: &Path) -> anyhow::Result<qemu::Plan> {
     serde_json::from_slice(&text).with_context(|| format!("understand {}", path.display()))
 }
 
-fn daemon(deployment: Deployment, host: String) -> anyhow::Result<()> {
+fn daemon(deployment: Deployment, host: String, front: BlockFront) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the event loop")?;
-    let result = runtime.block_on(run(deployment, host));
+    let result = runtime.block_on(run(deployment, host, front));
     // An image that is being built must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
+async fn run(deployment: Deployment, host: String, front: BlockFront) -> anyhow::Result<()> {
     let state = deployment.state_of("agent");
     for folder in [&state, &deployment.run_dir().to_owned()] {
         std::fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
@@ -143,11 +146,14 @@ async fn run(deployment: Deployment, host: String) -> anyhow::Result<()> {
         reason = choice.reason,
         "guests run by"
     );
+    let fronts = Fronts::choose(front, Abilities::probe()).map_err(anyhow::Error::msg)?;
+    tracing::info!(front = fronts.describe(), "guests started from now on reach their volumes by");
 
     let channels = Channels::new();
     let desk = channels.desk();
     let launcher = PathBuf::from("/proc/self/exe");
-    let qemu = Qemu::new(deployment.clone(), images.clone(), launcher, choice, channels.reports());
+    let qemu =
+        Qemu::new(deployment.clone(), images.clone(), launcher, choice, fronts, channels.reports());
     let (observed, heard) = tokio::sync::watch::channel(Observed::default());
     let owner = Host::new(deployment.clone(), images.clone(), memory, qemu, channels, observed)
         .context("take up what was remembered")?;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use agent::image::{self, Store};
 use agent::lifecycle::{Effect, Event, GuestRun, MachineEvent, StartDisk};
-use agent::qemu::{Choice, Context, Hypervisor, Qemu};
+use agent::qemu::{Choice, Context, Fronts, Hypervisor, Qemu, Sockets};
 use model::{InstanceId, VolumeId};
 use rpc::{Deployment, host};
 use tokio::sync::mpsc;
@@ -48,7 +48,7 @@ struct World {
     dir: tempfile::TempDir,
     deployment: Deployment,
     servers: Vec<Child>,
-    sockets: BTreeMap<VolumeId, PathBuf>,
+    sockets: BTreeMap<VolumeId, Sockets>,
 }
 
 impl World {
@@ -80,7 +80,7 @@ impl World {
         self.servers.push(server.spawn().unwrap());
         eventually("qemu-nbd listens", || socket.exists());
         std::fs::set_permissions(&socket, PermissionsExt::from_mode(0o666)).unwrap();
-        self.sockets.insert(id, socket);
+        self.sockets.insert(id, Sockets { nbd: socket, vhost_user: None });
         id
     }
 
@@ -96,7 +96,8 @@ impl World {
             kvm_group: None,
         };
         let launcher = PathBuf::from(env!("CARGO_BIN_EXE_agent"));
-        (Qemu::new(self.deployment.clone(), IMAGES.clone(), launcher, accelerator, reports), inbox)
+        let (deployment, fronts) = (self.deployment.clone(), Fronts::default());
+        (Qemu::new(deployment, IMAGES.clone(), launcher, accelerator, fronts, reports), inbox)
     }
 
     fn console(&self, id: InstanceId) -> String {

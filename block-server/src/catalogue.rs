@@ -67,6 +67,9 @@ pub struct Export {
     pub read_only: bool,
     pub generation: u64,
     pub owner_uid: Option<u32>,
+    /// Connections are refused until somebody undoes it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub drained: bool,
 }
 
 /// The file: what it says, and the digest of those very bytes. A flipped bit in a
@@ -223,7 +226,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("catalogue.json");
         let id = VolumeId::from_random(7);
-        let export = Export { volume: id, read_only: false, generation: 9, owner_uid: Some(3) };
+        let (generation, owner_uid) = (9, Some(3));
+        let export = Export { volume: id, read_only: false, generation, owner_uid, drained: true };
         let mut catalogue = Catalogue::open(path.clone()).unwrap();
         catalogue.put_volume(id, volume()).unwrap();
         catalogue.put_export("a", export.clone()).unwrap();
@@ -275,6 +279,7 @@ mod tests {
                 read_only: number == 3,
                 generation: number as u64 * 77,
                 owner_uid: Some(964),
+                drained: number == 4,
             };
             catalogue.put_export(&format!("att-{number}"), export).unwrap();
         }

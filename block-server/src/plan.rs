@@ -123,6 +123,7 @@ struct ListenTable {
     tcp: Option<SocketAddr>,
     #[serde(default)]
     activated: bool,
+    vhost_user: Option<PathBuf>,
     #[serde(default)]
     tls: bool,
 }
@@ -170,6 +171,15 @@ impl Plan {
 
 fn plan(document: Document) -> Result<Plan, Fault> {
     let has_tls = document.tls.is_some();
+    if document.export.len() > 1
+        && let Some(guest) = document.listen.iter().find(|l| l.get_ref().vhost_user.is_some())
+    {
+        return Err(fault(
+            guest,
+            "vhost-user: such a socket serves one export, and there are several; serve that \
+             one by a process of its own",
+        ));
+    }
     let listeners =
         document.listen.iter().map(|l| listen(l, has_tls)).collect::<Result<Vec<_>, _>>()?;
     if listeners.is_empty() {
@@ -218,21 +228,29 @@ fn plan(document: Document) -> Result<Plan, Fault> {
 }
 
 fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> {
-    let ListenTable { unix, user, tcp, activated, tls } = table.get_ref();
-    let place = match (unix, tcp, activated) {
-        (Some(path), None, false) => Place::Unix(path.clone(), *user),
-        (None, Some(address), false) => Place::Tcp(*address),
-        (None, None, true) => Place::Activated,
+    let ListenTable { unix, vhost_user, user, tcp, activated, tls } = table.get_ref();
+    let place = match (unix, vhost_user, tcp, activated) {
+        (Some(path), None, None, false) => Place::Unix(path.clone(), *user),
+        (None, Some(path), None, false) => Place::VhostUser(path.clone(), *user),
+        (None, None, Some(address), false) => Place::Tcp(*address),
+        (None, None, None, true) => Place::Activated,
         _ => {
             return Err(fault(
                 table,
-                "[[listen]]: write one of unix = \"PATH\", tcp = \"ADDRESS:PORT\" and \
-                 activated = true; a second socket gets a [[listen]] of its own",
+                "[[listen]]: write one of unix = \"PATH\", vhost-user = \"PATH\", \
+                 tcp = \"ADDRESS:PORT\" and activated = true; a second socket gets a [[listen]] \
+                 of its own",
             ));
         }
     };
-    if user.is_some() && unix.is_none() {
+    if user.is_some() && !matches!(place, Place::Unix(..) | Place::VhostUser(..)) {
         return Err(fault(table, "user: only a unix socket has one; write unix = \"PATH\" too"));
+    }
+    if *tls && place.is_vhost_user() {
+        return Err(fault(
+            table,
+            "tls: a guest's memory is no stream; leave it out beside vhost-user",
+        ));
     }
     if *tls && !has_tls {
         return Err(fault(
@@ -276,6 +294,8 @@ mod tests {
     }
 
     const LISTEN: &str = "[[listen]]\nunix = \"/run/x.sock\"\n";
+    const GUEST: &str = "[[listen]]\nvhost-user = \"/run/v.sock\"\n";
+    const TLS: &str = "[tls]\ncertificate = \"/c\"\nkey = \"/k\"\nclient-ca = \"/a\"\n";
     const EXPORT: &str = "[[export]]\nname = \"\"\npath = \"disk.img\"\n";
 
     #[test]
@@ -296,6 +316,9 @@ mod tests {
             tls = true
             [[listen]]
             activated = true
+            [[listen]]
+            vhost-user = "/run/v.sock"
+            user = 64000
             [[export]]
             name = "root"
             path = "/dev/vg/root"
@@ -309,6 +332,7 @@ mod tests {
         assert_eq!(plan.engine, EngineChoice::Threads);
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), Some(107)));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
+        assert_eq!(plan.listeners[3].place, Place::VhostUser("/run/v.sock".into(), Some(64000)));
         assert_eq!(plan.slow_log, Some(Duration::from_millis(250)));
         assert!(matches!(plan.metrics, Some(exposition::Place::Tcp(_))));
         let export = &plan.exports[0];
@@ -334,6 +358,11 @@ mod tests {
             (format!("{LISTEN}{EXPORT}clients = [\"a\"]\n"), &["line 3", "clients", "tls = true"]),
             (format!("{LISTEN}{EXPORT}iops = 0\n"), &["line 3", "IOPS", "between 1"]),
             (format!("metrics = \"x\"\n{LISTEN}{EXPORT}"), &["line 1", "metrics", "ADDRESS:PORT"]),
+            (format!("{GUEST}tls = true\n{TLS}{EXPORT}"), &["line 1", "tls", "vhost-user"]),
+            (
+                format!("{GUEST}{EXPORT}[[export]]\nname = \"b\"\npath = \"b\"\n"),
+                &["line 1", "vhost-user", "one export"],
+            ),
             (LISTEN.to_owned(), &["[[export]]"]),
             (EXPORT.to_owned(), &["[[listen]]"]),
         ] {

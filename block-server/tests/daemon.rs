@@ -429,6 +429,32 @@ async fn connections_are_listed_cut_and_drained() {
     client.set_slow_log(SlowLog { threshold_ms: 1000 }).await.unwrap();
 }
 
+/// Who drained an export did so for a reason, which a crash does not undo.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_export_stays_drained_over_a_crash_until_it_is_undone() {
+    let home = Home::new();
+    let (server, client) = home.start();
+    client.put_volume(id(1), &NewVolume { size_bytes: 4 * MIB, source: None }).await.unwrap();
+    let export = client.put_export("e", &writer(id(1), 1)).await.unwrap();
+    let is_served = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(&export.socket).unwrap();
+        std::io::Read::read(&mut stream, &mut [0; 18]).unwrap_or(0) == 18
+    };
+    assert!(is_served());
+    client.drain_export("e").await.unwrap();
+    server.kill();
+    let (server, client) = home.start();
+    assert!(!is_served(), "after kill -9");
+    client.put_export("e", &writer(id(1), 2)).await.unwrap();
+    assert!(!is_served(), "on new terms");
+    client.undrain_export("e").await.unwrap();
+    assert!(is_served());
+    server.kill();
+    let (_server, client) = home.start();
+    assert!(is_served(), "undone for good");
+    client.delete_export("e").await.unwrap();
+}
+
 /// In a mount namespace of its own: a disk of 4 MiB under a volume of 16.
 #[test]
 fn a_full_disk_is_told_as_such_and_loses_nothing() {

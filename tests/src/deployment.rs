@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rpc::Client;
@@ -45,8 +45,14 @@ impl Deployment {
         Ok(Self { paths, listen: format!("127.0.0.1:{port}"), programs: programs()?, _home: home })
     }
 
+    /// `HOSTPLANE_BLOCK_FRONT` chooses how its guests reach their volumes.
     pub fn up(&self) -> anyhow::Result<String> {
-        program::output(self.netctl(["up"]).args(["--listen", &self.listen]), UP_BOUND)
+        let mut up = self.netctl(["up"]);
+        up.args(["--listen", &self.listen]);
+        if let Some(front) = std::env::var_os("HOSTPLANE_BLOCK_FRONT") {
+            up.arg("--block-front").arg(front);
+        }
+        program::output(&mut up, UP_BOUND)
     }
 
     /// Stops everything and removes what it made, its state included.
@@ -89,6 +95,26 @@ impl Deployment {
     /// line: its program's name and our run directory.
     pub fn daemon(&self, name: &str) -> anyhow::Result<Pid> {
         self.processes(name).first().copied().ok_or_else(|| anyhow!("no process of {name}"))
+    }
+
+    /// By which front of the block server guests reach their volumes: that which was
+    /// asked for, and every one of them.
+    pub fn check_block_front(&self) -> anyhow::Result<&'static str> {
+        let asked = std::env::var("HOSTPLANE_BLOCK_FRONT").unwrap_or_default();
+        let help = program::output(
+            Command::new("qemu-system-x86_64").args(["-device", "help"]),
+            Duration::from_secs(30),
+        )?;
+        let device = "vhost-user-blk-pci";
+        let front = if asked != "nbd" && help.contains(device) { "vhost-user" } else { "nbd" };
+        for machine in self.machines() {
+            let line = fs::read(format!("/proc/{machine}/cmdline"))?;
+            let has_device = String::from_utf8_lossy(&line).contains(device);
+            ensure!(has_device == (front == "vhost-user"), "guest {machine} is not on {front}");
+        }
+        let log = fs::read_to_string(self.paths.log_of("agent")).unwrap_or_default();
+        ensure!(front == "nbd" || !log.contains("attached by NBD"), "a disk fell back: {log}");
+        Ok(front)
     }
 
     /// The guests' QEMU processes.

@@ -17,7 +17,6 @@ mod remember;
 mod volume;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use model::{InstanceId, InstanceState, VolumeId};
@@ -29,7 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::image::Store;
 use crate::lifecycle::{Effect, Event, Instance};
-use crate::qemu::{Context, Hypervisor, Reports};
+use crate::qemu::{Context, Hypervisor, Reports, Sockets};
 
 pub use control::{poll, report};
 use network::Network;
@@ -52,7 +51,7 @@ const UID_WITHOUT_TAP_MASK: u32 = (1 << 17) - 1;
 #[derive(Debug)]
 pub enum Message {
     Desired(Box<Desired>),
-    Exported(InstanceId, VolumeId, Result<PathBuf, String>),
+    Exported(InstanceId, VolumeId, Result<Sockets, String>),
     Unexported(InstanceId, VolumeId, Result<(), String>),
     Exports(Vec<Export>),
     Volume(VolumeId, volume::Outcome),
@@ -130,7 +129,7 @@ pub struct Host<H> {
     instances: BTreeMap<InstanceId, Instance>,
     volumes: Volumes,
     network: Network,
-    sockets: BTreeMap<VolumeId, PathBuf>,
+    sockets: BTreeMap<VolumeId, Sockets>,
     strangers: BTreeSet<InstanceId>,
 }
 
@@ -206,8 +205,8 @@ impl<H: Hypervisor> Host<H> {
                 }
             }
             Message::Exported(id, volume, result) => {
-                let result = result.map(|socket| {
-                    self.sockets.insert(volume, socket);
+                let result = result.map(|sockets| {
+                    self.sockets.insert(volume, sockets);
                 });
                 self.step(id, Event::Exported(volume, result));
             }
@@ -355,7 +354,8 @@ impl<H: Hypervisor> Host<H> {
                 let (block, desk) = (self.block.clone(), self.channels.desk());
                 tokio::spawn(async move {
                     let result = block.put_export(&volume.to_string(), &new).await;
-                    let result = result.map(|e| e.socket).map_err(|e| e.message);
+                    let sockets = |e: Export| Sockets { nbd: e.socket, vhost_user: e.vhost_user };
+                    let result = result.map(sockets).map_err(|e| e.message);
                     desk.tell(Message::Exported(id, volume, result)).await;
                 });
             }
@@ -392,12 +392,14 @@ impl<H: Hypervisor> Host<H> {
 
     /// Where each of its volumes is served. An export that an earlier agent made
     /// is where the block server always puts it.
-    fn sockets_of(&self, id: InstanceId) -> BTreeMap<VolumeId, PathBuf> {
+    fn sockets_of(&self, id: InstanceId) -> BTreeMap<VolumeId, Sockets> {
         let Some(instance) = self.instances.get(&id) else { return BTreeMap::new() };
         instance
             .exports()
             .map(|(volume, _)| {
-                let usual = || self.deployment.run_dir().join("nbd").join(format!("{volume}.sock"));
+                let place =
+                    |front| self.deployment.run_dir().join(front).join(format!("{volume}.sock"));
+                let usual = || Sockets { nbd: place("nbd"), vhost_user: Some(place("vhost")) };
                 (volume, self.sockets.get(&volume).cloned().unwrap_or_else(usual))
             })
             .collect()

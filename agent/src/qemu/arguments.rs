@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use model::{InstanceId, Mac, VolumeId};
 use serde_json::{Value, json};
 
+use super::front::Abilities;
+
 /// Hot-plug slots a guest has at most, whatever its type allows: each root port costs
 /// the guest's firmware and kernel some milliseconds at boot, and 64 fill the eight
 /// devices of `pcie.0` set aside for them.
@@ -25,6 +27,8 @@ pub const RECONNECT_DELAY_S: u32 = 3600;
 
 /// Translated code kept by TCG; its default is 1 GiB a guest.
 const TRANSLATION_CACHE_MIB: u32 = 128;
+
+pub const VHOST_USER_DEVICE: &str = "vhost-user-blk-pci";
 
 pub const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
 
@@ -55,11 +59,18 @@ impl Accelerator {
     }
 }
 
+/// By which of an export's sockets a disk is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Front {
+    Nbd(PathBuf),
+    /// The guest's memory is shared with the block server.
+    VhostUser(PathBuf),
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     pub volume: VolumeId,
-    /// Of the block server's export.
-    pub socket: PathBuf,
+    pub front: Front,
     pub slot: u32,
     pub boot: bool,
 }
@@ -73,6 +84,10 @@ pub struct Guest {
     pub interfaces: Vec<(String, Mac)>,
     pub disks: Vec<Disk>,
     pub slots: u32,
+    /// Whether the memory is a file that the block server may map: without that
+    /// no disk, now or later, can be on vhost-user.
+    pub shares_memory: bool,
+    pub abilities: Abilities,
     /// Kernel, initrd and command line, where the image brings them.
     pub kernel: Option<Kernel>,
 }
@@ -112,9 +127,14 @@ pub fn node_name(volume: VolumeId) -> String {
     format!("node{}", volume.digits())
 }
 
-/// Reads a volume back from [`device_id`] or [`node_name`].
+/// QEMU's name for the connection to the disk's vhost-user socket.
+pub fn channel_name(volume: VolumeId) -> String {
+    format!("chan{}", volume.digits())
+}
+
+/// Reads a volume back from [`device_id`], [`node_name`] or [`channel_name`].
 pub fn volume_of(name: &str) -> Option<VolumeId> {
-    let digits = name.strip_prefix("disk").or_else(|| name.strip_prefix("node"))?;
+    let digits = ["disk", "node", "chan"].iter().find_map(|kind| name.strip_prefix(kind))?;
     format!("{}{digits}", VolumeId::PREFIX).parse().ok()
 }
 
@@ -140,6 +160,39 @@ pub fn block_node(volume: VolumeId, socket: &Path) -> Value {
     })
 }
 
+/// The body of `chardev-add`: QEMU comes again every second when the block server
+/// is away, and the guest waits meanwhile.
+pub fn channel(volume: VolumeId, socket: &Path, abilities: Abilities) -> Value {
+    let (option, pause) = abilities.reconnect();
+    let address = json!({ "type": "unix", "data": { "path": socket } });
+    json!({
+        "id": channel_name(volume),
+        "backend": { "type": "socket", "data": { "addr": address, "server": false, option: pause } },
+    })
+}
+
+/// The same for `-chardev`. A comma in a path is doubled there.
+fn channel_option(volume: VolumeId, socket: &Path, abilities: Abilities) -> String {
+    let (option, pause) = abilities.reconnect();
+    let path = socket.display().to_string().replace(',', ",,");
+    format!("socket,id={},path={path},{option}={pause}", channel_name(volume))
+}
+
+/// The body of `device_add` for a disk on vhost-user. Its serial is told by the
+/// block server.
+pub fn guest_device(volume: VolumeId, slot: u32, boot: bool) -> Value {
+    let mut device = json!({
+        "driver": VHOST_USER_DEVICE,
+        "id": device_id(volume),
+        "chardev": channel_name(volume),
+        "bus": slot_name(slot),
+    });
+    if boot {
+        device["bootindex"] = json!(1);
+    }
+    device
+}
+
 /// The body of `device_add`; the same stands behind `-device`.
 /// Errors go to the guest: it shall see them, not stand still for ever.
 pub fn block_device(volume: VolumeId, slot: u32, boot: bool) -> Value {
@@ -158,18 +211,17 @@ pub fn block_device(volume: VolumeId, slot: u32, boot: bool) -> Value {
     device
 }
 
-/// The command line, with `@console@`, `@qmp@`, `@serial@`, `@kernel@`,
+/// The command line, with `@console@`, `@memory@`, `@qmp@`, `@serial@`, `@kernel@`,
 /// `@initrd@` and `@tapN@` for files that the launcher opens.
 pub fn command_line(guest: &Guest) -> Vec<String> {
     let uuid = uuid(guest.id);
     let mut line = vec!["-name".into(), format!("guest={},debug-threads=on", guest.id)];
-    line.extend(args(["-machine", "q35,usb=off,vmport=off", "-nodefaults", "-no-user-config"]));
+    line.extend(machine(guest));
     line.extend(args(["-display", "none", "-no-shutdown", "-rtc", "base=utc"]));
     line.extend(args(["-global", "ICH9-LPC.disable_s3=1", "-global", "ICH9-LPC.disable_s4=1"]));
     line.extend(args(["-sandbox", SANDBOX]));
     line.extend(guest.accelerator.arguments());
     line.extend(["-smp".into(), format!("{},sockets=1", guest.vcpus)]);
-    line.extend(["-m".into(), format!("size={}M", guest.memory_mib)]);
     line.extend(["-uuid".into(), uuid.clone()]);
     line.extend([
         "-smbios".into(),
@@ -187,8 +239,18 @@ pub fn command_line(guest: &Guest) -> Vec<String> {
         line.extend(["-device".into(), root_port(slot)]);
     }
     for disk in &guest.disks {
-        line.extend(["-blockdev".into(), block_node(disk.volume, &disk.socket).to_string()]);
-        let device = block_device(disk.volume, disk.slot, disk.boot);
+        let (volume, slot, boot) = (disk.volume, disk.slot, disk.boot);
+        let device = match &disk.front {
+            Front::Nbd(socket) => {
+                line.extend(["-blockdev".into(), block_node(volume, socket).to_string()]);
+                block_device(volume, slot, boot)
+            }
+            Front::VhostUser(socket) => {
+                let channel = channel_option(volume, socket, guest.abilities);
+                line.extend(["-chardev".into(), channel]);
+                guest_device(volume, slot, boot)
+            }
+        };
         line.extend(["-device".into(), device.to_string()]);
     }
     if let Some(kernel) = &guest.kernel {
@@ -202,6 +264,25 @@ pub fn command_line(guest: &Guest) -> Vec<String> {
         ]));
         line.extend(["-append".into(), append]);
     }
+    line
+}
+
+/// Memory that is shared is a file which the launcher has made.
+fn machine(guest: &Guest) -> Vec<String> {
+    let mut line = args(["-nodefaults", "-no-user-config"]);
+    line.extend(["-m".into(), format!("size={}M", guest.memory_mib)]);
+    let mut machine = "q35,usb=off,vmport=off".to_owned();
+    if guest.shares_memory {
+        machine += ",memory-backend=memory";
+        line.extend([
+            "-object".into(),
+            format!(
+                "memory-backend-file,id=memory,mem-path=/proc/self/fd/@memory@,size={}M,share=on",
+                guest.memory_mib
+            ),
+        ]);
+    }
+    line.extend(["-machine".into(), machine]);
     line
 }
 
@@ -280,8 +361,15 @@ mod tests {
             vcpus: 2,
             memory_mib: 512,
             interfaces: vec![("hp-t0".into(), Mac([2, 0, 0, 0, 0, 1]))],
-            disks: vec![Disk { volume: volume(), socket: "/x".into(), slot: 0, boot: true }],
+            disks: vec![Disk {
+                volume: volume(),
+                front: Front::Nbd("/x".into()),
+                slot: 0,
+                boot: true,
+            }],
             slots: 1000,
+            shares_memory: false,
+            abilities: Abilities::default(),
             kernel: None,
         };
         let line = command_line(&guest).join(" ");
@@ -289,5 +377,33 @@ mod tests {
         assert!(line.contains(SANDBOX));
         assert!(line.contains("tb-size="));
         assert!(line.contains("\"bootindex\":1"));
+        assert!(!line.contains("@memory@"));
+    }
+
+    #[test]
+    fn a_guest_that_shares_its_memory_reaches_its_disk_by_vhost_user() {
+        let mut guest = Guest {
+            id: InstanceId::from_random(7),
+            accelerator: Accelerator::Tcg,
+            vcpus: 1,
+            memory_mib: 256,
+            interfaces: Vec::new(),
+            disks: vec![Disk {
+                volume: volume(),
+                front: Front::VhostUser("/run/a,b.sock".into()),
+                slot: 3,
+                boot: true,
+            }],
+            slots: 4,
+            shares_memory: true,
+            abilities: Abilities::default(),
+            kernel: None,
+        };
+        let line = command_line(&guest).join(" ");
+        assert!(line.contains("mem-path=/proc/self/fd/@memory@,size=256M,share=on"), "{line}");
+        assert!(line.contains("path=/run/a,,b.sock,reconnect=1"), "{line}");
+        assert!(line.contains("\"driver\":\"vhost-user-blk-pci\""), "{line}");
+        guest.abilities.reconnects_in_ms = true;
+        assert!(command_line(&guest).join(" ").contains("reconnect-ms=1000"));
     }
 }

@@ -68,6 +68,10 @@ pub enum FileKind {
     Listen(PathBuf),
     /// An existing tap.
     Tap(String),
+    /// A guest's memory, of so many bytes, for a QEMU that shares it with the block
+    /// server. Made here, because QEMU may write no file of that size, and sealed,
+    /// because whoever could shrink it could kill who reads it.
+    Memory(u64),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -169,7 +173,16 @@ fn open(kind: &FileKind) -> Result<OwnedFd, Error> {
             Ok(listener.into())
         }
         FileKind::Tap(name) => kernel_call::open_tap(name).doing("open tap", name),
+        FileKind::Memory(bytes) => memory(*bytes).doing("make", "the guest's memory"),
     }
+}
+
+fn memory(bytes: u64) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
+    let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    ftruncate(&file, bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
 }
 
 fn limit() -> Result<(), Error> {

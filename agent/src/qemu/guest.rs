@@ -18,9 +18,11 @@ use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::arguments::{self, Accelerator, Disk, Guest, Kernel};
+use super::arguments::{self, Accelerator, Disk, Front, Guest, Kernel};
 use super::cgroup::{Cgroups, Limits};
 use super::confine::{EXIT_LOCKED, FileKind, OpenFile, Plan};
+use super::front::Fronts;
+use super::plug::{self, plain};
 use super::process::{Identity, Process};
 use super::qmp::{self, Qmp};
 use super::{Context, PROGRAM, Places, Reports, UID_MIN, console};
@@ -31,6 +33,7 @@ use crate::lifecycle::{Effect, Event, GuestRun, MachineEvent, Seen, Sight, Start
 const CONNECT_AGAIN: Duration = Duration::from_millis(100);
 /// How often the logs are looked at for their size.
 const TRIM_EVERY: Duration = Duration::from_secs(5);
+const NOT_CONNECTED: &str = "QEMU is not connected";
 const COMMANDS_MAX: usize = 256;
 /// What is quoted of QEMU's own words when it fails.
 const LOG_QUOTE_BYTES: usize = 600;
@@ -42,6 +45,7 @@ pub struct Shared {
     pub launcher: PathBuf,
     pub cgroups: Cgroups,
     pub accelerator: Accelerator,
+    pub fronts: Fronts,
     pub kvm_group: Option<u32>,
     pub reports: Reports,
 }
@@ -146,8 +150,9 @@ impl Task {
             _ => {
                 let qmp = self.qmp.as_ref().map(|(qmp, _)| qmp.clone());
                 let (reports, id, epoch) = (self.shared.reports.clone(), self.id, self.epoch);
+                let fronts = self.shared.fronts;
                 tokio::spawn(async move {
-                    for event in converse(qmp, effect, &context).await {
+                    for event in converse(qmp, effect, &context, fronts).await {
                         report(&reports, id, epoch, event).await;
                     }
                 });
@@ -255,10 +260,16 @@ impl Task {
             }),
             None => None,
         };
+        let fronts = self.shared.fronts;
         let disks = disks.iter().map(|d| {
-            let socket = context.sockets.get(&d.volume).cloned();
-            let socket = socket.ok_or_else(|| format!("volume {} has no export", d.volume))?;
-            Ok(Disk { volume: d.volume, socket, slot: d.slot, boot: d.boot })
+            let sockets = context.sockets.get(&d.volume).cloned();
+            let sockets = sockets.ok_or_else(|| format!("volume {} has no export", d.volume))?;
+            let front = match sockets.vhost_user.filter(|_| fronts.share_memory()) {
+                Some(socket) => Front::VhostUser(socket),
+                None if fronts.may_fall_back() => Front::Nbd(sockets.nbd),
+                None => return Err(format!("volume {} has no vhost-user socket", d.volume)),
+            };
+            Ok(Disk { volume: d.volume, front, slot: d.slot, boot: d.boot })
         });
         let guest = Guest {
             id: self.id,
@@ -268,6 +279,8 @@ impl Task {
             interfaces: wish.interfaces.iter().map(|i| (i.device.clone(), i.mac)).collect(),
             disks: disks.collect::<Result<_, String>>()?,
             slots: slots(wish),
+            shares_memory: fronts.share_memory(),
+            abilities: fronts.abilities,
             kernel,
         };
         let limits = Limits { vcpus: wish.vcpus, memory_mib: wish.memory_mib };
@@ -349,14 +362,18 @@ async fn next_event(qmp: &mut Option<(Qmp, mpsc::Receiver<qmp::Event>)>) -> Opti
 }
 
 /// Does one thing with QEMU and gives what came of it.
-async fn converse(qmp: Option<Qmp>, effect: Effect, context: &Context) -> Vec<MachineEvent> {
+async fn converse(
+    qmp: Option<Qmp>,
+    effect: Effect,
+    context: &Context,
+    fronts: Fronts,
+) -> Vec<MachineEvent> {
     let execute = async |command: &str, arguments: Value| match &qmp {
         Some(qmp) => qmp.execute(command, arguments).await,
         None => {
-            Err(qmp::Error::Unavailable { command: command.into(), cause: "not connected".into() })
+            Err(qmp::Error::Unavailable { command: command.into(), cause: NOT_CONNECTED.into() })
         }
     };
-    let plain = |result: Result<Value, qmp::Error>| result.map(drop).map_err(|e| e.to_string());
     match effect {
         Effect::PowerDown => {
             let _ = execute("system_powerdown", json!({})).await;
@@ -384,20 +401,18 @@ async fn converse(qmp: Option<Qmp>, effect: Effect, context: &Context) -> Vec<Ma
             vec![MachineEvent::ResetDone(plain(reset.await))]
         }
         Effect::AddNode { volume } => {
-            let result = match context.sockets.get(&volume) {
-                Some(socket) => {
-                    execute("blockdev-add", arguments::block_node(volume, socket)).await
-                }
-                None => Err(qmp::Error::Unavailable {
-                    command: "blockdev-add".into(),
-                    cause: format!("volume {volume} has no export"),
-                }),
+            let added = match &qmp {
+                Some(qmp) => plug::open(qmp, volume, context, fronts).await,
+                None => Err(NOT_CONNECTED.to_owned()),
             };
-            vec![MachineEvent::NodeAdded(volume, plain(result))]
+            vec![MachineEvent::NodeAdded(volume, added)]
         }
         Effect::AddDevice { volume, slot, boot } => {
-            let result = execute("device_add", arguments::block_device(volume, slot, boot)).await;
-            vec![MachineEvent::DeviceAdded(volume, plain(result))]
+            let added = match &qmp {
+                Some(qmp) => plug::add(qmp, (volume, slot, boot), context, fronts).await,
+                None => Err(NOT_CONNECTED.to_owned()),
+            };
+            vec![MachineEvent::DeviceAdded(volume, added)]
         }
         Effect::DeleteDevice { volume } => {
             let name = arguments::device_id(volume);
@@ -409,14 +424,15 @@ async fn converse(qmp: Option<Qmp>, effect: Effect, context: &Context) -> Vec<Ma
             }
         }
         Effect::DeleteNode { volume } => {
-            let name = arguments::node_name(volume);
-            let result = execute("blockdev-del", json!({ "node-name": name })).await;
-            let gone = matches!(&result, Err(qmp::Error::Refused { description, .. }) if description.contains("Failed to find node"));
-            vec![MachineEvent::NodeDeleted(volume, if gone { Ok(()) } else { plain(result) })]
+            let closed = match &qmp {
+                Some(qmp) => plug::close(qmp, volume).await,
+                None => Err(NOT_CONNECTED.to_owned()),
+            };
+            vec![MachineEvent::NodeDeleted(volume, closed)]
         }
         Effect::ShowSize { volume, size } => {
             if let Some(qmp) = &qmp
-                && let Err(error) = show_size(qmp, volume, size).await
+                && let Err(error) = plug::show_size(qmp, volume, size).await
             {
                 tracing::warn!(%volume, size, %error, "the guest does not see the size yet");
             }
@@ -429,28 +445,6 @@ async fn converse(qmp: Option<Qmp>, effect: Effect, context: &Context) -> Vec<Ma
     }
 }
 
-/// QEMU's NBD client learns an export's size when it connects, and it reconnects
-/// when it has something to ask. So after the block server has let go of the
-/// connection, a read of one sector makes it look again; then it lets itself be told.
-async fn show_size(qmp: &Qmp, volume: VolumeId, size: u64) -> Result<(), qmp::Error> {
-    let name = arguments::node_name(volume);
-    let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
-    let mut nodes = nodes.as_array().into_iter().flatten();
-    let node = nodes.find(|n| n.get("node-name").and_then(Value::as_str) == Some(&name));
-    let seen = node.and_then(|n| n.pointer("/image/virtual-size")?.as_u64());
-    if seen.is_none_or(|seen| seen >= size) {
-        return Ok(());
-    }
-    let resize = json!({ "node-name": name, "size": size });
-    if qmp.execute("block_resize", resize.clone()).await.is_err() {
-        let poke = json!({ "command-line": format!("qemu-io {name} \"read 0 512\"") });
-        qmp.execute("human-monitor-command", poke).await?;
-        qmp.execute("block_resize", resize).await?;
-    }
-    tracing::info!(%volume, from = seen, to = size, "the guest sees the new size");
-    Ok(())
-}
-
 /// What QEMU holds: the guest's state, the disks plugged in, the nodes open.
 async fn look(qmp: &Qmp) -> Result<Seen, qmp::Error> {
     let status = qmp.execute("query-status", json!({})).await?;
@@ -461,8 +455,9 @@ async fn look(qmp: &Qmp) -> Result<Seen, qmp::Error> {
     };
     let nodes = qmp.execute("query-named-block-nodes", json!({ "flat": true })).await?;
     let names = nodes.as_array().into_iter().flatten();
-    let nodes: BTreeSet<VolumeId> =
+    let mut nodes: BTreeSet<VolumeId> =
         names.filter_map(|n| arguments::volume_of(n.get("node-name")?.as_str()?)).collect();
+    nodes.extend(plug::channels(qmp).await?);
     let mut devices = BTreeMap::new();
     let children = qmp.execute("qom-list", json!({ "path": "/machine/peripheral" })).await?;
     for child in children.as_array().into_iter().flatten() {
@@ -483,6 +478,10 @@ fn open_files(places: &Places, guest: &Guest) -> Vec<OpenFile> {
         OpenFile { name: "qmp".into(), kind: FileKind::Listen(places.qmp()) },
         OpenFile { name: "serial".into(), kind: FileKind::Listen(places.serial()) },
     ];
+    if guest.shares_memory {
+        let memory = FileKind::Memory(guest.memory_mib << 20);
+        files.push(OpenFile { name: "memory".into(), kind: memory });
+    }
     if let Some(kernel) = &guest.kernel {
         files.push(OpenFile { name: "kernel".into(), kind: FileKind::Read(kernel.image.clone()) });
         files.push(OpenFile { name: "initrd".into(), kind: FileKind::Read(kernel.initrd.clone()) });

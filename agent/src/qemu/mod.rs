@@ -17,8 +17,10 @@ mod arguments;
 mod cgroup;
 mod confine;
 pub mod console;
+mod front;
 mod guest;
 mod kernel_call;
+mod plug;
 mod probe;
 mod process;
 mod qmp;
@@ -33,6 +35,7 @@ use tokio::sync::mpsc;
 pub use arguments::{Accelerator, RECONNECT_DELAY_S, SLOTS_MAX, serial, uuid};
 pub use cgroup::Cgroups;
 pub use confine::{EXIT_LOCKED, Error as ConfineError, Plan, confine};
+pub use front::{Abilities, BlockFront, Fronts};
 pub use probe::{Choice, choose};
 pub use process::{Identity, Process};
 
@@ -52,7 +55,15 @@ pub const UID_MIN: u32 = 100_000;
 pub struct Context {
     pub uid: u32,
     /// Of each exported volume.
-    pub sockets: BTreeMap<VolumeId, PathBuf>,
+    pub sockets: BTreeMap<VolumeId, Sockets>,
+}
+
+/// Where an export is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sockets {
+    pub nbd: PathBuf,
+    /// `None` where the block server has no such front.
+    pub vhost_user: Option<PathBuf>,
 }
 
 /// Something that runs guests. Results come as events, each in its time.
@@ -134,6 +145,7 @@ impl Qemu {
         images: Store,
         launcher: PathBuf,
         accelerator: Choice,
+        fronts: Fronts,
         reports: Reports,
     ) -> Self {
         let cgroups = Cgroups::new(deployment.name());
@@ -143,6 +155,7 @@ impl Qemu {
             launcher,
             cgroups,
             accelerator: accelerator.accelerator,
+            fronts,
             kvm_group: accelerator.kvm_group,
             reports,
         };

@@ -127,11 +127,16 @@ impl Depot {
         Ok(state.open_volumes.get(&id).map(|open| (open.worker, open.index)))
     }
 
-    /// `draining`: answers when no connection is left. It is forgotten at a restart.
+    /// `draining`: answers when no connection is left. It is durable before that, and
+    /// stays until it is undone or the export is deleted.
     pub async fn drain(&self, name: &str, draining: bool) -> Result<(), Error> {
-        let state = self.state.lock().await;
+        let mut state = self.state.lock().await;
         let missing = || Error::not_found(format!("export {name}: drain: there is no such export"));
-        let export = state.catalogue.exports().get(name).ok_or_else(missing)?;
+        let export = state.catalogue.exports().get(name).cloned().ok_or_else(missing)?;
+        if export.drained != draining {
+            let export = catalogue::Export { drained: draining, ..export.clone() };
+            block_in_place(|| state.catalogue.put_export(name, export)).map_err(of_catalogue)?;
+        }
         let open = state.open_exports.get(name).ok_or_else(missing)?;
         let volume = state.open_volumes.get(&export.volume).ok_or_else(missing)?;
         let (worker, listeners) = (volume.worker, open.listeners());

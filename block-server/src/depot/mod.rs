@@ -384,6 +384,7 @@ impl Depot {
             read_only: new.read_only,
             generation: new.generation,
             owner_uid: new.owner_uid,
+            drained: state.catalogue.exports().get(name).is_some_and(|e| e.drained),
         };
         block_in_place(|| state.catalogue.put_export(name, export.clone()))
             .map_err(of_catalogue)?;
@@ -450,6 +451,12 @@ impl Depot {
             .add_listener(guests, Front::VhostUser, access, vec![served.clone()])
             .await
             .map_err(of_worker)?;
+        if export.drained {
+            tracing::warn!("export {name}: it is drained, as before; undo that to let clients in");
+            for listener in [listener, guests] {
+                worker.drain(listener, true).await.map_err(of_worker)?;
+            }
+        }
         state.open_exports.insert(name.to_owned(), OpenExport { listener, guests, served });
         Ok(())
     }

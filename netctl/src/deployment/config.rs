@@ -33,6 +33,32 @@ pub struct Config {
     pub packets: Vec<String>,
     /// How long a daemon may take until it says `ready`.
     pub ready_within_s: u64,
+    /// By which front of the block server guests reach their volumes. A
+    /// deployment that an older netctl started has none written down.
+    #[serde(default)]
+    pub block_front: BlockFront,
+}
+
+/// What the agent is asked for; see its `--block-front`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlockFront {
+    /// vhost-user where QEMU has it, NBD otherwise
+    #[default]
+    Auto,
+    Nbd,
+    /// vhost-user, and an error where it cannot be
+    VhostUser,
+}
+
+impl BlockFront {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Nbd => "nbd",
+            Self::VhostUser => "vhost-user",
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,6 +114,7 @@ impl Config {
         }
         if daemon == "agent" {
             arguments.extend(["--host".into(), self.host.clone().into()]);
+            arguments.extend(["--block-front".into(), self.block_front.name().into()]);
         }
         arguments
     }

@@ -15,7 +15,7 @@ use rpc::control::AccessKey;
 use rpc::{Client, Deployment};
 use serde::{Deserialize, Serialize};
 
-use super::config::{Config, Uplink, read_json, write_json};
+use super::config::{BlockFront, Config, Uplink, read_json, write_json};
 use super::packets::Packets;
 use super::place::{DAEMONS, Files, Place};
 use super::process::{Identity, end_by_file};
@@ -79,6 +79,10 @@ pub struct Up {
     /// How long a daemon may take to start, in seconds
     #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub ready_within: u64,
+
+    /// How guests reach their volumes
+    #[arg(long, value_enum, default_value_t, value_name = "FRONT")]
+    pub block_front: BlockFront,
 
     /// Print the endpoint and the key as JSON
     #[arg(long)]
@@ -243,6 +247,7 @@ fn wanted(deployment: &Deployment, up: &Up) -> Outcome<Config> {
         uplink,
         packets: up.packets.arguments()?,
         ready_within_s: up.ready_within,
+        block_front: up.block_front,
     })
 }
 

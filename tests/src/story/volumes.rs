@@ -38,7 +38,9 @@ pub fn write(story: &mut Story) -> anyhow::Result<String> {
         ensure!(found == u64::from(GROWN_GIB) << 30, "the guest sees {found} bytes");
         Ok(())
     })?;
-    Ok(format!("{} seen as {disk} after {:.1} s", story.volume, seen.as_secs_f64()))
+    let front = story.deployment.check_block_front()?;
+    let seen = seen.as_secs_f64();
+    Ok(format!("{} seen as {disk} by {front} after {seen:.1} s", story.volume))
 }
 
 pub fn shift(story: &mut Story) -> anyhow::Result<String> {
