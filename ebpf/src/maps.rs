@@ -14,7 +14,8 @@ use ebpf::{REASONS_MAX, Work};
 
 /// Memory only for what is there, and an update that replaces an entry at once.
 const NO_PREALLOC: u32 = 1;
-/// Begins on a page, so that no entry lies across more lines of the cache than it must.
+/// Begins on a page, so that no entry lies across more lines of the cache than it must, and the
+/// daemon may write thousands of entries without a call for each.
 const MMAPABLE: u32 = 1 << 10;
 
 #[map]
@@ -29,9 +30,9 @@ pub static ELASTICS: HashMap<u32, Elastic> = HashMap::with_max_entries(ELASTICS_
 #[map]
 pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICIES_MAX, 0);
 #[map]
-pub static STEPS: Array<Step> = Array::with_max_entries(STEPS_MAX, 0);
+pub static STEPS: Array<Step> = Array::with_max_entries(STEPS_MAX, MMAPABLE);
 #[map]
-pub static WORDS: Array<u64> = Array::with_max_entries(WORDS_MAX, 0);
+pub static WORDS: Array<u64> = Array::with_max_entries(WORDS_MAX, MMAPABLE);
 #[map]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS_MAX, NO_PREALLOC);
 #[map]

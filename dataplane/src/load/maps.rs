@@ -124,12 +124,9 @@ impl Maps {
     }
 
     fn put_policy(&self, slot: u32, policy: &Placed) -> io::Result<()> {
-        for (index, word) in (policy.first_word..).zip(&policy.content.rows) {
-            self.words.put(&index, word)?;
-        }
-        for (index, step) in (policy.first_step..).zip(policy.steps()) {
-            self.steps.put(&index, &step)?;
-        }
+        // Nothing points there yet: the record that does is put last, by a call.
+        self.words.write(policy.first_word, &policy.content.rows)?;
+        self.steps.write(policy.first_step, &policy.steps().collect::<Vec<Step>>())?;
         self.policies.put(&slot, &policy.record())
     }
 

@@ -329,6 +329,39 @@ pub struct Slice<K, V> {
 }
 
 impl<V: Pod> Map<u32, V> {
+    /// Writes entries of an array (one that may be mapped) in a row, through memory: a
+    /// thousand rules are some thirty thousand words, and a call for each takes too long.
+    /// Programs that read them meanwhile may see any mixture.
+    pub fn write(&self, first: u32, values: &[V]) -> io::Result<()> {
+        const { assert!(size_of::<V>().is_multiple_of(8), "an entry takes whole words") };
+        if values.is_empty() {
+            return Ok(());
+        }
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let begin = first as usize * size_of::<V>();
+        // SAFETY: the call takes no pointer, and every Linux answers it.
+        let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        let page = begin / page_size * page_size;
+        let length = begin - page + bytes.len();
+        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, self.fd.as_raw_fd());
+        // SAFETY: a new mapping at a place of the kernel's choice touches no memory of ours;
+        // the kernel refuses a range that is not the map's.
+        let memory = unsafe {
+            libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, page as i64)
+        };
+        if memory == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the mapping has `length` bytes, `bytes` end where it does, and nobody else
+        // in this process knows it. It is not used after it is given back.
+        unsafe {
+            let to = memory.cast::<u8>().add(begin - page);
+            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
+            libc::munmap(memory, length);
+        }
+        Ok(())
+    }
+
     /// A per-CPU array's values. Each takes whole words (linux/bpf.h).
     pub fn every_cpu(&self, index: u32, cpus: usize) -> io::Result<Vec<V>> {
         const { assert!(size_of::<V>().is_multiple_of(8)) };
