@@ -59,6 +59,6 @@ impl Packets {
     pub fn uplink(&self, device: String, gateway: std::net::Ipv4Addr) -> Uplink {
         let Self { early_drop, bogons, source_packets, .. } = *self;
         let fast_path = if self.fast_path { FastPath::Declared } else { FastPath::Off };
-        Uplink { device, gateway, early_drop, bogons, source_packets, fast_path }
+        Uplink { device, gateway, gateway6: None, early_drop, bogons, source_packets, fast_path }
     }
 }

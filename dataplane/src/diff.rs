@@ -17,7 +17,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf::layout::{Config, Elastic, Interface, Local, LocalKey, Prefix};
+use ebpf::V6;
+use ebpf::layout::{Config, Elastic, Holder, Interface, Local, LocalKey, Prefix, Prefix6, Six};
 use ebpf::rate::Rates;
 
 use crate::compile::{Attachment, Placed, Role, Tables};
@@ -29,6 +30,9 @@ pub enum Change {
         policy: Placed,
     },
     PutLocal(LocalKey, Local),
+    PutHolder(V6, Holder),
+    PutSix(u32, Six),
+    Block6(Prefix6),
     /// Counters and quota of the slot begin anew.
     ResetSlot(u32),
     /// Limits of a slot; what is missing from its buckets stays missing.
@@ -58,6 +62,9 @@ pub enum Change {
     RemoveElastic(u32),
     RemoveInterface(u32),
     RemoveLocal(LocalKey),
+    RemoveHolder(V6),
+    RemoveSix(u32),
+    Unblock6(Prefix6),
     Unblock(Prefix),
     RemoveRange(Prefix),
     /// Policies that nothing points to any more are free once this is done.
@@ -75,6 +82,7 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     for (slot, rates) in added(&from.rates, &to.rates) {
         changes.push(Change::PutRates { slot: *slot, rates: *rates });
     }
+    changes.extend(added(&from.sixes, &to.sixes).map(|(i, six)| Change::PutSix(*i, *six)));
     let slots: BTreeMap<u32, u64> = from.interfaces.values().map(|i| (i.slot, i.id)).collect();
     for (_, interface) in added(&from.interfaces, &to.interfaces) {
         if slots.get(&interface.slot) != Some(&interface.id) {
@@ -89,6 +97,8 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     for (prefix, kind) in added(&from.ranges, &to.ranges) {
         changes.push(Change::PutRange { prefix: *prefix, kind: *kind });
     }
+    changes.extend(added(&from.holders, &to.holders).map(|(a, h)| Change::PutHolder(*a, *h)));
+    changes.extend(to.blocked6.difference(&from.blocked6).map(|p| Change::Block6(*p)));
     if from.config != to.config {
         changes.push(Change::PutConfig(to.config));
     }
@@ -134,6 +144,9 @@ fn exchange_attachments(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
 
 fn remove(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     changes.extend(gone(&from.elastics, &to.elastics).map(|k| Change::RemoveElastic(*k)));
+    changes.extend(gone(&from.holders, &to.holders).map(|k| Change::RemoveHolder(*k)));
+    changes.extend(gone(&from.sixes, &to.sixes).map(|k| Change::RemoveSix(*k)));
+    changes.extend(from.blocked6.difference(&to.blocked6).map(|p| Change::Unblock6(*p)));
     changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
     changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
     let unblocked: BTreeSet<_> = from.blocked.difference(&to.blocked).collect();

@@ -2,6 +2,7 @@
 //! behind `netctl why`.
 //!
 //! ```text
+//!  (IPv6 enters by `six`, and goes on here in `forward` and `arrive`.)
 //!  from_instance   anti-spoof ▶ punt? ▶ route ▶ egress ▶ ingress of a local receiver ▶ go on
 //!  from_world      ours? ▶ ingress ▶ go on        (else the host's own stack)
 //!  from_punt       which guest? ▶ go on
@@ -10,15 +11,16 @@
 //! A packet is judged once, where it enters: the sender's device or the uplink.
 //! What comes from a guest never reaches the host's own stack.
 
+use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
     Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, SOURCE_CHECK, TAKES_FRAMES,
     TO_NAMESPACE,
 };
-use crate::packet::{ARP, Frame, Head, IPV4, IPV6, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
+use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
-use crate::rewrite::{Rewrite, corrected, sum32};
+use crate::rewrite::Rewrite;
 use crate::tables::Tables;
 use crate::verdict::{Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Work};
 use crate::{GATEWAY_MAC, METADATA_ADDRESS};
@@ -79,7 +81,6 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     match head.ether_type {
         IPV4 => {}
         ARP => return arp_from_instance(frame, interface, work),
-        IPV6 => return Err(Reason::Ipv6),
         VLAN | VLAN_OUTER => return Err(Reason::Vlan),
         _ => return Err(Reason::EtherType),
     }
@@ -174,17 +175,19 @@ impl Arp {
 }
 
 /// The way of a guest's packet.
-struct Route {
+pub struct Route<A = u32> {
     /// The local receiver's device, or 0: out by the uplink.
-    ifindex: u32,
+    pub ifindex: u32,
+    /// Of the uplink.
+    pub next_hop: A,
     /// Addresses as the next party sees them.
-    source: u32,
-    destination: u32,
+    pub source: A,
+    pub destination: A,
     /// What the receiver's group rules know the sender by.
-    sender_identity: u64,
+    pub sender_identity: u64,
     /// What the sender's group rules know the receiver by.
-    receiver_identity: u64,
-    same_subnet: bool,
+    pub receiver_identity: u64,
+    pub same_subnet: bool,
 }
 
 #[inline(always)]
@@ -203,6 +206,7 @@ fn route<T: Tables + ?Sized>(
         }
         return Ok(Route {
             ifindex: local.ifindex,
+            next_hop: 0,
             source: packet.source,
             destination: to,
             sender_identity: if own_source { interface.identity } else { 0 },
@@ -210,7 +214,7 @@ fn route<T: Tables + ?Sized>(
             same_subnet,
         });
     }
-    if same_subnet || unroutable(to) {
+    if same_subnet || to.is_unroutable() {
         return Err(Reason::NoRoute);
     }
     // Only the interface's own address has a public one.
@@ -219,6 +223,7 @@ fn route<T: Tables + ?Sized>(
     }
     let mut out = Route {
         ifindex: 0,
+        next_hop: interface.next_hop,
         source: interface.elastic,
         destination: to,
         sender_identity: 0,
@@ -236,21 +241,14 @@ fn route<T: Tables + ?Sized>(
     Ok(out)
 }
 
-/// This network, loopback, link-local, multicast and above (RFC 6890).
 #[inline(always)]
-fn unroutable(address: u32) -> bool {
-    let first = address >> 24;
-    first == 0 || first == 127 || first >= 224 || address >> 16 == 0xa9fe
-}
-
-#[inline(always)]
-fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
+pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     sender: &Interface,
-    route: &Route,
+    route: &Route<A>,
     now_s: u32,
-    work: &mut Work,
+    work: &mut Work<A>,
 ) -> Result<(), Reason> {
     let Work { packet, inner, verdict } = work;
     if packet.ttl <= 1 && !route.same_subnet {
@@ -258,7 +256,7 @@ fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
     let is_error = packet.kind == Kind::IcmpError;
     if is_error {
-        inner.parse(frame, packet)?;
+        A::parse_inner(inner, frame, packet)?;
     }
     let change = &mut verdict.sender;
     let (sent, rule) = if is_error {
@@ -287,10 +285,10 @@ fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
     };
     if route.ifindex == 0 {
         if is_error {
-            rewrite_inner(work, None, Some(route.source));
+            A::rewrite_inner(work, None, Some(route.source));
         }
         work.verdict.ifindex = sender.uplink;
-        work.verdict.next_hop = sender.next_hop;
+        work.verdict.next_hop = route.next_hop;
         work.verdict.accept(Action::Leave, sent);
         return Ok(());
     }
@@ -306,18 +304,18 @@ fn forward<T: Tables + ?Sized, F: Frame + ?Sized>(
 }
 
 #[inline(always)]
-fn hand_over(receiver: &Interface) -> Action {
+pub fn hand_over(receiver: &Interface) -> Action {
     if receiver.flags & TO_NAMESPACE != 0 { Action::Enter } else { Action::Deliver }
 }
 
 /// The local receiver's side of a guest's packet.
 #[inline(always)]
-fn receive<T: Tables + ?Sized>(
+fn receive<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     sender: &Interface,
-    route: &Route,
+    route: &Route<A>,
     now_s: u32,
-    work: &mut Work,
+    work: &mut Work<A>,
 ) -> Result<Reason, Reason> {
     let receiver = tables.interface(route.ifindex).ok_or(Reason::NoRoute)?;
     work.verdict.slots[1] = receiver.slot;
@@ -328,10 +326,10 @@ fn receive<T: Tables + ?Sized>(
     if work.packet.kind == Kind::IcmpError {
         // The packet inside travelled the other way: its source is the receiver.
         let by_receiver = work.inner.source == work.packet.destination;
-        let to_sender = work.inner.destination == sender.address;
+        let to_sender = work.inner.destination.is_private_of(sender);
         let source = if by_receiver { Some(route.destination) } else { None };
         let destination = if to_sender { Some(route.source) } else { None };
-        rewrite_inner(work, source, destination);
+        A::rewrite_inner(work, source, destination);
         let key = &mut work.verdict.receiver.key;
         *key = sent_by_instance(receiver.id, &work.inner);
         key.local = source.unwrap_or(key.local);
@@ -412,10 +410,22 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     now_s: u32,
     work: &mut Work,
 ) -> Result<(), Reason> {
-    let Elastic { interface: receiver, address, .. } = elastic;
+    work.packet.parse(frame, head)?;
+    arrive(tables, frame, &elastic.interface, elastic.address, now_s, work)
+}
+
+/// The receiver's side of a packet from the world, where it is known as `address`.
+#[inline(always)]
+pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    receiver: &Interface,
+    address: A,
+    now_s: u32,
+    work: &mut Work<A>,
+) -> Result<(), Reason> {
     let Work { packet, inner, verdict } = work;
-    packet.parse(frame, head)?;
-    if unroutable(packet.source) {
+    if packet.source.is_unroutable() {
         return Err(Reason::Martian);
     }
     if packet.ttl <= 1 {
@@ -424,18 +434,18 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     let is_error = packet.kind == Kind::IcmpError;
     let change = &mut verdict.receiver;
     let (reason, rule) = if is_error {
-        inner.parse(frame, packet)?;
+        A::parse_inner(inner, frame, packet)?;
         // The packet inside left with the elastic address as its source.
         if inner.source != packet.destination {
             return Err(Reason::Unrelated);
         }
         change.key = sent_by_instance(receiver.id, inner);
-        change.key.local = *address;
+        change.key.local = address;
         related(tables, receiver, &change.key, now_s)?
     } else {
         change.key = FlowKey {
             interface: receiver.id,
-            local: *address,
+            local: address,
             remote: packet.source,
             local_port: packet.destination_port,
             remote_port: packet.source_port,
@@ -446,7 +456,7 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
         judge(tables, receiver, packet, &ask, change).split()?
     };
     // An address of ours cannot be out there.
-    if reason == Reason::NewFlow && tables.elastic(packet.source).is_some() {
+    if reason == Reason::NewFlow && packet.source.is_ours(tables) {
         verdict.receiver.write = FlowWrite::Nothing;
         return Err(Reason::SpoofedAddress);
     }
@@ -455,29 +465,15 @@ fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
         destination_mac: receiver.mac_number(),
         source_mac: GATEWAY,
         source: packet.source,
-        destination: *address,
+        destination: address,
         ttl: packet.ttl - 1,
     };
     verdict.ifindex = receiver.ifindex;
     verdict.accept(hand_over(receiver), reason);
     if is_error {
-        rewrite_inner(work, Some(*address), None);
+        A::rewrite_inner(work, Some(address), None);
     }
     Ok(())
-}
-
-#[inline(always)]
-fn rewrite_inner(work: &mut Work, source: Option<u32>, destination: Option<u32>) {
-    let inner = &work.inner;
-    let source = source.unwrap_or(inner.source);
-    let destination = destination.unwrap_or(inner.destination);
-    let old = sum32(inner.source) + sum32(inner.destination);
-    let new = sum32(source) + sum32(destination);
-    let [c0, c1] = corrected(inner.checksum, old, new).to_be_bytes();
-    let [s0, s1, s2, s3] = source.to_be_bytes();
-    let [d0, d1, d2, d3] = destination.to_be_bytes();
-    work.verdict.inner.offset = inner.offset + 10;
-    work.verdict.inner.bytes = [c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
 }
 
 /// A frame that user space wrote into the punt device.
@@ -527,7 +523,7 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
     let to = head.destination;
     if let Some(elastic) = tables.elastic(to) {
-        if unroutable(head.source) {
+        if head.source.is_unroutable() {
             return Err(Reason::Martian);
         }
         match work.packet.parse(frame, head) {

@@ -10,6 +10,7 @@
 //! guest, but is never confirmed, so it fights for the half-open table alone.
 //! An idle flow is as good as absent; the sweep only gives its memory back.
 
+use crate::ip::Ip;
 use crate::layout::{Flow, Interface};
 use crate::packet::{Kind, Packet};
 
@@ -33,6 +34,7 @@ pub const CLOSING_IDLE_S: u32 = 10;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
 
 /// Seconds of the coarse monotonic clock, by a multiplication: a division costs the
 /// programs as much as a lookup. A millisecond behind, and 4 s a year.
@@ -75,13 +77,13 @@ pub fn alive(flow: &Flow, protocol: u8, interface: &Interface, now_s: u32) -> bo
 
 /// Whether `packet` begins a connection anew on the ports of one that has ended.
 #[inline(always)]
-pub fn reopens(flow: &Flow, packet: &Packet) -> bool {
+pub fn reopens<A: Ip>(flow: &Flow, packet: &Packet<A>) -> bool {
     flow.phase == CLOSING && packet.kind == Kind::Tcp && packet.opens_flow()
 }
 
 /// The flow after `packet`.
 #[inline(always)]
-pub fn step(flow: &Flow, packet: &Packet, from_instance: bool, now_s: u32) -> Flow {
+pub fn step<A: Ip>(flow: &Flow, packet: &Packet<A>, from_instance: bool, now_s: u32) -> Flow {
     let mut next = *flow;
     next.seen_s = now_s;
     let by_initiator = from_instance == (flow.flags & BY_INSTANCE != 0);

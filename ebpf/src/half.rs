@@ -15,38 +15,72 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::ip::V6;
 use crate::layout::{Flow, FlowKey, HALF_BUCKETS};
 
 pub const PLACES: usize = 4;
 
-/// A key as three words, the mark in the third's last bytes.
+/// Words of an IPv4 flow's key, and of an IPv6 flow's.
+pub const WORDS4: usize = 3;
+pub const WORDS6: usize = 6;
+
+/// A key as words, the mark in the last one's last bytes.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Place {
-    pub words: [u64; 3],
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place<const N: usize = WORDS4> {
+    pub words: [u64; N],
     /// Its phase is 0: the place is free.
     pub flow: Flow,
 }
 const _: () = assert!(size_of::<Place>() == 32);
 
 #[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-pub struct Bucket {
-    pub places: [Place; PLACES],
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bucket<const N: usize = WORDS4> {
+    pub places: [Place<N>; PLACES],
 }
 const _: () = assert!(size_of::<Bucket>() == 128);
+const _: () = assert!(size_of::<Bucket<WORDS6>>() == 224);
+
+// SAFETY: whole words, and a flow, which is one.
+unsafe impl<const N: usize> Zeroable for Bucket<N> {}
+// SAFETY: as above.
+unsafe impl<const N: usize> Pod for Bucket<N> {}
 
 /// Where a key belongs, and how it is written there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Address {
+pub struct Address<const N: usize = WORDS4> {
     pub bucket: u32,
-    pub words: [u64; 3],
+    pub words: [u64; N],
 }
 
 /// From SplitMix64.
 const MIX: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
-impl Address {
+impl Address<WORDS6> {
+    #[inline(always)]
+    pub fn of6(key: &FlowKey<V6>, seed: u64) -> Self {
+        let ports = u64::from(key.local_port) << 48
+            | u64::from(key.remote_port) << 32
+            | u64::from(key.protocol) << 24;
+        let mut mix = key.interface ^ seed;
+        mix = (mix ^ mix >> 30).wrapping_mul(MIX[0]) ^ key.local.high;
+        mix = (mix ^ mix >> 27).wrapping_mul(MIX[1]) ^ key.local.low;
+        mix = (mix ^ mix >> 30).wrapping_mul(MIX[0]) ^ key.remote.high;
+        mix = (mix ^ mix >> 27).wrapping_mul(MIX[1]) ^ key.remote.low;
+        mix = (mix ^ mix >> 30).wrapping_mul(MIX[0]) ^ ports ^ seed;
+        mix = (mix ^ mix >> 27).wrapping_mul(MIX[1]);
+        mix ^= mix >> 31;
+        let (local, remote) = (key.local, key.remote);
+        let last = ports | mix & 0x00ff_ffff;
+        Self {
+            bucket: (mix >> 40) as u32 & (HALF_BUCKETS - 1),
+            words: [key.interface, local.high, local.low, remote.high, remote.low, last],
+        }
+    }
+}
+
+impl Address<WORDS4> {
     /// `seed` keeps a stranger from choosing whose bucket he fills.
     #[inline(always)]
     pub fn of(key: &FlowKey, seed: u64) -> Self {
@@ -66,9 +100,9 @@ impl Address {
     }
 }
 
-impl Bucket {
+impl<const N: usize> Bucket<N> {
     #[inline(always)]
-    pub fn find(&self, words: &[u64; 3]) -> Option<Flow> {
+    pub fn find(&self, words: &[u64; N]) -> Option<Flow> {
         for place in &self.places {
             if place.holds(words) {
                 return Some(place.flow);
@@ -79,7 +113,7 @@ impl Bucket {
 
     /// Writes the flow to its place, or to the one that was silent longest.
     #[inline(always)]
-    pub fn put(&mut self, words: &[u64; 3], flow: Flow) {
+    pub fn put(&mut self, words: &[u64; N], flow: Flow) {
         let mut chosen = 0;
         let mut oldest = u32::MAX;
         for (i, place) in self.places.iter().enumerate() {
@@ -102,7 +136,7 @@ impl Bucket {
     }
 
     #[inline(always)]
-    pub fn remove(&mut self, words: &[u64; 3]) {
+    pub fn remove(&mut self, words: &[u64; N]) {
         for place in &mut self.places {
             if place.holds(words) {
                 place.flow.phase = 0;
@@ -111,11 +145,13 @@ impl Bucket {
     }
 }
 
-impl Place {
+impl<const N: usize> Place<N> {
     #[inline(always)]
-    fn holds(&self, words: &[u64; 3]) -> bool {
-        let differ =
-            (self.words[0] ^ words[0]) | (self.words[1] ^ words[1]) | (self.words[2] ^ words[2]);
+    fn holds(&self, words: &[u64; N]) -> bool {
+        let mut differ = 0;
+        for (own, other) in self.words.iter().zip(words) {
+            differ |= own ^ other;
+        }
         differ == 0 && self.flow.phase != 0
     }
 }

@@ -1,6 +1,7 @@
 //! One interface's word on a packet: its flow, else its rules.
 
 use crate::flow;
+use crate::ip::Ip;
 use crate::layout::{FlowKey, Interface};
 use crate::packet::{Inner, Packet};
 use crate::reason::Reason;
@@ -64,17 +65,17 @@ fn refusal(number: u32) -> Reason {
 /// A function of its own in the kernel too, for a packet between two guests of
 /// this host asks both.
 #[inline(never)]
-pub fn judge<T: Tables + ?Sized>(
+pub fn judge<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
-    packet: &Packet,
+    packet: &Packet<A>,
     ask: &Ask,
-    change: &mut FlowChange,
+    change: &mut FlowChange<A>,
 ) -> Judgement {
     change.slot = interface.slot;
     change.write = FlowWrite::Nothing;
     let protocol = packet.protocol;
-    let tracked = tables.flow(&change.key);
+    let tracked = A::flow(tables, &change.key);
     if let Some(flow) = tracked {
         if flow::alive(&flow, protocol, interface, ask.now_s) && !flow::reopens(&flow, packet) {
             change.flow = flow::step(&flow, packet, ask.from_instance, ask.now_s);
@@ -84,7 +85,7 @@ pub fn judge<T: Tables + ?Sized>(
             }
             return Judgement::ESTABLISHED;
         }
-    } else if let Some(flow) = tables.half_flow(&change.key)
+    } else if let Some(flow) = A::half_flow(tables, &change.key)
         && flow::alive(&flow, protocol, interface, ask.now_s)
         && !flow::reopens(&flow, packet)
     {
@@ -113,12 +114,12 @@ pub fn judge<T: Tables + ?Sized>(
 
 /// The rule that lets a new flow in, counted from 1.
 #[inline(always)]
-fn admit<T: Tables + ?Sized>(
+fn admit<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
-    packet: &Packet,
+    packet: &Packet<A>,
     ask: &Ask,
-    remote: u32,
+    remote: A,
 ) -> Result<u32, Reason> {
     if !packet.opens_flow() {
         return Err(Reason::Untracked);
@@ -133,7 +134,7 @@ fn admit<T: Tables + ?Sized>(
         protocol: packet.protocol,
         detail: packet.detail,
     };
-    match tables.classify(slot, &question) {
+    match A::classify(tables, slot, &question) {
         0 => Err(denied),
         _ if !has_room(tables, interface) => Err(Reason::FlowQuota),
         rule => Ok(rule),
@@ -147,7 +148,7 @@ fn has_room<T: Tables + ?Sized>(tables: &T, interface: &Interface) -> bool {
 
 /// The flow of a packet inside an ICMP error that the instance had sent.
 #[inline(always)]
-pub fn sent_by_instance(interface: u64, inner: &Inner) -> FlowKey {
+pub fn sent_by_instance<A: Ip>(interface: u64, inner: &Inner<A>) -> FlowKey<A> {
     FlowKey {
         interface,
         local: inner.source,
@@ -161,7 +162,7 @@ pub fn sent_by_instance(interface: u64, inner: &Inner) -> FlowKey {
 
 /// The flow of a packet inside an ICMP error that the instance had received.
 #[inline(always)]
-pub fn sent_by_remote(interface: u64, inner: &Inner) -> FlowKey {
+pub fn sent_by_remote<A: Ip>(interface: u64, inner: &Inner<A>) -> FlowKey<A> {
     FlowKey {
         interface,
         local: inner.destination,
@@ -175,15 +176,15 @@ pub fn sent_by_remote(interface: u64, inner: &Inner) -> FlowKey {
 
 /// An ICMP error passes where the flow that it is about is known.
 #[inline(always)]
-pub fn related<T: Tables + ?Sized>(
+pub fn related<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
-    key: &FlowKey,
+    key: &FlowKey<A>,
     now_s: u32,
 ) -> Result<(Reason, u16), Reason> {
-    let flow = match tables.flow(key) {
+    let flow = match A::flow(tables, key) {
         Some(flow) => Some(flow),
-        None => tables.half_flow(key),
+        None => A::half_flow(tables, key),
     };
     match flow {
         Some(flow) if flow::alive(&flow, key.protocol, interface, now_s) => {

@@ -17,21 +17,25 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::programs::{TcContext, XdpContext};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::flow::{TCP, UDP, seconds};
-use ebpf::half::{Address, Bucket};
-use ebpf::layout::{Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Step};
-use ebpf::packet::{Frame, HEAD_LEN, IPV6, mac_bytes, mac_number};
+use ebpf::half::{Address, Bucket, WORDS6};
+use ebpf::layout::{
+    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, Policy, SIX_GUEST,
+    SIX_RESPONDER, SIX_UPLINK, Six, Step, Step6,
+};
+use ebpf::packet::{Frame, HEAD_LEN, HEAD6_LEN, IPV6, mac_bytes, mac_number};
 use ebpf::rate::on_the_wire;
 use ebpf::rewrite::{corrected, may_be_partial, sum32};
 use ebpf::tables::{Question, classify};
 use ebpf::verdict::{FlowChange, FlowWrite};
 use ebpf::{
-    ASK_MARK, Action, Arrival, Head, REASONS_MAX, Reason, TRACE_MARK, Tables, VERDICT_MARK,
-    Verdict, Work,
+    ASK_MARK, Action, Arrival, Head, Head6, Ip, REASONS_MAX, Reason, TRACE_MARK, Tables, V6,
+    VERDICT_MARK, Verdict, Work,
 };
 
 use crate::maps::{
-    BLOCKED, CONFIG, COUNTERS, ELASTICS, FLOWS, HALF_FLOWS, INTERFACES, LOCALS, POLICIES, QUOTAS,
-    RANGES, STEPS, SWEPT, WORDS, WORK,
+    BLOCKED, BLOCKED6, CONFIG, COUNTERS, ELASTICS, FLOWS, FLOWS6, HALF_FLOWS, HALF_FLOWS6, HOLDERS,
+    INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIX_PROGRAMS, SIXES, STEPS, STEPS6, SWEPT, WORDS,
+    WORK,
 };
 use crate::{spend, watch};
 
@@ -41,7 +45,7 @@ const AF_INET: u32 = 2;
 /// linux/bpf.h: insert, but never replace.
 const BPF_NOEXIST: u64 = 1;
 
-struct Maps;
+pub struct Maps;
 
 impl Tables for Maps {
     #[inline(always)]
@@ -123,6 +127,49 @@ impl Tables for Maps {
         let kind = u32::from(q.protocol) << 16 | u32::from(q.detail);
         classify_flow(slot, q.remote, q.identity, kind)
     }
+
+    #[inline(always)]
+    fn six(&self, ifindex: u32) -> Option<&Six> {
+        // SAFETY: as for `interface`.
+        unsafe { SIXES.get(ifindex) }
+    }
+
+    #[inline(always)]
+    fn holder(&self, address: &V6) -> Option<Holder> {
+        // SAFETY: as for `interface`.
+        unsafe { HOLDERS.get(address) }.copied()
+    }
+
+    #[inline(always)]
+    fn step6(&self, index: u32) -> Option<Step6> {
+        STEPS6.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
+        // SAFETY: the value is one aligned word, read at once.
+        unsafe { FLOWS6.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
+        match find_half6(key) {
+            0 => None,
+            flow => Some(bytemuck::cast(flow)),
+        }
+    }
+
+    #[inline(always)]
+    fn blocked6(&self, address: &V6) -> bool {
+        BLOCKED6.get(Key::new(128, address.bytes())).is_some()
+    }
+
+    #[inline(always)]
+    fn classify6(&self, slot: u32, q: &Question<V6>) -> u32 {
+        let kind = u64::from(q.protocol) << 16 | u64::from(q.detail);
+        let slot_and_kind = u64::from(slot) << 32 | kind;
+        classify_flow6(slot_and_kind, q.remote.high, q.remote.low, q.identity)
+    }
 }
 
 /// The key's bucket in the half-open table.
@@ -133,6 +180,35 @@ fn half_open(key: &FlowKey) -> Option<(&'static mut Bucket, [u64; 3])> {
     // SAFETY: the pointer was checked; whatever stands there are plain words, which
     // another CPU may change meanwhile (`ebpf::half` says what then).
     Some((unsafe { &mut *bucket }, address.words))
+}
+
+/// [`half_open`] of the other family.
+#[inline(always)]
+fn half_open6(key: &FlowKey<V6>) -> Option<(&'static mut Bucket<WORDS6>, [u64; WORDS6])> {
+    let address = Address::of6(key, CONFIG.get(0)?.seed);
+    let bucket = HALF_FLOWS6.get_ptr_mut(address.bucket)?;
+    // SAFETY: as for `half_open`.
+    Some((unsafe { &mut *bucket }, address.words))
+}
+
+/// The half-open flow as a word, 0 where there is none. A function of its own: its
+/// place on the stack is the classification's too.
+#[inline(never)]
+fn find_half6(key: &FlowKey<V6>) -> u64 {
+    match half_open6(key).and_then(|(bucket, words)| bucket.find(&words)) {
+        Some(flow) => bytemuck::cast(flow),
+        None => 0,
+    }
+}
+
+/// [`classify_flow`] of the other family; the slot stands above protocol and detail.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn classify_flow6(slot_and_kind: u64, high: u64, low: u64, identity: u64) -> u32 {
+    let (slot, kind) = ((slot_and_kind >> 32) as u32, slot_and_kind as u32);
+    let (protocol, detail) = ((kind >> 16) as u8, kind as u16);
+    let remote = V6 { high, low };
+    classify(&Maps, slot, &Question { remote, identity, protocol, detail })
 }
 
 /// A global function of plain numbers: verified by itself.
@@ -237,6 +313,23 @@ impl Span {
         }
     }
 
+    #[inline(always)]
+    fn head6(self) -> Option<Head6> {
+        let at = self.at::<HEAD6_LEN>(0)?;
+        // SAFETY: all 54 bytes are there.
+        unsafe {
+            Some(Head6 {
+                macs: load_u64::<0>(at),
+                macs_rest: load_u32::<8>(at),
+                ether_type: load_u16::<12>(at),
+                first: load_u32::<14>(at),
+                second: load_u32::<18>(at),
+                source: V6 { high: load_u64::<22>(at), low: load_u64::<30>(at) },
+                destination: V6 { high: load_u64::<38>(at), low: load_u64::<46>(at) },
+            })
+        }
+    }
+
     /// The few short pieces that every packet has; the rest goes by the helper.
     #[inline(always)]
     fn load<const N: usize>(self, offset: u32) -> Option<[u8; N]> {
@@ -258,7 +351,7 @@ impl Span {
     }
 }
 
-struct Skb(*mut __sk_buff);
+pub struct Skb(pub *mut __sk_buff);
 
 impl Frame for Skb {
     #[inline(always)]
@@ -291,12 +384,37 @@ impl Skb {
 
     /// Headers that lie in pieces are brought together first.
     #[inline(always)]
-    fn head(&self) -> Option<Head> {
+    pub fn head(&self) -> Option<Head> {
         if self.span().at::<HEAD_LEN>(0).is_none() {
             // SAFETY: the helper fails where the frame is shorter.
             unsafe { bpf_skb_pull_data(self.0, HEAD_LEN as u32) };
         }
         self.span().head()
+    }
+
+    /// [`Self::head`] of the other family.
+    #[inline(always)]
+    pub fn head6(&self) -> Option<Head6> {
+        if self.span().at::<HEAD6_LEN>(0).is_none() {
+            // SAFETY: the helper fails where the frame is shorter.
+            unsafe { bpf_skb_pull_data(self.0, HEAD6_LEN as u32) };
+        }
+        self.span().head6()
+    }
+
+    /// Writes a head's changed words: hardware addresses and the hop limit.
+    #[inline(always)]
+    pub fn set_head6(&self, head: &Head6) -> bool {
+        let Some(at) = self.span().at::<HEAD6_LEN>(0) else {
+            return false;
+        };
+        // SAFETY: all 54 bytes are there.
+        unsafe {
+            store_u64::<0>(at, head.macs);
+            store_u32::<8>(at, head.macs_rest);
+            store_u32::<18>(at, head.second);
+        }
+        true
     }
 
     /// Writes a head's changed words.
@@ -311,7 +429,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
+    pub fn store<const N: usize>(&self, offset: u32, bytes: &[u8; N]) -> bool {
         // SAFETY: the helper reads N bytes, and checks the frame's end itself.
         let result = unsafe {
             bpf_skb_store_bytes(self.0.cast(), offset, bytes.as_ptr().cast(), N as u32, 0)
@@ -334,7 +452,7 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn arrival(&self) -> Arrival {
+    pub fn arrival(&self) -> Arrival {
         // SAFETY: the context is valid for the program's run.
         let skb = unsafe { &*self.0 };
         Arrival {
@@ -346,13 +464,13 @@ impl Skb {
     }
 
     #[inline(always)]
-    fn mark(&self) -> u32 {
+    pub fn mark(&self) -> u32 {
         // SAFETY: the context is valid for the program's run.
         unsafe { (*self.0).mark }
     }
 
     #[inline(always)]
-    fn set_mark(&self, mark: u32) {
+    pub fn set_mark(&self, mark: u32) {
         // SAFETY: the context is valid for the program's run, and `mark` may be written.
         unsafe { (*self.0).mark = mark }
     }
@@ -452,11 +570,23 @@ fn work() -> Option<&'static mut Work> {
     Some(unsafe { &mut *work })
 }
 
+/// IPv6 has programs of its own, with a stack of their own. Only a missing one lets
+/// this return.
+#[inline(always)]
+fn go_on_as_six(ctx: &TcContext, program: u32) -> i32 {
+    // SAFETY: the programs there are classifiers as this one is.
+    let _ = unsafe { SIX_PROGRAMS.tail_call(ctx, program) };
+    TC_ACT_SHOT
+}
+
 /// From a guest.
 #[classifier]
 pub fn tap_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     let Some(head) = skb.head() else { return refuse(&skb, Reason::Malformed) };
+    if head.ether_type == IPV6 {
+        return go_on_as_six(&ctx, SIX_GUEST);
+    }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_instance(&Maps, &skb, &head, &skb.arrival(), work);
     carry_out(skb.0)
@@ -468,6 +598,9 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     // Shorter than any frame of ours.
     let Some(head) = skb.head() else { return TC_ACT_UNSPEC };
+    if head.ether_type == IPV6 {
+        return go_on_as_six(&ctx, SIX_UPLINK);
+    }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_world(&Maps, &skb, &head, &skb.arrival(), work);
     carry_out(skb.0)
@@ -478,6 +611,9 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
 pub fn punt_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     let Some(head) = skb.head() else { return refuse(&skb, Reason::PuntStray) };
+    if head.ether_type == IPV6 {
+        return go_on_as_six(&ctx, SIX_RESPONDER);
+    }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_punt(&Maps, &head, work);
     carry_out(skb.0)
@@ -603,7 +739,7 @@ fn exceeds(head: &Head, work: &Work) -> bool {
 }
 
 #[inline(always)]
-fn refuse(skb: &Skb, reason: Reason) -> i32 {
+pub fn refuse(skb: &Skb, reason: Reason) -> i32 {
     // SAFETY: the context is valid for the program's run.
     let ifindex = unsafe { (*skb.0).ifindex };
     let slot = Maps.interface(ifindex).map_or(0, |i| i.slot);
@@ -620,7 +756,7 @@ fn refuse(skb: &Skb, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn count(slot: u32, reason: Reason) {
+pub fn count(slot: u32, reason: Reason) {
     if let Some(counter) = COUNTERS.get_ptr_mut(slot * REASONS_MAX + reason as u32) {
         // SAFETY: the counter is this CPU's own, and the pointer was checked.
         unsafe { *counter += 1 }
@@ -651,7 +787,7 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
         }
     }
     match verdict.action {
-        Action::Drop => TC_ACT_SHOT,
+        Action::Drop | Action::AnswerNeighbour => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
         Action::AnswerArp => answer_arp(skb, mac_bytes(verdict.rewrite.source_mac)),
         Action::Deliver | Action::Leave | Action::Enter => {
@@ -670,6 +806,12 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
 /// Has the buckets pay for what passes, or refuses it.
 #[inline(always)]
 fn pay(skb: &Skb, head: &Head, work: &mut Work) {
+    refuse_unpaid(work, spend_for(skb, head));
+}
+
+/// What the buckets say of this frame.
+#[inline(always)]
+pub fn spend_for(skb: &Skb, head: &Head) -> u32 {
     // SAFETY: the context is valid for the program's run.
     let (len, gso_size) = unsafe { ((*skb.0).len, (*skb.0).gso_size) };
     let headers = match gso_size {
@@ -677,12 +819,12 @@ fn pay(skb: &Skb, head: &Head, work: &mut Work) {
         _ => skb.headers(head),
     };
     let (packets, bytes) = on_the_wire(len, headers, gso_size);
-    refuse_unpaid(work, spend::spend(bytes, packets));
+    spend::spend(bytes, packets)
 }
 
 /// `answer` is [`spend::spend`]'s.
 #[inline(always)]
-fn refuse_unpaid(work: &mut Work, answer: u32) {
+pub fn refuse_unpaid<A: Ip>(work: &mut Work<A>, answer: u32) {
     let reason = match answer & 0xff {
         0 => return,
         1 => Reason::BandwidthOut,
@@ -709,7 +851,7 @@ fn rewrite(skb: &Skb, head: &Head, verdict: &Verdict) -> bool {
 
 /// Flows and counters.
 #[inline(always)]
-fn account(verdict: &Verdict) {
+pub fn account<A: Stored>(verdict: &Verdict<A>) {
     write_flow(&verdict.sender);
     write_flow(&verdict.receiver);
     // What passes by the uplink is none of our business, and not worth a counter.
@@ -726,7 +868,7 @@ fn account(verdict: &Verdict) {
 
 /// Into the control block, where BPF_PROG_TEST_RUN finds it.
 #[inline(always)]
-fn report(skb: &Skb, verdict: &Verdict) {
+pub fn report<A: Ip>(skb: &Skb, verdict: &Verdict<A>) {
     let [reason, egress, ingress] = verdict.report();
     // SAFETY: the context is valid for the program's run, and `cb` may be written.
     unsafe {
@@ -738,38 +880,70 @@ fn report(skb: &Skb, verdict: &Verdict) {
 
 /// A full table is no error: the flow then goes on as half-open, or is judged anew.
 #[inline(always)]
-fn write_flow(change: &FlowChange) {
+fn write_flow<A: Stored>(change: &FlowChange<A>) {
     let FlowChange { write, slot, key, flow } = change;
     match write {
         FlowWrite::Nothing => {}
         FlowWrite::Tracked => {
-            let _ = FLOWS.insert(key, flow, 0);
+            A::put(key, flow, 0);
         }
-        FlowWrite::Half => put_half(key, flow),
+        FlowWrite::Half => A::put_half(key, flow),
         FlowWrite::Reopen => {
-            if FLOWS.remove(key).is_ok() {
+            if A::remove(key) {
                 add(*slot, false);
             }
-            put_half(key, flow);
+            A::put_half(key, flow);
         }
         FlowWrite::Confirm => {
             // Only one of two CPUs that confirm it at once counts it.
-            if FLOWS.insert(key, flow, BPF_NOEXIST).is_ok() {
+            if A::put(key, flow, BPF_NOEXIST) {
                 add(*slot, true);
-                if let Some((bucket, words)) = half_open(key) {
-                    bucket.remove(&words);
-                }
+                A::remove_half(key);
             }
         }
     }
 }
 
-#[inline(always)]
-fn put_half(key: &FlowKey, flow: &Flow) {
-    if let Some((bucket, words)) = half_open(key) {
-        bucket.put(&words, *flow);
-    }
+/// Where a family's flows stand.
+pub trait Stored: Ip {
+    fn put(key: &FlowKey<Self>, flow: &Flow, flags: u64) -> bool;
+    fn remove(key: &FlowKey<Self>) -> bool;
+    fn put_half(key: &FlowKey<Self>, flow: &Flow);
+    fn remove_half(key: &FlowKey<Self>);
 }
+
+macro_rules! stored {
+    ($family:ty, $flows:ident, $half_open:ident) => {
+        impl Stored for $family {
+            #[inline(always)]
+            fn put(key: &FlowKey<Self>, flow: &Flow, flags: u64) -> bool {
+                $flows.insert(key, flow, flags).is_ok()
+            }
+
+            #[inline(always)]
+            fn remove(key: &FlowKey<Self>) -> bool {
+                $flows.remove(key).is_ok()
+            }
+
+            #[inline(always)]
+            fn put_half(key: &FlowKey<Self>, flow: &Flow) {
+                if let Some((bucket, words)) = $half_open(key) {
+                    bucket.put(&words, *flow);
+                }
+            }
+
+            #[inline(always)]
+            fn remove_half(key: &FlowKey<Self>) {
+                if let Some((bucket, words)) = $half_open(key) {
+                    bucket.remove(&words);
+                }
+            }
+        }
+    };
+}
+
+stored!(u32, FLOWS, half_open);
+stored!(V6, FLOWS6, half_open6);
 
 #[inline(always)]
 fn add(slot: u32, opened: bool) {
@@ -809,7 +983,7 @@ fn correct_transport(skb: &Skb, head: &Head, old: u32, new: u32) -> bool {
 }
 
 #[inline(always)]
-fn deliver(skb: &Skb, ifindex: u32) -> i32 {
+pub fn deliver(skb: &Skb, ifindex: u32) -> i32 {
     skb.set_mark(VERDICT_MARK);
     // SAFETY: the helper has no precondition.
     (unsafe { bpf_redirect(ifindex, 0) }) as i32
@@ -817,7 +991,7 @@ fn deliver(skb: &Skb, ifindex: u32) -> i32 {
 
 /// Past the device, its guard and the queue between the namespaces.
 #[inline(always)]
-fn enter(skb: &Skb, ifindex: u32) -> i32 {
+pub fn enter(skb: &Skb, ifindex: u32) -> i32 {
     skb.set_mark(0);
     // SAFETY: the helper has no precondition.
     (unsafe { bpf_redirect_peer(ifindex, 0) }) as i32
@@ -825,10 +999,16 @@ fn enter(skb: &Skb, ifindex: u32) -> i32 {
 
 #[inline(always)]
 fn leave(skb: &Skb, ifindex: u32, next_hop: u32) -> i32 {
+    leave_by(skb, ifindex, AF_INET, [next_hop.to_be(), 0, 0, 0])
+}
+
+/// The kernel finds the hardware address of `next_hop`, a word of it for IPv4.
+#[inline(always)]
+pub fn leave_by(skb: &Skb, ifindex: u32, family: u32, next_hop: [u32; 4]) -> i32 {
     skb.set_mark(0);
     let mut hop = bpf_redir_neigh {
-        nh_family: AF_INET,
-        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: [next_hop.to_be(), 0, 0, 0] },
+        nh_family: family,
+        __bindgen_anon_1: bpf_redir_neigh__bindgen_ty_1 { ipv6_nh: next_hop },
     };
     // SAFETY: the helper reads the structure during the call.
     let result = unsafe {

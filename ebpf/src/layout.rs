@@ -7,6 +7,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::ip::V6;
+
 /// Interfaces a host may have. Each has a block of per-CPU counters
 /// ([`crate::REASONS_MAX`] of 8 bytes), slot 0 being the uplink's.
 pub const INTERFACES_MAX: u32 = 1023;
@@ -28,6 +30,12 @@ pub const FLOWS_MAX: u32 = 262_144;
 pub const HALF_FLOWS_MAX: u32 = 65_536;
 /// Buckets that they stand in ([`crate::half`]), a power of two.
 pub const HALF_BUCKETS: u32 = HALF_FLOWS_MAX / 4;
+/// IPv6 addresses that interfaces hold.
+pub const HOLDERS_MAX: u32 = 65_536;
+/// Boundaries of all IPv6 classes of all policies, 24 bytes each.
+pub const STEPS6_MAX: u32 = 131_072;
+/// Tracked IPv6 flows, 56 bytes each and only when used; the quota is one for both.
+pub const FLOWS6_MAX: u32 = 262_144;
 /// Blocked prefixes, and elastic ranges with their exceptions.
 pub const PREFIXES_MAX: u32 = 65_536;
 
@@ -172,8 +180,11 @@ pub struct Policy {
     pub udp: Span,
     pub icmp: Span,
     pub others: Span,
+    pub icmp6: Span,
+    /// In `STEPS6`.
+    pub remotes6: Span,
 }
-const _: () = assert!(size_of::<Policy>() == 56);
+const _: () = assert!(size_of::<Policy>() == 72);
 
 /// `STEPS`: a boundary, and the first word of its row in `WORDS`.
 #[repr(C)]
@@ -185,21 +196,79 @@ pub struct Step {
 }
 const _: () = assert!(size_of::<Step>() == 16);
 
-/// `FLOWS`, `HALF_FLOWS`: a flow as its instance sees it, so that one lookup
-/// serves both directions.
+/// `STEPS6`: a boundary among IPv6 addresses, and the first word of its row in `WORDS`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
-pub struct FlowKey {
+pub struct Step6 {
+    pub key: V6,
+    pub row: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Step6>() == 24);
+
+/// `SIXES`: ifindex → what an interface has of IPv6, beside its record.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Six {
+    pub subnet: V6,
+    pub mask: V6,
+    /// Of the uplink; all zeros: IPv6 does not leave the host.
+    pub next_hop: V6,
+}
+const _: () = assert!(size_of::<Six>() == 48);
+
+impl Six {
+    #[inline(always)]
+    pub fn holds(&self, address: V6) -> bool {
+        let differ = (address.high & self.mask.high ^ self.subnet.high)
+            | (address.low & self.mask.low ^ self.subnet.low);
+        differ == 0
+    }
+}
+
+/// `SIX_PROGRAMS`: where IPv6 frames of guests, of the uplink and of the responder go on.
+pub const SIX_GUEST: u32 = 0;
+pub const SIX_UPLINK: u32 = 1;
+pub const SIX_RESPONDER: u32 = 2;
+pub const SIX_PROGRAMS_MAX: u32 = 3;
+
+/// `HOLDERS`: which interface has an IPv6 address. They are global: no two
+/// networks have the same.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+pub struct Holder {
+    pub vpc: u64,
+    pub identity: u64,
+    pub ifindex: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<Holder>() == 24);
+
+/// `FLOWS`, `HALF_FLOWS`, `FLOWS6`, `HALF_FLOWS6`: a flow as its instance sees it, so that one lookup
+/// serves both directions.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowKey<A = u32> {
     /// [`Interface::id`].
     pub interface: u64,
-    pub local: u32,
-    pub remote: u32,
+    pub local: A,
+    pub remote: A,
     pub local_port: u16,
     pub remote_port: u16,
     pub protocol: u8,
     pub zero: [u8; 3],
 }
 const _: () = assert!(size_of::<FlowKey>() == 24);
+const _: () = assert!(size_of::<FlowKey<V6>>() == 48);
+
+// SAFETY: plain integers without a gap between them, as the sizes above say.
+unsafe impl Zeroable for FlowKey<u32> {}
+// SAFETY: as above.
+unsafe impl Pod for FlowKey<u32> {}
+// SAFETY: as above.
+unsafe impl Zeroable for FlowKey<V6> {}
+// SAFETY: as above.
+unsafe impl Pod for FlowKey<V6> {}
 
 /// One aligned word, so that it is never read half old and half new.
 #[repr(C, align(8))]
@@ -238,10 +307,13 @@ pub struct Config {
     pub fast: u16,
     /// Not zero: the early program limits each source by slot 0's rates.
     pub sources: u32,
+    /// Not zero: `BLOCKED6` has entries.
+    pub blocked6: u32,
+    pub zero_too: u32,
     /// Spreads keys over the half-open table: a number that no stranger knows.
     pub seed: u64,
 }
-const _: () = assert!(size_of::<Config>() == 32);
+const _: () = assert!(size_of::<Config>() == 40);
 
 /// [`Config::ranges`]: the XDP program on the uplink drops what is for nobody.
 pub const RANGES_EARLY: u32 = 1;
@@ -257,6 +329,16 @@ pub struct Prefix {
     pub address: [u8; 4],
 }
 const _: () = assert!(size_of::<Prefix>() == 8);
+
+/// Key of the prefix trie `BLOCKED6`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Prefix6 {
+    pub length: u32,
+    /// Network byte order.
+    pub address: [u8; 16],
+}
+const _: () = assert!(size_of::<Prefix6>() == 20);
 
 /// Changes whenever a map of one version cannot serve another: FNV-1a over the
 /// text of this file, of the half-open table, of the buckets and of the map definitions.

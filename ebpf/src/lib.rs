@@ -10,7 +10,9 @@
 //! | [`packet`] | the one gate for hostile bytes |
 //! | [`tables`] | what is looked up; classification by bit-vectors |
 //! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
+//! | [`ip`] | the two families of addresses, over which the decision is written once |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
+//! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
@@ -21,18 +23,22 @@ pub mod decide;
 pub mod event;
 pub mod flow;
 pub mod half;
+pub mod ip;
 pub mod judge;
 pub mod layout;
+pub mod neighbour;
 pub mod packet;
 pub mod punt;
 pub mod rate;
 pub mod reason;
 pub mod rewrite;
+pub mod six;
 pub mod tables;
 pub mod verdict;
 
 pub use decide::Arrival;
-pub use packet::{Frame, Head, Packet};
+pub use ip::{Ip, V6};
+pub use packet::{Frame, Head, Head6, Packet};
 pub use punt::{PUNT_MAC_PREFIX, ifindex_of, punt_mac};
 pub use reason::{REASONS_MAX, Reason};
 pub use tables::{Tables, classify};
@@ -41,6 +47,9 @@ pub use verdict::{Action, Verdict, Work};
 /// The gateway's hardware address, the same for every guest: ARP for the gateway
 /// and for every other address of the subnet is answered with it.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x68, 0x70, 0x00, 0x00, 0x01];
+
+/// The subnet router's link-local address: [`GATEWAY_MAC`]'s, the same for every guest.
+pub const ROUTER_ADDRESS6: V6 = V6 { high: 0xfe80 << 48, low: 0x0068_70ff_fe00_0001 };
 
 /// Where the metadata service is found, host byte order.
 pub const METADATA_ADDRESS: u32 = 0xa9fe_a9fe;

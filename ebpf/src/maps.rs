@@ -2,15 +2,15 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use ebpf::half::Bucket;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use ebpf::half::{Bucket, WORDS6};
 use ebpf::layout::{
-    Config, ELASTICS_MAX, Elastic, FLOWS_MAX, Flow, FlowKey, HALF_BUCKETS, INTERFACES_MAX,
-    Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX, Policy, Quota, SLOTS_MAX,
-    STEPS_MAX, Step, WORDS_MAX,
+    Config, ELASTICS_MAX, Elastic, FLOWS_MAX, FLOWS6_MAX, Flow, FlowKey, HALF_BUCKETS, HOLDERS_MAX,
+    Holder, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX,
+    Policy, Quota, SIX_PROGRAMS_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX, Six, Step, Step6, WORDS_MAX,
 };
 use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
-use ebpf::{REASONS_MAX, Work};
+use ebpf::{Head6, REASONS_MAX, V6, Work};
 
 /// Memory only for what is there, and an update that replaces an entry at once.
 const NO_PREALLOC: u32 = 1;
@@ -37,6 +37,22 @@ pub static WORDS: Array<u64> = Array::with_max_entries(WORDS_MAX, MMAPABLE);
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS_MAX, NO_PREALLOC);
 #[map]
 pub static HALF_FLOWS: Array<Bucket> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
+/// IPv6 has tables of its own, so that an IPv4 key stays as short as it is.
+#[map]
+pub static SIXES: HashMap<u32, Six> = HashMap::with_max_entries(INTERFACES_MAX, NO_PREALLOC);
+/// The programs that IPv6 frames go on to, by [`ebpf::layout::SIX_GUEST`] and the like.
+#[map]
+pub static SIX_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(SIX_PROGRAMS_MAX, 0);
+#[map]
+pub static HOLDERS: HashMap<V6, Holder> = HashMap::with_max_entries(HOLDERS_MAX, NO_PREALLOC);
+#[map]
+pub static STEPS6: Array<Step6> = Array::with_max_entries(STEPS6_MAX, MMAPABLE);
+#[map]
+pub static FLOWS6: HashMap<FlowKey<V6>, Flow> = HashMap::with_max_entries(FLOWS6_MAX, NO_PREALLOC);
+#[map]
+pub static HALF_FLOWS6: Array<Bucket<WORDS6>> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
+#[map]
+pub static BLOCKED6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(PREFIXES_MAX, NO_PREALLOC);
 /// Written by the programs alone.
 #[map]
 pub static QUOTAS: Array<Quota> = Array::with_max_entries(SLOTS_MAX, 0);
@@ -65,3 +81,8 @@ pub static SOURCES: Array<u64> = Array::with_max_entries(2 * SOURCES_A_ROW, 0);
 /// Where a verdict is made.
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);
+/// The head of the frame that `WORK6` is about.
+#[map]
+pub static HEAD6: PerCpuArray<Head6> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+pub static WORK6: PerCpuArray<Work<V6>> = PerCpuArray::with_max_entries(1, 0);

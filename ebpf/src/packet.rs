@@ -9,7 +9,8 @@
 //!   └────────────────── Head ────────────────────────────┘
 //! ```
 
-use crate::flow::{ICMP, TCP, UDP};
+use crate::flow::{TCP, UDP};
+use crate::ip::{Ip, V6};
 use crate::reason::Reason;
 
 /// The bytes of a frame, wherever they are: an skb, an XDP buffer, a slice.
@@ -34,6 +35,9 @@ impl Frame for [u8] {
 pub const HEAD_LEN: usize = 34;
 pub const ETHERNET_LEN: u32 = 14;
 const IPV4_LEN_MIN: u32 = 20;
+pub const HEAD6_LEN: usize = 54;
+/// IPv6 extension headers that are walked through; more are refused.
+pub const EXTENSIONS_MAX: u32 = 4;
 const TCP_LEN_MIN: u32 = 20;
 const UDP_LEN: u32 = 8;
 const ICMP_LEN: u32 = 8;
@@ -152,6 +156,84 @@ impl Head {
     }
 }
 
+/// The Ethernet and IPv6 headers.
+///
+/// ```text
+///    0             8         12    14         18                 22          38     54
+///   | 6 destination + 6 source | type | first: 4 | len, next, hop: 4 | source: 16 | dest. |
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Head6 {
+    pub macs: u64,
+    pub macs_rest: u32,
+    pub ether_type: u16,
+    /// Version, traffic class, flow label.
+    pub first: u32,
+    /// Payload length, next header, hop limit.
+    pub second: u32,
+    pub source: V6,
+    pub destination: V6,
+}
+
+impl Head6 {
+    pub fn of(b: &[u8; HEAD6_LEN]) -> Self {
+        let word = |at: usize| u32::from_be_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        let long = |at: usize| u64::from(word(at)) << 32 | u64::from(word(at + 4));
+        Self {
+            macs: long(0),
+            macs_rest: word(8),
+            ether_type: be16(b[12], b[13]),
+            first: word(14),
+            second: word(18),
+            source: V6 { high: long(22), low: long(30) },
+            destination: V6 { high: long(38), low: long(46) },
+        }
+    }
+
+    pub fn bytes(&self) -> [u8; HEAD6_LEN] {
+        let mut b = [0; HEAD6_LEN];
+        b[..8].copy_from_slice(&self.macs.to_be_bytes());
+        b[8..12].copy_from_slice(&self.macs_rest.to_be_bytes());
+        b[12..14].copy_from_slice(&self.ether_type.to_be_bytes());
+        b[14..18].copy_from_slice(&self.first.to_be_bytes());
+        b[18..22].copy_from_slice(&self.second.to_be_bytes());
+        b[22..38].copy_from_slice(&self.source.bytes());
+        b[38..].copy_from_slice(&self.destination.bytes());
+        b
+    }
+
+    #[inline(always)]
+    pub fn destination_mac(&self) -> u64 {
+        self.macs >> 16
+    }
+
+    #[inline(always)]
+    pub fn source_mac(&self) -> u64 {
+        (self.macs & 0xffff) << 32 | self.macs_rest as u64
+    }
+
+    #[inline(always)]
+    pub fn set_macs(&mut self, destination: u64, source: u64) {
+        self.macs = destination << 16 | source >> 32;
+        self.macs_rest = source as u32;
+    }
+
+    #[inline(always)]
+    pub fn payload_len(&self) -> u32 {
+        self.second >> 16
+    }
+
+    #[inline(always)]
+    pub fn next_header(&self) -> u8 {
+        (self.second >> 8) as u8
+    }
+
+    #[inline(always)]
+    pub fn hop_limit(&self) -> u8 {
+        self.second as u8
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Kind {
@@ -163,27 +245,30 @@ pub enum Kind {
     IcmpReply = 4,
     /// About a packet whose beginning it carries.
     IcmpError = 5,
+    /// IPv6: of the link alone, between neighbours, routers and listeners.
+    Link = 6,
 }
 
 /// The packet that an ICMP error is about, as it was seen where the error was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Inner {
-    /// Where its IPv4 header begins in the frame.
+pub struct Inner<A = u32> {
+    /// Where its IP header begins in the frame.
     pub offset: u32,
+    /// Of its IPv4 header.
     pub checksum: u16,
-    pub source: u32,
-    pub destination: u32,
+    pub source: A,
+    pub destination: A,
     pub protocol: u8,
     pub source_port: u16,
     pub destination_port: u16,
 }
 
-/// An IPv4 packet that passed the gate: no fragment, and every header that is
+/// An IP packet that passed the gate: no fragment, and every header that is
 /// read later lies inside the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Packet {
-    pub source: u32,
-    pub destination: u32,
+pub struct Packet<A = u32> {
+    pub source: A,
+    pub destination: A,
     pub protocol: u8,
     pub ttl: u8,
     pub kind: Kind,
@@ -227,13 +312,15 @@ impl Packet {
         self.transport = ETHERNET_LEN + header_len;
         self.parse_transport(frame, total_len - header_len)
     }
+}
 
+impl<A: Ip> Packet<A> {
     #[inline(always)]
     fn parse_transport<F: Frame + ?Sized>(&mut self, frame: &F, len: u32) -> Result<(), Reason> {
         let minimum = match self.protocol {
             TCP => TCP_LEN_MIN,
             UDP => UDP_LEN,
-            ICMP => ICMP_LEN,
+            icmp if icmp == A::ICMP => ICMP_LEN,
             _ => return Ok(()),
         };
         if len < minimum {
@@ -241,8 +328,8 @@ impl Packet {
         }
         let h: [u8; 8] = frame.load(self.transport).ok_or(Reason::Malformed)?;
         let (first, second, third) = (be16(h[0], h[1]), be16(h[2], h[3]), be16(h[4], h[5]));
-        if self.protocol == ICMP {
-            self.kind = icmp_kind(h[0])?;
+        if self.protocol == A::ICMP {
+            self.kind = A::icmp_kind(h[0])?;
             self.detail = first;
             match self.kind {
                 Kind::IcmpRequest => self.source_port = third,
@@ -279,7 +366,7 @@ impl Packet {
         match self.kind {
             Kind::Tcp => self.opens_tcp(),
             Kind::Udp | Kind::IcmpRequest | Kind::Other => true,
-            Kind::IcmpReply | Kind::IcmpError => false,
+            Kind::IcmpReply | Kind::IcmpError | Kind::Link => false,
         }
     }
 
@@ -304,6 +391,116 @@ impl Packet {
     }
 }
 
+impl Packet<V6> {
+    /// Reads the headers into `self`, which is only then worth looking at.
+    #[inline(always)]
+    pub fn parse6<F: Frame + ?Sized>(&mut self, frame: &F, head: &Head6) -> Result<(), Reason> {
+        let end = head.payload_len() + HEAD6_LEN as u32;
+        // A jumbogram has no length here, and no link of ours takes one.
+        if head.first >> 28 != 6 || head.payload_len() == 0 || end > frame.size() {
+            return Err(Reason::Malformed);
+        }
+        self.source = head.source;
+        self.destination = head.destination;
+        self.ttl = head.hop_limit();
+        self.kind = Kind::Other;
+        self.tcp_flags = 0;
+        self.source_port = 0;
+        self.destination_port = 0;
+        self.detail = 0;
+        self.protocol = head.next_header();
+        self.transport = HEAD6_LEN as u32;
+        self.skip_extensions(frame)?;
+        if self.transport > end {
+            return Err(Reason::Malformed);
+        }
+        self.parse_transport(frame, end - self.transport)
+    }
+
+    /// Finds the transport header (RFC 8200, section 4).
+    #[inline(always)]
+    fn skip_extensions<F: Frame + ?Sized>(&mut self, frame: &F) -> Result<(), Reason> {
+        let mut protocol = self.protocol;
+        let mut at = self.transport;
+        for n in 0..=EXTENSIONS_MAX {
+            match protocol {
+                // Options for every hop come first, or not at all.
+                HOP_BY_HOP if n == 0 => {}
+                HOP_BY_HOP => return Err(Reason::Malformed),
+                DESTINATION_OPTIONS => {}
+                FRAGMENT => return Err(Reason::Fragment),
+                // It would send the packet where no rule was asked about.
+                ROUTING => return Err(Reason::ExtensionHeader),
+                _ => {
+                    self.protocol = protocol;
+                    self.transport = at;
+                    return Ok(());
+                }
+            }
+            let h: [u8; 2] = frame.load(at).ok_or(Reason::Malformed)?;
+            protocol = h[0];
+            at += (u32::from(h[1]) + 1) * 8;
+        }
+        Err(Reason::ExtensionHeader)
+    }
+
+    #[inline(always)]
+    pub fn is_dhcp6_reply(&self) -> bool {
+        self.kind == Kind::Udp && self.source_port == 547 && self.destination_port == 546
+    }
+
+    #[inline(always)]
+    pub fn is_dhcp6_request(&self) -> bool {
+        self.kind == Kind::Udp && self.source_port == 546 && self.destination_port == 547
+    }
+}
+
+impl Inner<V6> {
+    /// Reads the packet inside the ICMPv6 error `packet` into `self`. One with
+    /// extension headers belongs to no flow.
+    #[inline(always)]
+    pub fn parse6<F: Frame + ?Sized>(
+        &mut self,
+        frame: &F,
+        packet: &Packet<V6>,
+    ) -> Result<(), Reason> {
+        let offset = packet.transport + ICMP_LEN;
+        let h: [u8; 8] = frame.load(offset).ok_or(Reason::Unrelated)?;
+        if h[0] >> 4 != 6 {
+            return Err(Reason::Unrelated);
+        }
+        let source: [u8; 16] = frame.load(offset + 8).ok_or(Reason::Unrelated)?;
+        let destination: [u8; 16] = frame.load(offset + 24).ok_or(Reason::Unrelated)?;
+        self.offset = offset;
+        self.checksum = 0;
+        self.source = V6::of(&source);
+        self.destination = V6::of(&destination);
+        self.protocol = h[6];
+        let t: [u8; 8] = frame.load(offset + 40).ok_or(Reason::Unrelated)?;
+        (self.source_port, self.destination_port) = inner_ports::<V6>(self.protocol, &t)?;
+        Ok(())
+    }
+}
+
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// The ports of a packet inside an ICMP error, from its transport header.
+#[inline(always)]
+fn inner_ports<A: Ip>(protocol: u8, t: &[u8; 8]) -> Result<(u16, u16), Reason> {
+    Ok(match protocol {
+        TCP | UDP => (be16(t[0], t[1]), be16(t[2], t[3])),
+        icmp if icmp == A::ICMP => match A::icmp_kind(t[0]) {
+            Ok(Kind::IcmpRequest) => (be16(t[4], t[5]), 0),
+            Ok(Kind::IcmpReply) => (0, be16(t[4], t[5])),
+            _ => return Err(Reason::Unrelated),
+        },
+        _ => (0, 0),
+    })
+}
+
 impl Inner {
     /// Reads the packet inside the ICMP error `packet` into `self`.
     #[inline(always)]
@@ -322,25 +519,7 @@ impl Inner {
         self.destination = u32::from_be_bytes([h[16], h[17], h[18], h[19]]);
         self.protocol = h[9];
         let t: [u8; 8] = frame.load(offset + header_len).ok_or(Reason::Unrelated)?;
-        (self.source_port, self.destination_port) = match h[9] {
-            TCP | UDP => (be16(t[0], t[1]), be16(t[2], t[3])),
-            ICMP => match icmp_kind(t[0]) {
-                Ok(Kind::IcmpRequest) => (be16(t[4], t[5]), 0),
-                Ok(Kind::IcmpReply) => (0, be16(t[4], t[5])),
-                _ => return Err(Reason::Unrelated),
-            },
-            _ => (0, 0),
-        };
+        (self.source_port, self.destination_port) = inner_ports::<u32>(h[9], &t)?;
         Ok(())
-    }
-}
-
-#[inline(always)]
-fn icmp_kind(kind: u8) -> Result<Kind, Reason> {
-    match kind {
-        8 | 13 | 15 | 17 => Ok(Kind::IcmpRequest),
-        0 | 14 | 16 | 18 => Ok(Kind::IcmpReply),
-        3 | 11 | 12 => Ok(Kind::IcmpError),
-        _ => Err(Reason::IcmpType),
     }
 }

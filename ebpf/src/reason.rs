@@ -49,6 +49,10 @@ reasons! {
     PuntReply = 7, accept, "responder-reply";
     /// Not for us: left to the host's own stack.
     NotOurs = 8, accept, "not-ours";
+    /// An IPv6 neighbour's solicitation, answered here.
+    Neighbour = 9, accept, "neighbour-answered";
+    /// A router solicitation, handed to the responder.
+    PuntRouter = 10, accept, "router-solicitation";
 
     /// A packet of a known flow, delivered before the kernel made anything of it.
     EstablishedEarly = 15, accept, "established-early";
@@ -69,6 +73,7 @@ reasons! {
     ArpIgnored = 22, drop, "arp-ignored";
     /// Neither ARP, IPv4 nor IPv6.
     EtherType = 23, drop, "ether-type";
+    /// The interface has no IPv6 address.
     Ipv6 = 24, drop, "ipv6";
     Fragment = 25, drop, "fragment";
     /// No rule of the sender's groups permits the flow.
@@ -114,6 +119,13 @@ reasons! {
     ServiceRate = 59, drop, "linklocal-allowance-exceeded";
     /// More packets that open a flow than one source of the world may send.
     SourceRate = 60, drop, "source-rate-exceeded";
+    /// A neighbour's message about an address that is not the interface's, or a
+    /// guest that plays the router.
+    SpoofedNeighbour = 43, drop, "spoofed-neighbour";
+    /// A message of the link that nobody else need hear.
+    NeighbourIgnored = 44, drop, "neighbour-ignored";
+    /// IPv6 extension headers: too many, or a routing header.
+    ExtensionHeader = 45, drop, "extension-header";
 }
 
 impl Reason {

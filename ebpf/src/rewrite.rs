@@ -5,16 +5,17 @@
 //! checksum may be partial: the kernel's helper corrects that one, told by
 //! [`Rewrite::transport_delta`] which address words changed.
 
-use crate::packet::Head;
+use crate::ip::V6;
+use crate::packet::{Head, Head6};
 
 /// What changes in the Ethernet and IPv4 headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rewrite {
+pub struct Rewrite<A = u32> {
     /// Hardware addresses as numbers.
     pub destination_mac: u64,
     pub source_mac: u64,
-    pub source: u32,
-    pub destination: u32,
+    pub source: A,
+    pub destination: A,
     pub ttl: u8,
 }
 
@@ -63,6 +64,29 @@ pub const fn may_be_partial(checksum: u16, sum: u32) -> bool {
     let folded = fold(sum) as u16;
     // Zero and all ones are the same number.
     folded == checksum || (folded == 0 || folded == 0xffff) && (checksum == 0 || checksum == 0xffff)
+}
+
+/// IPv6: hardware addresses and the hop limit; no checksum covers them.
+impl Rewrite<V6> {
+    /// Changes nothing.
+    #[inline(always)]
+    pub fn of6(head: &Head6) -> Self {
+        Self {
+            destination_mac: head.destination_mac(),
+            source_mac: head.source_mac(),
+            source: head.source,
+            destination: head.destination,
+            ttl: head.hop_limit(),
+        }
+    }
+
+    #[inline(always)]
+    pub fn apply6(&self, head: &Head6) -> Head6 {
+        let mut next = *head;
+        next.set_macs(self.destination_mac, self.source_mac);
+        next.second = head.second & !0xff | u32::from(self.ttl);
+        next
+    }
 }
 
 /// The two halves of a word, added.

@@ -1,9 +1,10 @@
 //! What a decision looks up, and the classification of a new flow.
 
-use crate::flow::{ICMP, TCP, UDP};
+use crate::flow::{TCP, UDP};
+use crate::ip::{Ip, V6};
 use crate::layout::{
-    Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, POLICY_NONE, Policy, ROW_NONE,
-    ROW_WORDS_MAX, SEARCH_ROUNDS, Span, Step,
+    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, POLICY_NONE, Policy,
+    ROW_NONE, ROW_WORDS_MAX, SEARCH_ROUNDS, Six, Span, Step, Step6,
 };
 
 /// The maps, or what stands for them on the host. Nothing here writes: what a
@@ -25,17 +26,29 @@ pub trait Tables {
     /// Whether the address lies in an elastic range, exceptions aside.
     fn in_elastic_range(&self, address: u32) -> bool;
 
+    /// What an interface has of IPv6, if anything.
+    fn six(&self, ifindex: u32) -> Option<&Six>;
+    fn holder(&self, address: &V6) -> Option<Holder>;
+    fn step6(&self, index: u32) -> Option<Step6>;
+    fn flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
+    fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
+    fn blocked6(&self, address: &V6) -> bool;
+
     /// [`classify`]. The programs make it a global function, which the verifier
     /// walks once, and not once for each way that leads to a call.
     fn classify(&self, slot: u32, question: &Question) -> u32 {
+        classify(self, slot, question)
+    }
+
+    fn classify6(&self, slot: u32, question: &Question<V6>) -> u32 {
         classify(self, slot, question)
     }
 }
 
 /// What a rule sees of a new flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Question {
-    pub remote: u32,
+pub struct Question<A = u32> {
+    pub remote: A,
     /// Of the remote interface, where the packet came by the private network; 0: none.
     pub identity: u64,
     pub protocol: u8,
@@ -47,7 +60,7 @@ const NONE: u32 = 0;
 
 /// The first rule of the policy that permits the flow, counted from 1; 0: none does.
 #[inline(always)]
-pub fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question) -> u32 {
+pub fn classify<A: Ip, T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question<A>) -> u32 {
     if slot == POLICY_NONE {
         return NONE;
     }
@@ -57,14 +70,14 @@ pub fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question) -> u32 
     let (ports, key) = match q.protocol {
         TCP => (policy.tcp, u64::from(q.detail)),
         UDP => (policy.udp, u64::from(q.detail)),
-        ICMP => (policy.icmp, u64::from(q.detail)),
+        icmp if icmp == A::ICMP => (A::icmp_span(policy), u64::from(q.detail)),
         other => (policy.others, u64::from(other)),
     };
     let by_port = search(tables, ports, key, false);
     if by_port == ROW_NONE {
         return NONE;
     }
-    let by_address = search(tables, policy.remotes, u64::from(q.remote), false);
+    let by_address = A::remote_row(tables, policy, q.remote);
     let by_identity = match q.identity {
         0 => ROW_NONE,
         identity => search(tables, policy.identities, identity, true),
@@ -84,7 +97,7 @@ pub fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question) -> u32 
 
 /// The row of the last step whose key is not above `key` (`exact`: is `key`).
 #[inline(always)]
-fn search<T: Tables + ?Sized>(tables: &T, span: Span, key: u64, exact: bool) -> u32 {
+pub fn search<T: Tables + ?Sized>(tables: &T, span: Span, key: u64, exact: bool) -> u32 {
     let mut first = span.first;
     let mut len = span.len;
     let mut row = ROW_NONE;
@@ -98,6 +111,33 @@ fn search<T: Tables + ?Sized>(tables: &T, span: Span, key: u64, exact: bool) -> 
         };
         if step.key <= key {
             row = if exact && step.key != key { ROW_NONE } else { step.row };
+            first = first.wrapping_add(half + 1);
+            len -= half + 1;
+        } else {
+            len = half;
+        }
+    }
+    row
+}
+
+/// The row of the last step whose address is not above `key`.
+#[inline(always)]
+pub fn search6<T: Tables + ?Sized>(tables: &T, span: Span, key: V6) -> u32 {
+    let mut first = span.first;
+    let mut len = span.len;
+    let mut row = ROW_NONE;
+    for _ in 0..SEARCH_ROUNDS {
+        if len == 0 {
+            break;
+        }
+        let half = len / 2;
+        let Some(step) = tables.step6(first.wrapping_add(half)) else {
+            return ROW_NONE;
+        };
+        let below =
+            step.key.high < key.high || step.key.high == key.high && step.key.low <= key.low;
+        if below {
+            row = step.row;
             first = first.wrapping_add(half + 1);
             len -= half + 1;
         } else {

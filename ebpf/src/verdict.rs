@@ -5,6 +5,7 @@
 
 use bytemuck::Zeroable;
 
+use crate::ip::Ip;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet};
 use crate::reason::Reason;
@@ -25,6 +26,9 @@ pub enum Action {
     Leave = 4,
     /// Rewrite, and put into the namespace at the other end of the veth `ifindex`.
     Enter = 5,
+    /// Turn the neighbour solicitation into its answer, and send it back:
+    /// [`crate::neighbour::answer`] of `rewrite`.
+    AnswerNeighbour = 6,
 }
 
 /// New addresses for the packet inside an ICMP error. The inner header's checksum
@@ -53,8 +57,8 @@ pub enum FlowWrite {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowChange {
-    pub key: FlowKey,
+pub struct FlowChange<A = u32> {
+    pub key: FlowKey<A>,
     pub flow: Flow,
     /// Counter slot of the interface that pays for the flow.
     pub slot: u32,
@@ -71,7 +75,7 @@ pub const PAYS_IN_SECOND: u8 = 4;
 pub const PAYS_SERVICE: u8 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Verdict {
+pub struct Verdict<A = u32> {
     pub action: Action,
     pub reason: Reason,
     /// The rules that opened the flow, counted from 1; 0: none was asked.
@@ -87,26 +91,26 @@ pub struct Verdict {
     /// Set by the early program alone: whether the receiver takes frames from it.
     pub fast: bool,
     pub ifindex: u32,
-    pub next_hop: u32,
-    pub rewrite: Rewrite,
+    pub next_hop: A,
+    pub rewrite: Rewrite<A>,
     pub inner: InnerRewrite,
     /// The sender's side and the receiver's.
-    pub sender: FlowChange,
-    pub receiver: FlowChange,
+    pub sender: FlowChange<A>,
+    pub receiver: FlowChange<A>,
 }
 
 /// A packet's verdict, and what was read on the way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Work {
-    pub packet: Packet,
-    pub inner: Inner,
-    pub verdict: Verdict,
+pub struct Work<A = u32> {
+    pub packet: Packet<A>,
+    pub inner: Inner<A>,
+    pub verdict: Verdict<A>,
 }
 
 // SAFETY: plain integers, and enums with a variant for 0.
-unsafe impl Zeroable for Work {}
+unsafe impl<A: Ip> Zeroable for Work<A> {}
 
-impl Work {
+impl<A: Ip> Work<A> {
     /// Forgets the packet before.
     #[inline(always)]
     pub fn begin(&mut self) {
@@ -124,7 +128,7 @@ impl Work {
     }
 }
 
-impl Verdict {
+impl<A: Ip> Verdict<A> {
     #[inline(always)]
     pub fn refuse(&mut self, reason: Reason) {
         self.action = Action::Drop;

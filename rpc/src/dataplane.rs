@@ -14,9 +14,9 @@
 //! | `PUT /v1/interfaces/ID/flows` | [`MovedFlows`] → [`Imported`] |
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{Direction, GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +81,9 @@ pub struct Uplink {
     pub device: String,
     /// The next hop for all that leaves by it.
     pub gateway: Ipv4Addr,
+    /// The same for IPv6, a link-local address as a rule. `None`: IPv6 stays on this host.
+    #[serde(default)]
+    pub gateway6: Option<Ipv6Addr>,
     /// Whether packets for nobody and from blocked sources are dropped by XDP in the
     /// device's driver, and not only by the program after it. `None`: unless the
     /// device is a veth, which has nothing to gain by it.
@@ -142,6 +145,12 @@ pub struct Interface {
     /// The interface's private address, inside `subnet`.
     pub address: Ipv4Addr,
     pub subnet: Ipv4Net,
+    /// Its IPv6 addresses: global, never translated, inside `subnet6`.
+    #[serde(default)]
+    pub ipv6: Vec<Ipv6Addr>,
+    /// `None`: no IPv6 on this interface at all.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
     /// The 1:1 public address, answered for on the uplink.
     pub elastic: Option<Ipv4Addr>,
     pub groups: Vec<GroupId>,
@@ -359,8 +368,9 @@ pub struct MovedFlows {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MovedFlow {
     pub protocol: u8,
-    pub local: Ipv4Addr,
-    pub remote: Ipv4Addr,
+    /// Both of one family.
+    pub local: IpAddr,
+    pub remote: IpAddr,
     pub local_port: u16,
     pub remote_port: u16,
     pub phase: u8,

@@ -117,6 +117,7 @@ fn uplink(way: Way) -> Uplink {
     Uplink {
         device: UPLINK.to_owned(),
         gateway: CLIENT,
+        gateway6: None,
         early_drop: Some(matches!(way, Way::Early | Way::Fast)),
         bogons: false,
         source_packets: None,
@@ -184,6 +185,8 @@ fn interface(
         subnet: "10.0.0.0/16".parse()?,
         elastic: Some(instance.elastic),
         groups: groups.iter().map(|group| group.id).collect(),
+        ipv6: Vec::new(),
+        subnet6: None,
         source_check: true,
         rates: Default::default(),
         takes_frames: Some(index == 0),

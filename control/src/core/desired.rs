@@ -108,6 +108,8 @@ fn interface(
         vpc: interface.vpc,
         address: interface.address,
         subnet: subnet.unwrap_or_else(|| interface.address.into()),
+        ipv6: Vec::new(),
+        subnet6: None,
         elastic: public_address(context.state, instance),
         groups: interface.groups.clone(),
         source_check: interface.source_check,

@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 use std::path::PathBuf;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
 use rpc::dataplane::{Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, Interface, Uplink};
 use serde::Deserialize;
@@ -71,6 +71,7 @@ struct File {
 struct UplinkEntry {
     device: String,
     gateway: Spanned<String>,
+    gateway6: Option<Spanned<String>>,
     /// Where elastic addresses are taken from.
     #[serde(default)]
     ranges: Vec<Spanned<String>>,
@@ -111,6 +112,9 @@ struct InterfaceEntry {
     owner: Option<u32>,
     mac: Spanned<String>,
     address: Spanned<String>,
+    /// With the prefix length of its subnet, the same for all.
+    #[serde(default)]
+    ipv6: Vec<Spanned<String>>,
     network: Option<String>,
     elastic: Option<Spanned<String>>,
     #[serde(default)]
@@ -204,9 +208,14 @@ impl Reader<'_> {
     fn uplink(&self, file: &File) -> Result<Option<Uplink>, Wrong> {
         let Some(entry) = &file.uplink else { return Ok(None) };
         let gateway = self.text.parse("gateway", &entry.gateway, "an IPv4 address", "192.0.2.1")?;
+        let gateway6 = match &entry.gateway6 {
+            Some(word) => Some(self.text.parse("gateway6", word, "an IPv6 address", "fe80::1")?),
+            None => None,
+        };
         Ok(Some(Uplink {
             device: entry.device.clone(),
             gateway,
+            gateway6,
             early_drop: entry.early_drop,
             bogons: entry.bogons,
             source_packets: entry.source_packets,
@@ -265,7 +274,7 @@ impl Reader<'_> {
         let egress = match &entry.egress {
             Some(entries) => rules(model::Direction::Egress, entries)?,
             // As a new group of EC2's has it.
-            None => vec![rule::anything(name)],
+            None => rule::anything(name),
         };
         Ok(SecurityGroup { id, vpc: network_id(entry.network.as_deref()), ingress, egress })
     }
@@ -280,6 +289,7 @@ impl Reader<'_> {
         let text = &self.text;
         let id = InterfaceId::from_random(number("interface", name));
         let (address, subnet) = self.address(&entry.address)?;
+        let (ipv6, subnet6) = self.ipv6(&entry.ipv6)?;
         let interface = Interface {
             id,
             device: self.device(name, &at, entry)?,
@@ -287,6 +297,8 @@ impl Reader<'_> {
             vpc: network_id(entry.network.as_deref()),
             address,
             subnet,
+            ipv6,
+            subnet6,
             elastic: self.elastic(entry, file)?,
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
@@ -347,6 +359,20 @@ impl Reader<'_> {
             return Err(self.text.wrong(word.span(), what, "any later address of the subnet"));
         }
         Ok((net.addr(), net.trunc()))
+    }
+
+    fn ipv6(&self, words: &[Spanned<String>]) -> Result<(Vec<Ipv6Addr>, Option<Ipv6Net>), Wrong> {
+        let (mut addresses, mut subnet) = (Vec::new(), None);
+        for word in words {
+            let kind = "an IPv6 address with its prefix length";
+            let net: Ipv6Net = self.text.parse("ipv6", word, kind, "2001:db8::10/64")?;
+            if *subnet.get_or_insert(net.trunc()) != net.trunc() {
+                let what = format!("ipv6: `{net}` is in another subnet than the first");
+                return Err(self.text.wrong(word.span(), what, "addresses of one subnet"));
+            }
+            addresses.push(net.addr());
+        }
+        Ok((addresses, subnet))
     }
 
     fn elastic(&self, entry: &InterfaceEntry, file: &File) -> Result<Option<Ipv4Addr>, Wrong> {

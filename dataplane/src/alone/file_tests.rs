@@ -54,7 +54,7 @@ fn a_whole_file_becomes_a_desired_state_under_ids_that_stay() {
     assert_eq!(web.ingress.len(), 4, "a rule for each peer");
     assert_eq!(web.ingress[0].protocol, Protocol::Tcp(PortRange::single(443)));
     assert_eq!(web.ingress[2].peer, Peer::Group(group_id("web")));
-    assert_eq!(web.egress.len(), 1, "without a word on egress, all may leave");
+    assert_eq!(web.egress.len(), 2, "of both families: without a word on egress, all may leave");
     let shut = groups.iter().find(|g| g.id == group_id("shut")).unwrap();
     assert_eq!(shut.egress.len(), 0);
     // Another order and another rule before it: the ids are the same.
@@ -131,7 +131,7 @@ fn a_difference_says_what_would_change_and_nothing_where_nothing_would() {
     let none = Desired::default();
     let all = difference(&none, &old.desired, &old.names);
     assert_eq!(all.iter().filter(|l| l.what == "interface").count(), 2);
-    assert_eq!(all.iter().filter(|l| l.what == "rule").count(), 5);
+    assert_eq!(all.iter().filter(|l| l.what == "rule").count(), 6);
     assert!(difference(&old.desired, &old.desired, &old.names).is_empty());
     let changed = WHOLE
         .replace("ports = 443", "ports = 444")

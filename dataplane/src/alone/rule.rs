@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{Direction, Peer, PortRange, Protocol, Rule, RuleId};
 use serde::Deserialize;
 use toml::{Spanned, Value};
@@ -68,8 +68,9 @@ fn rule(group: &str, direction: Direction, protocol: Protocol, peer: Peer) -> Ru
 }
 
 /// Everything to everywhere.
-pub fn anything(group: &str) -> Rule {
-    rule(group, Direction::Egress, Protocol::Any, Peer::Cidr(Ipv4Net::default().into()))
+pub fn anything(group: &str) -> Vec<Rule> {
+    let to = |net| rule(group, Direction::Egress, Protocol::Any, Peer::Cidr(net));
+    vec![to(Ipv4Net::default().into()), to(Ipv6Net::default().into())]
 }
 
 fn peer(word: &str, known: &dyn Fn(&str) -> bool) -> Option<Peer> {

@@ -4,9 +4,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytemuck::Zeroable as _;
-use ebpf::half::{Address, Bucket};
+use ebpf::V6;
+use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Interface, Local, LocalKey, Policy, Prefix, Step,
+    Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Holder, Interface, Local, LocalKey, Policy,
+    Prefix, Prefix6, Six, Step, Step6,
 };
 use ebpf::verdict::{FlowChange, FlowWrite, Verdict};
 
@@ -21,6 +23,9 @@ pub struct Host {
     words: HashMap<u32, u64>,
     flows: HashMap<FlowKey, Flow>,
     half_flows: Vec<Bucket>,
+    steps6: HashMap<u32, Step6>,
+    flows6: HashMap<FlowKey<V6>, Flow>,
+    half_flows6: Vec<Bucket<WORDS6>>,
     open: HashMap<u32, u64>,
 }
 
@@ -33,6 +38,9 @@ impl Default for Host {
             words: HashMap::new(),
             flows: HashMap::new(),
             half_flows: vec![Bucket::zeroed(); HALF_BUCKETS as usize],
+            steps6: HashMap::new(),
+            flows6: HashMap::new(),
+            half_flows6: vec![Bucket::zeroed(); HALF_BUCKETS as usize],
             open: HashMap::new(),
         }
     }
@@ -44,6 +52,7 @@ impl Host {
         for (slot, placed) in &tables.policies {
             host.policies.insert(*slot, placed.record());
             host.steps.extend((placed.first_step..).zip(placed.steps()));
+            host.steps6.extend((placed.first_step6..).zip(placed.steps6()));
             host.words.extend((placed.first_word..).zip(placed.content.rows.iter().copied()));
         }
         host.tables = tables;
@@ -55,6 +64,8 @@ impl Host {
         let mut next = Self::new(tables);
         std::mem::swap(&mut next.flows, &mut self.flows);
         std::mem::swap(&mut next.half_flows, &mut self.half_flows);
+        std::mem::swap(&mut next.flows6, &mut self.flows6);
+        std::mem::swap(&mut next.half_flows6, &mut self.half_flows6);
         std::mem::swap(&mut next.open, &mut self.open);
         *self = next;
     }
@@ -67,48 +78,78 @@ impl Host {
         &self.flows
     }
 
+    pub fn flows6(&self) -> &HashMap<FlowKey<V6>, Flow> {
+        &self.flows6
+    }
+
     pub fn half_flows_count(&self) -> usize {
         let places = self.half_flows.iter().flat_map(|bucket| &bucket.places);
         places.filter(|place| place.flow.phase != 0).count()
     }
 
-    fn half_open(&mut self, key: &FlowKey) -> (&mut Bucket, [u64; 3]) {
-        let address = Address::of(key, self.tables.config.seed);
-        (&mut self.half_flows[address.bucket as usize], address.words)
-    }
-
-    fn put_half(&mut self, key: &FlowKey, flow: Flow) {
-        let (bucket, words) = self.half_open(key);
-        bucket.put(&words, flow);
-    }
-
     /// What the programs do with a verdict's flows.
-    pub fn account(&mut self, verdict: &Verdict) {
+    pub fn account<A: Stored>(&mut self, verdict: &Verdict<A>) {
         self.write(&verdict.sender);
         self.write(&verdict.receiver);
     }
 
-    fn write(&mut self, change: &FlowChange) {
+    fn write<A: Stored>(&mut self, change: &FlowChange<A>) {
         let FlowChange { key, flow, slot, write } = *change;
         match write {
             FlowWrite::Nothing => {}
-            FlowWrite::Half => self.put_half(&key, flow),
+            FlowWrite::Half => A::half(self, &key, Some(flow)),
             FlowWrite::Reopen => {
-                if self.flows.remove(&key).is_some() {
+                if A::flows(self).remove(&key).is_some() {
                     *self.open.entry(slot).or_default() -= 1;
                 }
-                self.put_half(&key, flow);
+                A::half(self, &key, Some(flow));
             }
             FlowWrite::Tracked => {
-                self.flows.insert(key, flow);
+                A::flows(self).insert(key, flow);
             }
             FlowWrite::Confirm => {
-                if self.flows.insert(key, flow).is_none() {
+                if A::flows(self).insert(key, flow).is_none() {
                     *self.open.entry(slot).or_default() += 1;
                 }
-                let (bucket, words) = self.half_open(&key);
-                bucket.remove(&words);
+                A::half(self, &key, None);
             }
+        }
+    }
+}
+
+/// Where a family's flows stand.
+pub trait Stored: ebpf::Ip + Sized {
+    fn flows(host: &mut Host) -> &mut HashMap<FlowKey<Self>, Flow>;
+    /// Puts it into the half-open table, or takes it out.
+    fn half(host: &mut Host, key: &FlowKey<Self>, flow: Option<Flow>);
+}
+
+impl Stored for u32 {
+    fn flows(host: &mut Host) -> &mut HashMap<FlowKey, Flow> {
+        &mut host.flows
+    }
+
+    fn half(host: &mut Host, key: &FlowKey, flow: Option<Flow>) {
+        let Address { bucket, words } = Address::of(key, host.tables.config.seed);
+        let bucket = &mut host.half_flows[bucket as usize];
+        match flow {
+            Some(flow) => bucket.put(&words, flow),
+            None => bucket.remove(&words),
+        }
+    }
+}
+
+impl Stored for V6 {
+    fn flows(host: &mut Host) -> &mut HashMap<FlowKey<V6>, Flow> {
+        &mut host.flows6
+    }
+
+    fn half(host: &mut Host, key: &FlowKey<V6>, flow: Option<Flow>) {
+        let Address { bucket, words } = Address::of6(key, host.tables.config.seed);
+        let bucket = &mut host.half_flows6[bucket as usize];
+        match flow {
+            Some(flow) => bucket.put(&words, flow),
+            None => bucket.remove(&words),
         }
     }
 }
@@ -161,6 +202,35 @@ impl ebpf::Tables for Host {
 
     fn in_elastic_range(&self, address: u32) -> bool {
         longest(address, |prefix| self.tables.ranges.get(&prefix).copied()) == Some(1)
+    }
+
+    fn six(&self, ifindex: u32) -> Option<&Six> {
+        self.tables.sixes.get(&ifindex)
+    }
+
+    fn holder(&self, address: &V6) -> Option<Holder> {
+        self.tables.holders.get(address).copied()
+    }
+
+    fn step6(&self, index: u32) -> Option<Step6> {
+        self.steps6.get(&index).copied()
+    }
+
+    fn flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
+        self.flows6.get(key).copied()
+    }
+
+    fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
+        let address = Address::of6(key, self.tables.config.seed);
+        self.half_flows6[address.bucket as usize].find(&address.words)
+    }
+
+    fn blocked6(&self, address: &V6) -> bool {
+        (0..=128_u32).any(|length| {
+            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+            let address = (address.bits() & mask).to_be_bytes();
+            self.tables.blocked6.contains(&Prefix6 { length, address })
+        })
     }
 }
 

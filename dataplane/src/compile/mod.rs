@@ -9,10 +9,11 @@ mod host;
 mod place;
 mod policy;
 mod rate;
+mod six;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ebpf::layout::{
@@ -29,6 +30,7 @@ use sha2::{Digest, Sha256};
 use place::Places;
 
 pub use host::Host;
+pub use six::IPV6_AN_INTERFACE_MAX;
 pub use tables::{Attachment, Class, Content, Names, Placed, Role, Tables};
 
 /// Tracked flows an interface may have: a sixteenth of all, so that one guest
@@ -93,6 +95,14 @@ pub enum Error {
     OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
     #[error("{object}: compile: rates: {which}: {cause}")]
     Rate { object: String, which: &'static str, cause: String },
+    #[error(
+        "interface {interface}: compile: IPv6 address {address} is not a global one inside its subnet6"
+    )]
+    OutsideSubnet6 { interface: InterfaceId, address: Ipv6Addr },
+    #[error(
+        "interface {interface}: compile: {count} IPv6 addresses, but {IPV6_AN_INTERFACE_MAX} are the most"
+    )]
+    TooManyAddresses { interface: InterfaceId, count: usize },
     #[error("groups of {interface}: compile: their number is taken by another set of groups")]
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
@@ -102,6 +112,7 @@ pub enum Error {
 /// `loaded` is what the kernel has now: what stays keeps its place there.
 pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<Tables, Error> {
     refuse_duplicates(desired)?;
+    six::refuse(desired)?;
     limit("interfaces", desired.interfaces.len(), INTERFACES_MAX)?;
     limit("private addresses", desired.interfaces.len(), LOCALS_MAX)?;
     let groups: BTreeMap<GroupId, &SecurityGroup> =
@@ -119,6 +130,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     };
     for interface in &desired.interfaces {
         compiler.add(interface)?;
+        compiler.add_six(desired, interface);
     }
     let Compiler { mut tables, places, uplink, .. } = compiler;
     tables.policies = places.placed;
@@ -240,7 +252,6 @@ fn punt(devices: &Devices) -> Option<(&str, DeviceFact)> {
 fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Result<(), Error> {
     let v4 = |net: &IpNet| match net {
         IpNet::V4(net) => Some(prefix(*net)),
-        // No IPv6 packet gets past the uplink to an interface.
         IpNet::V6(_) => None,
     };
     tables.blocked = desired.blocklist.iter().filter_map(v4).collect();
@@ -250,6 +261,7 @@ fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Resu
     if !tables.ranges.is_empty() {
         tables.ranges.extend(own.map(|net| (prefix(net), 0)));
     }
+    six::blocklist(desired, tables)?;
     limit("blocked prefixes", tables.blocked.len(), PREFIXES_MAX)?;
     limit("elastic ranges", tables.ranges.len(), PREFIXES_MAX)?;
     tables.config.blocked = u32::from(!tables.blocked.is_empty());
@@ -332,6 +344,13 @@ impl Compiler<'_> {
         tables.attachments.insert(ifindex, attachment);
         tables.names.interfaces.insert(ifindex, interface.id);
         Ok(())
+    }
+
+    fn add_six(&mut self, desired: &Desired, interface: &dataplane::Interface) {
+        let device = self.devices.by_name.get(interface.device.name());
+        if let Some(record) = device.and_then(|d| self.tables.interfaces.get(&d.ifindex)).copied() {
+            six::add(desired, interface, &record, &mut self.tables);
+        }
     }
 
     fn record(&mut self, i: &dataplane::Interface, device: DeviceFact) -> Result<Interface, Error> {

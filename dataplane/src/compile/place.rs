@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use ebpf::layout::{POLICIES_MAX, STEPS_MAX, WORDS_MAX};
+use ebpf::layout::{POLICIES_MAX, STEPS_MAX, STEPS6_MAX, WORDS_MAX};
 
 use super::Error;
 use super::tables::{Content, Placed};
@@ -40,10 +40,13 @@ impl Places {
         let steps = self.taken.values().map(|p| (p.first_step, p.content.steps_len()));
         let first_step = gap(steps, content.steps_len(), STEPS_MAX)
             .ok_or(Error::Full { table: "policy steps", limit: STEPS_MAX })?;
+        let steps6 = self.taken.values().map(|p| (p.first_step6, p.content.steps6_len()));
+        let first_step6 = gap(steps6, content.steps6_len(), STEPS6_MAX)
+            .ok_or(Error::Full { table: "IPv6 policy steps", limit: STEPS6_MAX })?;
         let words = self.taken.values().map(|p| (p.first_word, p.content.words_len()));
         let first_word = gap(words, content.words_len(), WORDS_MAX)
             .ok_or(Error::Full { table: "policy words", limit: WORDS_MAX })?;
-        let placed = Placed { content: content.clone(), first_step, first_word };
+        let placed = Placed { content: content.clone(), first_step, first_step6, first_word };
         self.by_content.insert(content, slot);
         self.taken.insert(slot, placed.clone());
         self.placed.insert(slot, placed);

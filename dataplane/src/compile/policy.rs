@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ebpf::flow::{ICMP, TCP, UDP};
+use ebpf::V6;
+use ebpf::flow::{ICMP, ICMPV6, TCP, UDP};
 use ipnet::IpNet;
 use model::{Direction, GroupId, Peer, Protocol, Rule, SecurityGroup};
 
@@ -38,8 +39,15 @@ pub fn content(
         rows.classes(port_bounds(&rules, UDP), |k| row(&rules, words, |r| matches(r, UDP, k))),
         rows.classes(port_bounds(&rules, ICMP), |k| row(&rules, words, |r| matches(r, ICMP, k))),
         rows.classes((0..=255).collect(), |k| row(&rules, words, |r| matches(r, k as u8, 0))),
+        rows.classes(port_bounds(&rules, ICMPV6), |k| {
+            row(&rules, words, |r| matches(r, ICMPV6, k))
+        }),
     ];
-    Content { words: words as u32, classes, rows: rows.content }
+    let remotes6 = rows
+        .classes(address6_bounds(&rules), |key| row(&rules, words, |r| has_address6(&r.peer, key)));
+    let wide = |class: Class<u128>| Class { key: V6::from_bits(class.key), row: class.row };
+    let remotes6 = remotes6.into_iter().map(wide).collect();
+    Content { words: words as u32, classes, remotes6, rows: rows.content }
 }
 
 fn row(rules: &[&Rule], words: usize, matches: impl Fn(&Rule) -> bool) -> Row {
@@ -73,8 +81,12 @@ impl Rows {
     }
 
     /// Classes that hold from their key up to the next one.
-    fn classes(&mut self, bounds: BTreeSet<u64>, row_at: impl Fn(u64) -> Row) -> Vec<Class> {
-        let mut classes: Vec<Class> = Vec::new();
+    fn classes<K: Copy>(
+        &mut self,
+        bounds: BTreeSet<K>,
+        row_at: impl Fn(K) -> Row,
+    ) -> Vec<Class<K>> {
+        let mut classes: Vec<Class<K>> = Vec::new();
         for key in bounds {
             let row = self.number(row_at(key));
             if classes.last().is_none_or(|last| last.row != row) {
@@ -111,6 +123,22 @@ fn has_address(peer: &Peer, address: u64) -> bool {
     address_range(peer).is_some_and(|(first, last)| first <= address && address <= last)
 }
 
+/// First and last address of an IPv6 network.
+fn address6_range(peer: &Peer) -> Option<(u128, u128)> {
+    match peer {
+        Peer::Cidr(IpNet::V6(net)) => Some((net.network().into(), net.broadcast().into())),
+        Peer::Cidr(IpNet::V4(_)) | Peer::Group(_) => None,
+    }
+}
+
+fn has_address6(peer: &Peer, address: u128) -> bool {
+    address6_range(peer).is_some_and(|(first, last)| first <= address && address <= last)
+}
+
+fn address6_bounds(rules: &[&Rule]) -> BTreeSet<u128> {
+    bounds(rules.iter().filter_map(|r| address6_range(&r.peer)), u128::MAX)
+}
+
 fn address_bounds(rules: &[&Rule]) -> BTreeSet<u64> {
     bounds(rules.iter().filter_map(|r| address_range(&r.peer)), u32::MAX.into())
 }
@@ -145,12 +173,15 @@ fn port_bounds(rules: &[&Rule], protocol: u8) -> BTreeSet<u64> {
 }
 
 /// Where the set of matching ranges may change.
-fn bounds(ranges: impl Iterator<Item = (u64, u64)>, last_key: u64) -> BTreeSet<u64> {
-    let mut bounds = BTreeSet::from([0]);
+fn bounds<K>(ranges: impl Iterator<Item = (K, K)>, last_key: K) -> BTreeSet<K>
+where
+    K: Copy + Ord + From<u8> + std::ops::Add<Output = K>,
+{
+    let mut bounds = BTreeSet::from([K::from(0)]);
     for (first, last) in ranges {
         bounds.insert(first);
         if last < last_key {
-            bounds.insert(last + 1);
+            bounds.insert(last + K::from(1));
         }
     }
     bounds

@@ -143,6 +143,7 @@ mod tests {
         desired.uplink = Some(rpc::dataplane::Uplink {
             device: "up0".into(),
             gateway: [10, 9, 9, 1].into(),
+            gateway6: None,
             early_drop: None,
             bogons: true,
             source_packets: None,

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use ebpf::V6;
 use ebpf::layout::{
-    Config, Elastic, Interface, Local, LocalKey, Policy, Prefix, ROW_NONE, Span, Step,
+    Config, Elastic, Holder, Interface, Local, LocalKey, Policy, Prefix, Prefix6, ROW_NONE, Six,
+    Span, Step, Step6,
 };
 use ebpf::rate::Rates;
 use model::{Direction, InterfaceId, RuleId};
@@ -16,10 +18,14 @@ pub struct Tables {
     /// By ifindex.
     pub interfaces: BTreeMap<u32, Interface>,
     pub locals: BTreeMap<LocalKey, Local>,
+    /// By ifindex.
+    pub sixes: BTreeMap<u32, Six>,
+    pub holders: BTreeMap<V6, Holder>,
     pub elastics: BTreeMap<u32, Elastic>,
     /// By slot.
     pub policies: BTreeMap<u32, Placed>,
     pub blocked: BTreeSet<Prefix>,
+    pub blocked6: BTreeSet<Prefix6>,
     /// 1: a range; 0: an exception.
     pub ranges: BTreeMap<Prefix, u32>,
     /// By counter slot; the uplink's is 0. Only those that limit something.
@@ -71,16 +77,17 @@ pub struct Content {
     pub words: u32,
     /// In the order of [`Policy`]'s spans.
     pub classes: [Vec<Class>; CLASS_TABLES],
+    pub remotes6: Vec<Class<V6>>,
     /// All rows, one after the other.
     pub rows: Vec<u64>,
 }
 
-/// remotes, identities, tcp, udp, icmp, others.
-pub const CLASS_TABLES: usize = 6;
+/// remotes, identities, tcp, udp, icmp, others, icmp6.
+pub const CLASS_TABLES: usize = 7;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Class {
-    pub key: u64,
+pub struct Class<K = u64> {
+    pub key: K,
     /// Number of its row; `None`: no rule.
     pub row: Option<u32>,
 }
@@ -90,12 +97,17 @@ pub struct Class {
 pub struct Placed {
     pub content: Content,
     pub first_step: u32,
+    pub first_step6: u32,
     pub first_word: u32,
 }
 
 impl Content {
     pub fn steps_len(&self) -> u32 {
         self.classes.iter().map(Vec::len).sum::<usize>() as u32
+    }
+
+    pub fn steps6_len(&self) -> u32 {
+        self.remotes6.len() as u32
     }
 
     pub fn words_len(&self) -> u32 {
@@ -121,19 +133,33 @@ impl Placed {
             udp: span(3),
             icmp: span(4),
             others: span(5),
+            icmp6: span(6),
+            remotes6: Span { first: self.first_step6, len: self.content.steps6_len() },
         }
     }
 
     /// As they stand in `STEPS`, from `first_step`.
     pub fn steps(&self) -> impl Iterator<Item = Step> + '_ {
-        let row = |row: Option<u32>| match row {
-            Some(row) => self.first_word + row * self.content.words,
-            None => ROW_NONE,
-        };
         self.content.classes.iter().flatten().map(move |class| Step {
             key: class.key,
-            row: row(class.row),
+            row: self.row(class.row),
             zero: 0,
         })
+    }
+
+    /// As they stand in `STEPS6`, from `first_step6`.
+    pub fn steps6(&self) -> impl Iterator<Item = Step6> + '_ {
+        self.content.remotes6.iter().map(move |class| Step6 {
+            key: class.key,
+            row: self.row(class.row),
+            zero: 0,
+        })
+    }
+
+    fn row(&self, row: Option<u32>) -> u32 {
+        match row {
+            Some(row) => self.first_word + row * self.content.words,
+            None => ROW_NONE,
+        }
     }
 }

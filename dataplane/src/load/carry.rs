@@ -16,6 +16,7 @@ use std::path::PathBuf;
 
 use aya::maps::MapData;
 use bytemuck::Pod;
+use ebpf::V6;
 use ebpf::flow;
 use ebpf::half::{Address, Bucket};
 use ebpf::layout::{Flow, FlowKey, Interface, Quota};
@@ -130,6 +131,15 @@ impl<'a> Carry<'a> {
                 "FLOWS",
                 &maps.flows,
                 |k: &FlowKey| (k.interface, k.protocol),
+                added,
+            )?;
+        }
+        for source in &self.sources {
+            found += self.flows_of(
+                source,
+                "FLOWS6",
+                &maps.flows6,
+                |k: &FlowKey<V6>| (k.interface, k.protocol),
                 added,
             )?;
         }

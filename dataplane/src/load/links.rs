@@ -10,13 +10,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 
 use aya::Ebpf;
+use aya::maps::Map;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use ebpf::layout::{SIX_GUEST, SIX_PROGRAMS_MAX, SIX_RESPONDER, SIX_UPLINK};
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, absent_is_fine};
@@ -30,6 +33,12 @@ const PUNT_INGRESS: &str = "punt_ingress";
 const TAP_GUARD: &str = "tap_guard";
 
 const CLASSIFIERS: [&str; 4] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD];
+/// Where those go on with IPv6 frames, by their place in `SIX_PROGRAMS`.
+const SIX: [(u32, &str); SIX_PROGRAMS_MAX as usize] = [
+    (SIX_GUEST, "tap_ingress_six"),
+    (SIX_UPLINK, "uplink_ingress_six"),
+    (SIX_RESPONDER, "punt_ingress_six"),
+];
 
 /// The guard comes first, so that nothing slips by while the device is being dressed.
 fn programs(role: Role) -> &'static [&'static str] {
@@ -49,7 +58,25 @@ pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
     for name in CLASSIFIERS {
         classifier(bpf, name)?.load().map_err(|e| Error::new("load", name, e))?;
     }
-    xdp(bpf)?.load().map_err(|e| Error::new("load", UPLINK_EARLY, e))
+    xdp(bpf)?.load().map_err(|e| Error::new("load", UPLINK_EARLY, e))?;
+    // The map is pinned, and with it what stands in it: also programs of before this
+    // one, of the same layout, go on to these.
+    let six = bpf.map("SIX_PROGRAMS").ok_or_else(|| missing("SIX_PROGRAMS"))?;
+    let fd = match six {
+        Map::ProgramArray(data) => data.fd().as_fd().try_clone_to_owned(),
+        _ => return Err(missing("SIX_PROGRAMS")),
+    }
+    .map_err(|e| Error::new("open", "SIX_PROGRAMS", e))?;
+    let programs =
+        syscall::Map::<u32, u32>::open(fd).map_err(|e| Error::new("open", "SIX_PROGRAMS", e))?;
+    for (place, name) in SIX {
+        let program = classifier(bpf, name)?;
+        program.load().map_err(|e| Error::new("load", name, e))?;
+        let fd = program.fd().map_err(|e| Error::new("look at", name, e))?;
+        let number = fd.as_fd().as_raw_fd() as u32;
+        programs.put(&place, &number).map_err(|e| Error::new("set", name, e))?;
+    }
+    Ok(())
 }
 
 pub fn classifier<'a>(bpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, Error> {

@@ -6,12 +6,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Ebpf;
 use aya::maps::MapData;
-use ebpf::REASONS_MAX;
 use ebpf::half::Bucket;
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, Interface, Local, LocalKey, Policy, Prefix, Quota, ROW_NONE,
-    Span, Step,
+    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, Policy, Prefix, Prefix6,
+    Quota, ROW_NONE, Six, Span, Step, Step6,
 };
+use ebpf::{REASONS_MAX, V6};
 
 use ebpf::rate::{Levels, Rates};
 
@@ -22,7 +22,7 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 24] = [
     "CONFIG",
     "INTERFACES",
     "LOCALS",
@@ -32,6 +32,13 @@ pub const NAMES: [&str; 17] = [
     "WORDS",
     "FLOWS",
     "HALF_FLOWS",
+    "SIXES",
+    "HOLDERS",
+    "STEPS6",
+    "FLOWS6",
+    "HALF_FLOWS6",
+    "BLOCKED6",
+    "SIX_PROGRAMS",
     "QUOTAS",
     "SWEPT",
     "BLOCKED",
@@ -53,6 +60,11 @@ pub struct Maps {
     words: Map<u32, u64>,
     pub flows: Map<FlowKey, Flow>,
     pub half: Map<u32, Bucket>,
+    sixes: Map<u32, Six>,
+    holders: Map<V6, Holder>,
+    steps6: Map<u32, Step6>,
+    pub flows6: Map<FlowKey<V6>, Flow>,
+    blocked6: Map<Prefix6, u32>,
     pub quotas: Map<u32, Quota>,
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
@@ -88,6 +100,11 @@ impl Maps {
             words: map(bpf, "WORDS")?,
             flows: map(bpf, "FLOWS")?,
             half: map(bpf, "HALF_FLOWS")?,
+            sixes: map(bpf, "SIXES")?,
+            holders: map(bpf, "HOLDERS")?,
+            steps6: map(bpf, "STEPS6")?,
+            flows6: map(bpf, "FLOWS6")?,
+            blocked6: map(bpf, "BLOCKED6")?,
             quotas: map(bpf, "QUOTAS")?,
             swept: map(bpf, "SWEPT")?,
             blocked: map(bpf, "BLOCKED")?,
@@ -105,6 +122,9 @@ impl Maps {
         match change {
             Change::PutPolicy { slot, policy } => self.put_policy(*slot, policy),
             Change::PutLocal(key, local) => self.locals.put(key, local),
+            Change::PutHolder(address, holder) => self.holders.put(address, holder),
+            Change::PutSix(ifindex, six) => self.sixes.put(ifindex, six),
+            Change::Block6(prefix) => self.blocked6.put(prefix, &1),
             Change::ResetSlot(slot) => self.reset(*slot),
             Change::PutRates { slot, rates } => self.put_rates(*slot, rates),
             Change::PutInterface(interface) => self.interfaces.put(&interface.ifindex, interface),
@@ -115,6 +135,9 @@ impl Maps {
             Change::RemoveElastic(address) => self.elastics.remove(address).map(drop),
             Change::RemoveInterface(ifindex) => self.interfaces.remove(ifindex).map(drop),
             Change::RemoveLocal(key) => self.locals.remove(key).map(drop),
+            Change::RemoveHolder(address) => self.holders.remove(address).map(drop),
+            Change::RemoveSix(ifindex) => self.sixes.remove(ifindex).map(drop),
+            Change::Unblock6(prefix) => self.blocked6.remove(prefix).map(drop),
             Change::Unblock(prefix) => self.blocked.remove(prefix).map(drop),
             Change::RemoveRange(prefix) => self.ranges.remove(prefix).map(drop),
             Change::AwaitReaders => syscall::await_readers(),
@@ -127,6 +150,7 @@ impl Maps {
         // Nothing points there yet: the record that does is put last, by a call.
         self.words.write(policy.first_word, &policy.content.rows)?;
         self.steps.write(policy.first_step, &policy.steps().collect::<Vec<Step>>())?;
+        self.steps6.write(policy.first_step6, &policy.steps6().collect::<Vec<Step6>>())?;
         self.policies.put(&slot, &policy.record())
     }
 
@@ -184,6 +208,15 @@ impl Maps {
             interfaces,
             locals: self.locals.entries().map_err(failed)?.into_iter().collect(),
             elastics: self.elastics.entries().map_err(failed)?.into_iter().collect(),
+            sixes: self.sixes.entries().map_err(failed)?.into_iter().collect(),
+            holders: self.holders.entries().map_err(failed)?.into_iter().collect(),
+            blocked6: self
+                .blocked6
+                .entries()
+                .map_err(failed)?
+                .into_iter()
+                .map(|(p, _)| p)
+                .collect(),
             policies,
             rates,
             blocked: self.blocked.entries().map_err(failed)?.into_iter().map(|(p, _)| p).collect(),
@@ -193,32 +226,46 @@ impl Maps {
     }
 
     fn read_policy(&self, policy: &Policy) -> io::Result<Placed> {
-        let spans =
-            [policy.remotes, policy.identities, policy.tcp, policy.udp, policy.icmp, policy.others];
+        let spans = [
+            policy.remotes,
+            policy.identities,
+            policy.tcp,
+            policy.udp,
+            policy.icmp,
+            policy.others,
+            policy.icmp6,
+        ];
         let mut tables = Vec::new();
         for Span { first, len } in spans {
             let steps: io::Result<Vec<Step>> =
                 (first..first + len).map(|i| Ok(self.steps.get(&i)?.unwrap_or(NO_STEP))).collect();
             tables.push(steps?);
         }
-        let rows = || tables.iter().flatten().map(|s| s.row).filter(|row| *row != ROW_NONE);
+        let Span { first: first_step6, len: len6 } = policy.remotes6;
+        let steps6: io::Result<Vec<Step6>> = (first_step6..first_step6 + len6)
+            .map(|i| Ok(self.steps6.get(&i)?.unwrap_or(NO_STEP6)))
+            .collect();
+        let steps6 = steps6?;
+        let all = || tables.iter().flatten().map(|s| s.row).chain(steps6.iter().map(|s| s.row));
+        let rows = || all().filter(|row| *row != ROW_NONE);
         // Every row has a step that points to it, so the first row is the lowest.
         let first_word = rows().min().unwrap_or(0);
         let end = rows().max().map_or(first_word, |last| last + policy.words);
         let words: io::Result<Vec<u64>> =
             (first_word..end).map(|i| Ok(self.words.get(&i)?.unwrap_or(0))).collect();
-        let class = |step: &Step| Class {
-            key: step.key,
-            row: (step.row != ROW_NONE).then(|| (step.row - first_word) / policy.words.max(1)),
-        };
+        let row_of = |row: u32| (row != ROW_NONE).then(|| (row - first_word) / policy.words.max(1));
+        let class = |step: &Step| Class { key: step.key, row: row_of(step.row) };
+        let remotes6 =
+            steps6.iter().map(|step| Class { key: step.key, row: row_of(step.row) }).collect();
         let mut classes = tables.iter().map(|steps| steps.iter().map(class).collect());
         let classes = std::array::from_fn(|_| classes.next().unwrap_or_default());
-        let content = Content { words: policy.words, classes, rows: words? };
-        Ok(Placed { content, first_step: policy.remotes.first, first_word })
+        let content = Content { words: policy.words, classes, remotes6, rows: words? };
+        Ok(Placed { content, first_step: policy.remotes.first, first_step6, first_word })
     }
 }
 
 const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };
+const NO_STEP6: Step6 = Step6 { key: V6::UNSPECIFIED, row: ROW_NONE, zero: 0 };
 
 /// A map's descriptor, by its name.
 type Opener<'a> = &'a dyn Fn(&str) -> Result<OwnedFd, Error>;

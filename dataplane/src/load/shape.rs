@@ -11,11 +11,11 @@
 use std::fmt::{self, Display, Formatter};
 use std::mem::offset_of;
 
-use ebpf::Reason;
 use ebpf::event::HitKey;
 use ebpf::half::{Bucket, Place};
 use ebpf::layout::{Flow, FlowKey, Interface};
 use ebpf::rate::Levels;
+use ebpf::{Reason, V6};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
@@ -67,12 +67,15 @@ fn one(name: &str, len: usize) -> Record {
 /// stay what it means, or its map's version grows.
 pub fn shapes() -> Vec<Shape> {
     let flow_key = record!(FlowKey { interface, local, remote, local_port, remote_port, protocol });
+    let flow6_key =
+        record!(FlowKey<V6> { interface, local, remote, local_port, remote_port, protocol });
     let hit_key = record!(HitKey { slot, rule, direction });
     vec![
         // Only what tells whose a slot was.
         shape("INTERFACES", 1, one("ifindex", 4), record!(Interface { id, slot })),
         shape("FLOWS", 1, flow_key, record!(Flow { seen_s, rule, phase, flags })),
         // Taken as it is: a place's words are drawn in `ebpf::half`.
+        shape("FLOWS6", 1, flow6_key, record!(Flow { seen_s, rule, phase, flags })),
         shape("HALF_FLOWS", 1, one("bucket", 4), record!(Bucket { places })),
         shape("COUNTERS", 1, one("slot_and_reason", 4), one("packets", 8)),
         shape("HITS", 1, hit_key, one("flows", 8)),
@@ -248,10 +251,25 @@ mod tests {
     /// neither is needed: whoever adds one says which.
     #[test]
     fn every_pinned_map_is_carried_over_or_made_anew() {
-        const ANEW: [&str; 11] = [
-            "CONFIG", "LOCALS", "ELASTICS", "POLICIES", "STEPS", "WORDS", "BLOCKED", "RANGES",
+        const ANEW: [&str; 17] = [
+            "CONFIG",
+            "LOCALS",
+            "ELASTICS",
+            "POLICIES",
+            "STEPS",
+            "WORDS",
+            "BLOCKED",
+            "RANGES",
             "RATES", // Counted from the flows that were carried.
-            "QUOTAS", "SWEPT",
+            "QUOTAS",
+            "SWEPT",
+            "SIXES",
+            "HOLDERS",
+            "STEPS6",
+            "BLOCKED6",
+            "SIX_PROGRAMS",
+            // Whoever opens a connection tries again.
+            "HALF_FLOWS6",
         ];
         for name in NAMES {
             let carried = Layout::own().find(name).is_some();

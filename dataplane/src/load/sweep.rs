@@ -8,11 +8,13 @@
 use std::collections::BTreeMap;
 use std::io;
 
+use bytemuck::Pod;
 use ebpf::flow::{alive, seconds};
-use ebpf::layout::Interface;
+use ebpf::layout::{Flow, FlowKey, Interface};
 
 use super::Error;
 use super::maps::Maps;
+use super::syscall::Map;
 use crate::compile::Tables;
 
 /// Entries looked at in one call: about a millisecond, and a full table in a minute.
@@ -28,9 +30,12 @@ pub struct Swept {
     pub flows: u64,
 }
 
+/// One pass goes through both families' tables, one after the other.
 #[derive(Debug, Default)]
 pub struct Sweep {
     cursor: Option<u32>,
+    /// Whether the pass has come to the IPv6 flows.
+    second: bool,
     /// Seen alive in this pass.
     seen: u64,
     flows: u64,
@@ -42,35 +47,56 @@ impl Sweep {
         let interfaces: BTreeMap<u64, &Interface> =
             tables.interfaces.values().map(|i| (i.id, i)).collect();
         let mut swept = Swept { flows: self.flows, ..Swept::default() };
-        let failed = |e| Error::new("sweep", "FLOWS", e);
         for _ in 0..SLICE / BATCH {
-            let slice = maps.flows.slice(self.cursor, BATCH).map_err(failed)?;
-            for (key, flow) in &slice.entries {
-                swept.looked_at += 1;
-                let interface = interfaces.get(&key.interface);
-                if interface.is_some_and(|i| alive(flow, key.protocol, i, now_s)) {
-                    self.seen += 1;
-                } else if maps.flows.remove(key).map_err(failed)? {
-                    swept.removed += 1;
-                    if let Some(interface) = interface {
-                        self.give_back(maps, interface.slot)?;
-                    }
-                }
+            match self.second {
+                false => self.batch(maps, &maps.flows, &interfaces, now_s, &mut swept)?,
+                true => self.batch(maps, &maps.flows6, &interfaces, now_s, &mut swept)?,
             }
-            self.cursor = slice.cursor;
             if self.cursor.is_none() {
-                self.flows = std::mem::take(&mut self.seen);
-                swept.flows = self.flows;
-                break;
+                self.second = !self.second;
+                if !self.second {
+                    self.flows = std::mem::take(&mut self.seen);
+                    swept.flows = self.flows;
+                    break;
+                }
             }
         }
         Ok(swept)
     }
 
+    fn batch<A: ebpf::Ip>(
+        &mut self,
+        maps: &Maps,
+        flows: &Map<FlowKey<A>, Flow>,
+        interfaces: &BTreeMap<u64, &Interface>,
+        now_s: u32,
+        swept: &mut Swept,
+    ) -> Result<(), Error>
+    where
+        FlowKey<A>: Pod,
+    {
+        let failed = |e| Error::new("sweep", "FLOWS", e);
+        let slice = flows.slice(self.cursor, BATCH).map_err(failed)?;
+        for (key, flow) in &slice.entries {
+            swept.looked_at += 1;
+            let interface = interfaces.get(&key.interface);
+            if interface.is_some_and(|i| alive(flow, key.protocol, i, now_s)) {
+                self.seen += 1;
+            } else if flows.remove(key).map_err(failed)? {
+                swept.removed += 1;
+                if let Some(interface) = interface {
+                    self.give_back(maps, interface.slot)?;
+                }
+            }
+        }
+        self.cursor = slice.cursor;
+        Ok(())
+    }
+
     /// A slice, and whether it was the last of a pass.
     pub fn whole_slice(&mut self, maps: &Maps, tables: &Tables) -> Result<(Swept, bool), Error> {
         let swept = self.slice(maps, tables)?;
-        Ok((swept, self.cursor.is_none()))
+        Ok((swept, self.cursor.is_none() && !self.second))
     }
 
     /// Nobody else writes `SWEPT`.

@@ -6,6 +6,7 @@ use aya::Ebpf;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use ebpf::flow::{ICMP, TCP, UDP};
 use ebpf::layout::{Interface, LocalKey};
+use ebpf::neighbour::ANSWER_LEN;
 use ebpf::rewrite::{corrected, sum32};
 use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
 use model::Direction;
@@ -23,7 +24,7 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const CB: usize = 48;
-/// A rewritten frame is never longer than it was.
+/// A rewritten frame is no longer than it was, but for a neighbour's answer.
 const FRAME_LEN_MAX: usize = 65_550;
 
 const XDP_PASS: u32 = 2;
@@ -46,7 +47,7 @@ pub fn run(
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     let mut context_out = [0; SKB_LEN];
-    let mut out = vec![0; frame.len().min(FRAME_LEN_MAX)];
+    let mut out = vec![0; frame.len().clamp(ANSWER_LEN, FRAME_LEN_MAX)];
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
     options.data_out = Some(&mut out);
@@ -58,6 +59,7 @@ pub fn run(
             [context_out[at], context_out[at + 1], context_out[at + 2], context_out[at + 3]];
         u32::from_ne_bytes(bytes)
     };
+    out.truncate(result.data_size_out as usize);
     Ok(Run {
         reason: u8::try_from(word(CB)).ok().and_then(Reason::from_number),
         egress_rule: word(CB + 4) as u16,

@@ -119,6 +119,7 @@ impl World {
         self.desired.uplink = Some(Uplink {
             device: uplink,
             gateway: INTERNET,
+            gateway6: None,
             early_drop: None,
             bogons: false,
             source_packets: None,
@@ -162,6 +163,8 @@ impl World {
             vpc: VpcId::from_random(vpc),
             address,
             subnet: format!("{a}.{b}.{c}.0/24").parse().unwrap(),
+            ipv6: Vec::new(),
+            subnet6: None,
             elastic: None,
             groups: Vec::new(),
             source_check: true,

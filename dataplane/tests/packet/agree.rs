@@ -7,14 +7,15 @@ use dataplane::compile::{Host, Tables, compile};
 use dataplane::load::{self, Loaded};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::layout::Interface;
-use ebpf::packet::mac_number;
-use ebpf::verdict::Work;
-use ebpf::{Action, Arrival, Head, Reason, TRACE_MARK};
+use ebpf::packet::{HEAD_LEN, HEAD6_LEN};
+use ebpf::six::{from_instance6, from_punt6, from_world6};
+use ebpf::{Action, Arrival, Head, Head6, Reason, TRACE_MARK, V6, Verdict, Work};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use rpc::Deployment;
 
 use crate::frames::{carried_out, frame, responder_frame};
+use crate::frames6::{self, carried_out6};
 use crate::random::Random;
 use crate::world::{GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest};
 
@@ -73,30 +74,61 @@ fn now_s() -> u32 {
     ebpf::flow::seconds(std::time::Duration::from(now).as_nanos() as u64)
 }
 
-/// What the host's copy of the decision says of a frame.
-fn decided(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Work {
-    let mut work: Work = bytemuck::Zeroable::zeroed();
-    work.begin();
+/// What the host's copy of the decision says of a frame, and makes of it.
+pub struct Decided {
+    action: Action,
+    reason: Reason,
+    rules: (u16, u16),
+    bytes: Option<Vec<u8>>,
+    /// Whether the frame was long enough that a program reports its verdict.
+    told: bool,
+}
+
+impl Decided {
+    fn untold(action: Action, reason: Reason) -> Self {
+        Self { action, reason, rules: (0, 0), bytes: None, told: false }
+    }
+
+    fn of<A: ebpf::Ip>(verdict: &Verdict<A>, bytes: Option<Vec<u8>>) -> Self {
+        let rules = (verdict.egress_rule, verdict.ingress_rule);
+        Self { action: verdict.action, reason: verdict.reason, rules, bytes, told: true }
+    }
+}
+
+/// Decides, and writes the flows that follow.
+fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Decided {
     let uplink = tables.config.uplink == ifindex && ifindex != 0;
     let punt = tables.attachments.get(&ifindex).is_some_and(|a| a.device == PUNT);
-    let Some(head) = frame.get(..34).and_then(|b| b.try_into().ok()).map(Head::of) else {
-        if uplink {
-            work.verdict.accept(Action::Pass, Reason::NotOurs);
-        } else {
-            work.verdict.refuse(if punt { Reason::PuntStray } else { Reason::Malformed });
-        }
-        return work;
-    };
-    let to_host = head.destination_mac() == mac_number(UPLINK_MAC.octets());
-    let arrival = Arrival { ifindex, vlan: false, to_host, now_s: now_s() };
-    if uplink {
-        from_world(host, frame, &head, &arrival, &mut work);
-    } else if punt {
-        from_punt(host, &head, &mut work);
-    } else {
-        from_instance(host, frame, &head, &arrival, &mut work);
+    let six = frame.get(12..14) == Some(&[0x86, 0xdd]);
+    if frame.len() < if six { HEAD6_LEN } else { HEAD_LEN } {
+        return match (uplink, punt) {
+            (true, _) => Decided::untold(Action::Pass, Reason::NotOurs),
+            (_, true) => Decided::untold(Action::Drop, Reason::PuntStray),
+            _ => Decided::untold(Action::Drop, Reason::Malformed),
+        };
     }
-    work
+    let to_host = frame[..6] == UPLINK_MAC.octets();
+    let arrival = Arrival { ifindex, vlan: false, to_host, now_s: now_s() };
+    if six {
+        let head = Head6::of(frame[..HEAD6_LEN].try_into().unwrap());
+        let mut work: Work<V6> = bytemuck::Zeroable::zeroed();
+        match (uplink, punt) {
+            (true, _) => from_world6(host, frame, &head, &arrival, &mut work),
+            (_, true) => from_punt6(host, &head, &mut work),
+            _ => from_instance6(host, frame, &head, &arrival, &mut work),
+        }
+        host.account(&work.verdict);
+        return Decided::of(&work.verdict, carried_out6(frame, &work.verdict));
+    }
+    let head = Head::of(frame[..HEAD_LEN].try_into().unwrap());
+    let mut work: Work = bytemuck::Zeroable::zeroed();
+    match (uplink, punt) {
+        (true, _) => from_world(host, frame, &head, &arrival, &mut work),
+        (_, true) => from_punt(host, &head, &mut work),
+        _ => from_instance(host, frame, &head, &arrival, &mut work),
+    }
+    host.account(&work.verdict);
+    Decided::of(&work.verdict, carried_out(frame, &work.verdict))
 }
 
 #[derive(Default)]
@@ -104,6 +136,8 @@ pub struct Tally {
     pub packets: u64,
     pub disagreements: Vec<String>,
     reasons: std::collections::BTreeMap<&'static str, u64>,
+    /// Of those, the IPv6 ones.
+    six: std::collections::BTreeMap<&'static str, u64>,
 }
 
 /// Sends one random frame through both.
@@ -111,16 +145,25 @@ fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Ta
     let tables = loaded.tables().clone();
     let guests: Vec<Interface> = tables.interfaces.values().copied().collect();
     let index = |name: &str| if_nametoindex(name).unwrap();
+    let six = random.chance(45);
+    let made = |random: &mut Random, from: Option<&Interface>| match six {
+        true => frames6::frame(random, from, &tables),
+        false => frame(random, from, &guests),
+    };
     let (ifindex, frame) = match random.below(10) {
         0 => {
-            let to = random.below(GUESTS as u64) as usize;
-            (index(PUNT), responder_frame(random, index(&guest(to))))
+            let to = index(&guest(random.below(GUESTS as u64) as usize));
+            let frame = match six {
+                true => frames6::responder_frame(random, to),
+                false => responder_frame(random, to),
+            };
+            (index(PUNT), frame)
         }
         1..=5 if !guests.is_empty() => {
             let from = random.pick(&guests);
-            (from.ifindex, frame(random, Some(&from), &guests))
+            (from.ifindex, made(random, Some(&from)))
         }
-        _ if tables.config.uplink != 0 => (index(UPLINK), frame(random, None, &guests)),
+        _ if tables.config.uplink != 0 => (index(UPLINK), made(random, None)),
         _ => return,
     };
     compare_frame(loaded, host, tally, ifindex, &frame);
@@ -134,36 +177,60 @@ pub fn compare_frame(
     ifindex: u32,
     frame: &[u8],
 ) -> Option<Vec<u8>> {
-    let work = decided(host, ifindex, frame, loaded.tables());
-    let verdict = &work.verdict;
+    let decided = decided(host, ifindex, frame, loaded.tables());
     let run = loaded.run(ifindex, frame, TRACE_MARK).unwrap();
-    let code = match verdict.action {
+    let code = match decided.action {
         Action::Drop => 2,
         Action::Pass => -1,
         _ => 7,
     };
-    let mut expected = (verdict.reason, verdict.egress_rule, verdict.ingress_rule, code);
-    let head = frame.get(..34);
-    // Too short for a head: such frames are refused before there is a verdict.
-    let got = match (run.reason, head) {
-        (Some(reason), Some(_)) => (reason, run.egress_rule, run.ingress_rule, run.code),
-        _ => {
-            expected = (Reason::Undecided, 0, 0, code);
-            (Reason::Undecided, 0, 0, run.code)
-        }
-    };
-    let bytes = carried_out(frame, verdict);
+    let nothing = (Reason::Undecided, (0, 0));
+    let verdict = if decided.told { (decided.reason, decided.rules) } else { nothing };
+    let told = (run.reason.unwrap_or(Reason::Undecided), (run.egress_rule, run.ingress_rule));
+    let told = if decided.told { told } else { nothing };
+    let same_bytes = decided.bytes.as_ref().is_none_or(|bytes| *bytes == run.frame);
     tally.packets += 1;
-    *tally.reasons.entry(verdict.reason.name()).or_default() += 1;
-    if got != expected || bytes.as_ref().is_some_and(|bytes| *bytes != run.frame) {
+    *tally.reasons.entry(decided.reason.name()).or_default() += 1;
+    if frame[12..14] == [0x86, 0xdd] {
+        *tally.six.entry(decided.reason.name()).or_default() += 1;
+    }
+    if (told, run.code) != (verdict, code) || !same_bytes {
         tally.disagreements.push(format!(
-            "{got:?} instead of {expected:?} on {ifindex} for\n  {frame:02x?}\n→ {:02x?}\n≠ {bytes:02x?}",
-            run.frame
+            "{told:?} {} instead of {verdict:?} {code} on {ifindex} for\n  {frame:02x?}\n→ {:02x?}\n≠ {:02x?}",
+            run.code, run.frame, decided.bytes
         ));
     }
-    host.account(verdict);
     (run.code == 7).then_some(run.frame)
 }
+
+/// IPv6 frames met these too.
+const SIX: [Reason; 25] = [
+    Reason::Established,
+    Reason::NewFlow,
+    Reason::Related,
+    Reason::PuntDhcp,
+    Reason::PuntRouter,
+    Reason::PuntReply,
+    Reason::Neighbour,
+    Reason::NotOurs,
+    Reason::Malformed,
+    Reason::SpoofedMac,
+    Reason::SpoofedAddress,
+    Reason::SpoofedNeighbour,
+    Reason::NeighbourIgnored,
+    Reason::Ipv6,
+    Reason::Fragment,
+    Reason::ExtensionHeader,
+    Reason::EgressDenied,
+    Reason::IngressDenied,
+    Reason::Untracked,
+    Reason::IcmpType,
+    Reason::Unrelated,
+    Reason::NoRoute,
+    Reason::NoUplink,
+    Reason::Blocked,
+    Reason::SpoofedDhcp,
+];
 
 #[test]
 fn the_loaded_programs_decide_as_the_host_does() {
@@ -187,6 +254,10 @@ fn the_loaded_programs_decide_as_the_host_does() {
         assert!(tally.disagreements.is_empty(), "{}", tally.disagreements[0]);
     }
     eprintln!("{} packets, 0 disagreements: {:#?}", tally.packets, tally.reasons);
+    eprintln!("IPv6 among them: {:#?}", tally.six);
+    for reason in SIX {
+        assert!(tally.six.contains_key(reason.name()), "never seen in IPv6: {}", reason.name());
+    }
     // Every reason that can come about here did.
     let elsewhere = [
         Reason::Undecided,
@@ -299,10 +370,10 @@ fn the_sweep_forgets_the_flows_of_an_interface_that_left() {
     let tables = compile(&desired, &devices, loaded.tables()).unwrap();
     loaded.update(tables.clone()).unwrap();
     host.load(tables);
-    while host.flows().is_empty() {
+    while host.flows().is_empty() || host.flows6().is_empty() {
         compare(&mut random, &loaded, &mut host, &mut tally);
     }
-    let tracked = host.flows().len() as u64;
+    let tracked = (host.flows().len() + host.flows6().len()) as u64;
     assert_eq!(
         loaded.sweep().unwrap(),
         load::Swept { looked_at: tracked, removed: 0, flows: tracked }

@@ -16,6 +16,7 @@ struct Kernel {
     tables: Tables,
     policies: BTreeMap<u32, Policy>,
     steps: BTreeMap<u32, ebpf::layout::Step>,
+    steps6: BTreeMap<u32, ebpf::layout::Step6>,
     words: BTreeMap<u32, u64>,
 }
 
@@ -25,6 +26,7 @@ impl Kernel {
         match change {
             Change::PutPolicy { slot, policy } => {
                 self.steps.extend((policy.first_step..).zip(policy.steps()));
+                self.steps6.extend((policy.first_step6..).zip(policy.steps6()));
                 self.words.extend((policy.first_word..).zip(policy.content.rows.iter().copied()));
                 self.policies.insert(*slot, policy.record());
             }
@@ -34,6 +36,12 @@ impl Kernel {
             }
             Change::PutRates { slot, .. } => drop(t.rates.remove(slot)),
             Change::ResetSlot(_) | Change::AwaitReaders => {}
+            Change::PutHolder(address, holder) => drop(t.holders.insert(*address, *holder)),
+            Change::PutSix(ifindex, six) => drop(t.sixes.insert(*ifindex, *six)),
+            Change::Block6(prefix) => drop(t.blocked6.insert(*prefix)),
+            Change::RemoveHolder(address) => drop(t.holders.remove(address)),
+            Change::RemoveSix(ifindex) => drop(t.sixes.remove(ifindex)),
+            Change::Unblock6(prefix) => drop(t.blocked6.remove(prefix)),
             Change::PutInterface(i) => drop(t.interfaces.insert(i.ifindex, *i)),
             Change::PutElastic { address, elastic } => drop(t.elastics.insert(*address, *elastic)),
             Change::Block(prefix) => drop(t.blocked.insert(*prefix)),
@@ -62,6 +70,9 @@ impl Kernel {
             && (placed.first_step..)
                 .zip(placed.steps())
                 .all(|(i, s)| self.steps.get(&i) == Some(&s))
+            && (placed.first_step6..)
+                .zip(placed.steps6())
+                .all(|(i, s)| self.steps6.get(&i) == Some(&s))
             && (placed.first_word..)
                 .zip(&placed.content.rows)
                 .all(|(i, w)| self.words.get(&i) == Some(w))

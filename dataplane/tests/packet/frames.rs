@@ -201,7 +201,7 @@ pub fn responder_frame(random: &mut Random, ifindex: u32) -> Vec<u8> {
 pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
     let mut out = frame.to_vec();
     match verdict.action {
-        Action::Drop | Action::Pass => return None,
+        Action::Drop | Action::Pass | Action::AnswerNeighbour => return None,
         Action::AnswerArp => {
             let mac = mac_bytes(verdict.rewrite.source_mac);
             out[0..6].copy_from_slice(&frame[22..28]);

@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 use dataplane::compile::compile;
 use dataplane::load::Loaded;
 use ebpf::layout::Interface;
-use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK};
+use ebpf::{GATEWAY_MAC, ROUTER_ADDRESS6, Reason, TRACE_MARK, V6};
 use etherparse::PacketBuilder;
+use ipnet::Ipv6Net;
 use model::{Peer, Protocol, Rule, RuleId};
 use nix::net::if_::if_nametoindex;
 use rpc::dataplane::Desired;
 
 use crate::agree::Bench;
 use crate::random::Random;
-use crate::world::{GUESTS, desired, devices, elastic};
+use crate::world::{GUESTS, address6, desired, devices, elastic};
 
 const FRAMES: usize = 10_000;
 const DROP: i32 = 2;
@@ -22,7 +23,7 @@ const DROP: i32 = 2;
 /// A liar, and what it is caught at.
 type Lie = (Reason, fn(&mut Random, &Interface, &Interface) -> Vec<u8>);
 
-const LIES: [Lie; 17] = [
+const LIES: [Lie; 28] = [
     (Reason::SpoofedMac, |r, me, _| udp(any_mac(r), me.address, any(r), r)),
     (Reason::SpoofedMac, |_, me, other| arp(other.mac, me.mac, me.address, me.subnet + 1, 1)),
     (Reason::SpoofedAddress, |r, me, _| udp(me.mac, any(r), any(r), r)),
@@ -39,7 +40,19 @@ const LIES: [Lie; 17] = [
     (Reason::EtherType, |r, me, _| {
         with_type(udp(me.mac, me.address, any(r), r), &[0x8847, 0x8863, 0x88cc, 0x0842], r)
     }),
-    (Reason::Ipv6, |r, me, _| with_type(udp(me.mac, me.address, any(r), r), &[0x86dd], r)),
+    (Reason::Malformed, |r, me, _| with_type(udp(me.mac, me.address, any(r), r), &[0x86dd], r)),
+    (Reason::SpoofedMac, |r, me, _| udp6(any_mac(r), own6(me), any6(r), r)),
+    (Reason::SpoofedAddress, |r, me, _| udp6(me.mac, any6(r), any6(r), r)),
+    (Reason::SpoofedAddress, |r, me, other| udp6(me.mac, own6(other), any6(r), r)),
+    (Reason::SpoofedAddress, |r, me, _| udp6(me.mac, ROUTER_ADDRESS6, any6(r), r)),
+    (Reason::SpoofedNeighbour, |_, me, other| link(me.mac, own6(other), 135, any_target(), me.mac)),
+    (Reason::SpoofedNeighbour, |_, me, other| link(me.mac, own6(me), 135, any_target(), other.mac)),
+    (Reason::SpoofedNeighbour, |_, me, other| link(me.mac, own6(me), 136, own6(other), me.mac)),
+    // "I am the router", by its address and by an advertisement.
+    (Reason::SpoofedNeighbour, |_, me, _| link(me.mac, own6(me), 136, ROUTER_ADDRESS6, me.mac)),
+    (Reason::SpoofedNeighbour, |_, me, _| link(me.mac, own6(me), 134, any_target(), me.mac)),
+    (Reason::SpoofedDhcp, |_, me, other| dhcp6_advertise(me, own6(other))),
+    (Reason::ExtensionHeader, |r, me, _| routed(udp6(me.mac, own6(me), any6(r), r))),
     (Reason::Malformed, runt),
     (Reason::Malformed, contradiction),
     (Reason::NoRoute, |r, me, _| udp(me.mac, me.address, nowhere(r), r)),
@@ -51,6 +64,64 @@ fn any(random: &mut Random) -> u32 {
 
 fn nowhere(random: &mut Random) -> u32 {
     random.pick(&[0x7f00_0001, 0xe000_0001, 0xffff_ffff, 0, 0xa9fe_0101])
+}
+
+fn any6(random: &mut Random) -> V6 {
+    V6 { high: 0x2600 << 48 | random.next() >> 16, low: random.next() }
+}
+
+/// As `open_world` has it.
+fn own6(me: &Interface) -> V6 {
+    let n = usize::from(me.mac[5]);
+    V6::from_bits(address6(n, 0).to_bits())
+}
+
+fn any_target() -> V6 {
+    V6::from_bits(address6(0, 99).to_bits())
+}
+
+fn udp6(mac: [u8; 6], from: V6, to: V6, random: &mut Random) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac, GATEWAY_MAC)
+        .ipv6(from.bytes(), to.bytes(), 64)
+        .udp(1024 + random.below(60_000) as u16, 53)
+        .write(&mut frame, &[0; 20])
+        .unwrap();
+    frame
+}
+
+fn link(mac: [u8; 6], from: V6, kind: u8, target: V6, told: [u8; 6]) -> Vec<u8> {
+    let mut body = target.bytes().to_vec();
+    body.extend([if kind == 136 { 2 } else { 1 }, 1]);
+    body.extend(told);
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(mac, GATEWAY_MAC)
+        .ipv6(from.bytes(), ROUTER_ADDRESS6.bytes(), 255)
+        .icmpv6_raw(kind, 0, [0x60, 0, 0, 0])
+        .write(&mut frame, &body)
+        .unwrap();
+    frame
+}
+
+fn dhcp6_advertise(me: &Interface, to: V6) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(me.mac, GATEWAY_MAC)
+        .ipv6(own6(me).bytes(), to.bytes(), 64)
+        .udp(547, 546)
+        .write(&mut frame, &[2; 24])
+        .unwrap();
+    frame
+}
+
+/// With a routing header of type 0.
+fn routed(mut frame: Vec<u8>) -> Vec<u8> {
+    let len = u16::from_be_bytes([frame[18], frame[19]]) + 24;
+    frame[18..20].copy_from_slice(&len.to_be_bytes());
+    let mut header = vec![frame[20], 2, 0, 1];
+    header.resize(24, 0);
+    frame[20] = 43;
+    frame.splice(54..54, header);
+    frame
 }
 
 fn any_mac(random: &mut Random) -> [u8; 6] {
@@ -121,6 +192,8 @@ pub fn open_world(random: &mut Random) -> Desired {
     }
     for (n, interface) in world.interfaces.iter_mut().enumerate() {
         interface.source_check = true;
+        interface.ipv6 = vec![address6(n, 0)];
+        interface.subnet6 = Some(Ipv6Net::new(address6(n, 0), 64).unwrap().trunc());
         interface.elastic = Some(elastic(n));
         interface.groups = vec![world.groups[if n < 3 { 0 } else { 4 }].id];
     }

@@ -7,6 +7,7 @@ mod exchange;
 mod fast;
 mod flows;
 mod frames;
+mod frames6;
 mod fuzz;
 mod hostile;
 mod permits;

@@ -1,17 +1,18 @@
 //! What was compiled permits what the model permits, by the same rule.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use dataplane::compile::{Host, Tables, compile};
-use ebpf::Tables as _;
-use ebpf::layout::LocalKey;
+use ebpf::layout::{self, LocalKey};
 use ebpf::tables::Question;
+use ebpf::{Tables as _, V6};
 use model::security_group::{Header, permits};
 use model::{GroupId, RuleId, SecurityGroup};
 use rpc::dataplane::{Desired, Interface};
 
 use crate::random::Random;
-use crate::world::{PORTS, any_address, both_directions, desired, imagined_devices};
+use crate::world::{PORTS, any_address, any_address6, both_directions, desired, imagined_devices};
 
 fn groups<'a>(desired: &'a Desired, interface: &Interface) -> Vec<&'a SecurityGroup> {
     let find = |id: &GroupId| desired.groups.iter().find(|g| g.id == *id).unwrap();
@@ -19,8 +20,12 @@ fn groups<'a>(desired: &'a Desired, interface: &Interface) -> Vec<&'a SecurityGr
 }
 
 /// Groups of whoever has that address in the same network.
-fn remote_groups(desired: &Desired, of: &Interface, address: u32) -> BTreeSet<GroupId> {
-    let owner = |i: &&Interface| i.vpc == of.vpc && u32::from(i.address) == address;
+fn remote_groups(desired: &Desired, of: &Interface, address: IpAddr) -> BTreeSet<GroupId> {
+    let has = |i: &Interface| match address {
+        IpAddr::V4(address) => i.address == address,
+        IpAddr::V6(address) => i.ipv6.contains(&address),
+    };
+    let owner = |i: &&Interface| i.vpc == of.vpc && has(i);
     desired
         .interfaces
         .iter()
@@ -31,13 +36,38 @@ fn remote_groups(desired: &Desired, of: &Interface, address: u32) -> BTreeSet<Gr
 
 fn header(random: &mut Random) -> Header {
     let protocol = random.pick(&[1, 1, 6, 6, 6, 17, 17, 47, 58, 132]);
+    let six = random.chance(40);
     let detail = match protocol {
-        1 => (random.pick(&[0, 3, 8, 13, 200]) << 8) | random.below(3) as u16,
+        1 if !six => (random.pick(&[0, 3, 8, 13, 200]) << 8) | random.below(3) as u16,
+        58 if six => (random.pick(&[1, 128, 135, 200]) << 8) | random.below(3) as u16,
         6 | 17 if random.chance(80) => random.pick(&PORTS),
         6 | 17 => random.next() as u16,
         _ => 0,
     };
-    Header { remote: any_address(random).into(), protocol, detail }
+    let remote = match six {
+        true => any_address6(random).into(),
+        false => any_address(random).into(),
+    };
+    Header { remote, protocol, detail }
+}
+
+/// The compiled rule of either family, counted from 1.
+fn classified(host: &Host, of: &layout::Interface, slot: u32, header: &Header) -> u32 {
+    let Header { protocol, detail, .. } = *header;
+    match header.remote {
+        IpAddr::V4(remote) => {
+            let remote = u32::from(remote);
+            let local = host.local(&LocalKey { vpc: of.vpc, address: remote, zero: 0 });
+            let identity = local.map_or(0, |l| l.identity);
+            host.classify(slot, &Question { remote, identity, protocol, detail })
+        }
+        IpAddr::V6(remote) => {
+            let remote = V6::from_bits(remote.to_bits());
+            let near = host.holder(&remote).filter(|holder| holder.vpc == of.vpc);
+            let identity = near.map_or(0, |holder| holder.identity);
+            host.classify6(slot, &Question { remote, identity, protocol, detail })
+        }
+    }
 }
 
 /// Compares every interface's every direction on `headers` headers; the number of
@@ -73,23 +103,14 @@ pub fn both(
     direction: model::Direction,
     header: &Header,
 ) -> (Option<RuleId>, Option<RuleId>) {
-    let std::net::IpAddr::V4(remote) = header.remote else { unreachable!() };
-    let remote = u32::from(remote);
-    let key = LocalKey { vpc: record.vpc, address: remote, zero: 0 };
-    let question = Question {
-        remote,
-        identity: host.local(&key).map_or(0, |l| l.identity),
-        protocol: header.protocol,
-        detail: header.detail,
-    };
     let slot = match direction {
         model::Direction::Ingress => record.ingress,
         model::Direction::Egress => record.egress,
     };
-    let rule = host.classify(slot, &question) as usize;
+    let rule = classified(host, record, slot, header) as usize;
     let named = &host.tables().names.rules[&(record.ifindex, direction)];
     let got = rule.checked_sub(1).map(|bit| named[bit]);
-    let remote_groups = remote_groups(desired, interface, remote);
+    let remote_groups = remote_groups(desired, interface, header.remote);
     (got, permits(groups(desired, interface), direction, &remote_groups, header))
 }
 

@@ -1,10 +1,10 @@
 //! Random desired states over few addresses, ports and groups, so that rules and
 //! packets meet.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use dataplane::compile::{DeviceFact, DeviceKind, Devices};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
     VpcId,
@@ -32,6 +32,12 @@ pub const UPLINK_MAC: Mac = Mac([0x02, 0, 0, 0, 2, 0]);
 /// Three guests share a network, the fourth has one of its own with the same addresses.
 pub fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, (n == 2).into(), 10 + (n % 3) as u8)
+}
+
+/// The fourth's network has addresses of its own: there is but one IPv6.
+pub fn address6(n: usize, k: u64) -> Ipv6Addr {
+    let net = if n == 2 { 2 } else { 1 + 2 * u16::from(n == 3) };
+    Ipv6Addr::new(0x2001, 0xdb8, 1, net, 0, 0, n as u16, 10 + k as u16)
 }
 
 pub fn elastic(n: usize) -> Ipv4Addr {
@@ -86,6 +92,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         uplink: random.chance(80).then(|| Uplink {
             device: UPLINK.to_owned(),
             gateway: Ipv4Addr::new(198, 51, 100, 254),
+            gateway6: random.chance(85).then(|| "fe80::1".parse().unwrap()),
             early_drop: random.pick(&[None, Some(true), Some(false)]),
             bogons: random.chance(10),
             source_packets: None,
@@ -95,7 +102,10 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         groups,
         flow_log: None,
         blocklist: if random.chance(30) {
-            vec![IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap())]
+            vec![
+                IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap()),
+                "2001:db8:bad::/48".parse().unwrap(),
+            ]
         } else {
             Vec::new()
         },
@@ -117,6 +127,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         (0..random.below(4)).map(|_| group(random.pick(&pool))).collect();
     groups.sort();
     groups.dedup();
+    let six = random.chance(90);
     Interface {
         id: InterfaceId::from_random(n as u128 + 7),
         device: Device::Existing { name: guest(n) },
@@ -124,6 +135,8 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         vpc: vpc(n),
         address: address(n),
         subnet: Ipv4Net::new(address(n), 24).unwrap().trunc(),
+        ipv6: (0..if six { random.below(3) } else { 0 }).map(|k| address6(n, k)).collect(),
+        subnet6: six.then(|| Ipv6Net::new(address6(n, 0), 64).unwrap().trunc()),
         elastic: random.chance(70).then(|| elastic(n)),
         groups,
         source_check: random.chance(85),
@@ -140,13 +153,17 @@ fn interface(random: &mut Random, n: usize) -> Interface {
 }
 
 fn rule(random: &mut Random, id: u64) -> Rule {
-    let protocol = match random.below(8) {
+    let protocol = match random.below(9) {
         0 => Protocol::Any,
         1 | 2 => Protocol::Tcp(ports(random)),
         3 | 4 => Protocol::Udp(ports(random)),
         5 => Protocol::Icmp { kind: None, code: None },
         6 => Protocol::Icmp {
             kind: Some(random.pick(&[0, 3, 8, 13])),
+            code: random.chance(50).then_some(0),
+        },
+        7 => Protocol::Icmpv6 {
+            kind: [None, Some(128), Some(1), Some(135)][random.below(4) as usize],
             code: random.chance(50).then_some(0),
         },
         _ => Protocol::Number(random.pick(&[1, 6, 17, 47, 58])),
@@ -169,8 +186,10 @@ fn peer(random: &mut Random) -> Peer {
     if random.chance(35) {
         return Peer::Group(group(random.below(6)));
     }
-    if random.chance(5) {
-        return Peer::Cidr("2001:db8::/32".parse().unwrap());
+    if random.chance(35) {
+        let length = random.pick(&[0, 32, 48, 64, 120, 128, 128]);
+        let net = Ipv6Net::new(any_address6(random), length).unwrap().trunc();
+        return Peer::Cidr(IpNet::V6(net));
     }
     let length = random.pick(&[0, 8, 16, 24, 30, 32, 32]);
     Peer::Cidr(IpNet::V4(Ipv4Net::new(any_address(random), length).unwrap().trunc()))
@@ -182,6 +201,18 @@ pub fn any_address(random: &mut Random) -> Ipv4Addr {
         4 | 5 => elastic(random.below(GUESTS as u64 + 1) as usize),
         6..=8 => Ipv4Addr::from(random.pick(&WORLD)),
         _ => Ipv4Addr::from(random.next() as u32),
+    }
+}
+
+pub fn any_address6(random: &mut Random) -> Ipv6Addr {
+    const WORLD6: [&str; 4] = ["2001:db8:9::9", "2001:db8:bad::1", "2600::1", "fe80::9"];
+    match random.below(10) {
+        0..=5 => {
+            let (n, k) = (random.below(GUESTS as u64) as usize, random.below(3));
+            address6(n, k)
+        }
+        6..=8 => random.pick(&WORLD6).parse().unwrap(),
+        _ => Ipv6Addr::from(u128::from(random.next()) << 64 | u128::from(random.next())),
     }
 }
 

@@ -1,0 +1,142 @@
+//! IPv6: between two guests of a network, out to the world and in from it, each as its
+//! groups allow, by the kernel's own neighbour discovery on every side.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use model::{GroupId, Peer, Protocol};
+
+use crate::traffic::inside;
+use crate::world::{World, group, now, run, tcp};
+
+const WORLD: &str = "2001:db8:9::1";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn ip(arguments: &str) {
+    run(Command::new("ip").args(arguments.split_whitespace()));
+}
+
+fn everyone() -> Peer {
+    Peer::Cidr("::/0".parse().unwrap())
+}
+
+/// Two guests of one network, `…:1::1:5` and `…:1::1:6`; the uplink's router is the world's
+/// end, by a link-local address.
+fn world(test: &str, ingress: Vec<(Protocol, Peer)>) -> Option<World> {
+    let mut world = World::new(test)?;
+    let (host, net) = (world.namespace("host"), world.namespace("net"));
+    let uplink = world.desired.uplink.as_ref().unwrap().device.clone();
+    ip(&format!("-n {host} addr add fe80::2/64 dev {uplink} nodad"));
+    ip(&format!("-n {net} addr add fe80::1/64 dev eth0 nodad"));
+    ip(&format!("-n {net} addr add {WORLD}/64 dev eth0 nodad"));
+    // As a router of the region has it: the subnet is on the link.
+    ip(&format!("-n {net} route add 2001:db8:1::/64 dev eth0"));
+    world.desired.uplink.as_mut().unwrap().gateway6 = Some("fe80::1".parse().unwrap());
+    let mut all = group(1, ingress);
+    let rule = model::RuleId::from_random(66);
+    all.egress.push(model::Rule { id: rule, protocol: Protocol::Any, peer: everyone() });
+    for n in 1..=2_u8 {
+        let address: Ipv6Addr = guest(n);
+        let interface = world.add_guest(n, 1, &format!("10.0.0.{}", 4 + n));
+        interface.ipv6 = vec![address];
+        interface.subnet6 = Some("2001:db8:1::/64".parse().unwrap());
+        interface.groups = vec![GroupId::from_random(1)];
+        let inside = world.namespace(&format!("g{n}"));
+        ip(&format!("-n {inside} addr add {address}/64 dev eth0 nodad"));
+        ip(&format!("-n {inside} route add default via fe80::68:70ff:fe00:1 dev eth0"));
+    }
+    world.desired.groups = vec![all];
+    world.start();
+    world.apply();
+    Some(world)
+}
+
+fn guest(n: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 4 + u16::from(n))
+}
+
+/// Whether an echo comes back within the patience, asked again and again.
+fn pings(world: &World, role: &str, to: &str) -> bool {
+    let begun = now();
+    while now() - begun < PATIENCE {
+        let mut ping = world.command(role, "ping");
+        if ping.args(["-6", "-c", "1", "-W", "1", to]).output().unwrap().status.success() {
+            return true;
+        }
+    }
+    false
+}
+
+/// A server that says back the first bytes that it hears, once.
+fn echo_once(world: &World, role: &str, port: u16) {
+    let listening =
+        inside(world, role, move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
+    let listener = listening.join().unwrap();
+    std::thread::spawn(move || {
+        let mut stream = listener.accept().unwrap().0;
+        let mut heard = vec![0; SAID];
+        stream.read_exact(&mut heard).unwrap();
+        stream.write_all(&heard).unwrap();
+    });
+}
+
+/// Long enough that a sender with offloads makes superframes of it.
+const SAID: usize = 200_000;
+
+fn converses(world: &World, role: &str, to: Ipv6Addr, port: u16) -> std::io::Result<bool> {
+    let talk = inside(world, role, move || {
+        let mut stream =
+            TcpStream::connect_timeout(&SocketAddrV6::new(to, port, 0, 0).into(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let said: Vec<u8> = (0..SAID).map(|n| n as u8).collect();
+        let mut writer = stream.try_clone()?;
+        let saying = said.clone();
+        let written = std::thread::spawn(move || writer.write_all(&saying));
+        let mut heard = vec![0; SAID];
+        stream.read_exact(&mut heard)?;
+        written.join().unwrap()?;
+        Ok(heard == said)
+    });
+    talk.join().unwrap()
+}
+
+#[test]
+fn guests_and_the_world_reach_each_other_by_ipv6_as_their_groups_allow() {
+    let test = "guests_and_the_world_reach_each_other_by_ipv6_as_their_groups_allow";
+    let ping6 = Protocol::Icmpv6 { kind: Some(128), code: None };
+    let ingress = vec![(ping6, everyone()), (tcp(22), everyone()), (tcp(23), everyone())];
+    let Some(world) = world(test, ingress) else { return };
+    let (first, second) = (guest(1), guest(2));
+    assert!(pings(&world, "g1", &second.to_string()), "a guest, by the subnet's router");
+    assert!(pings(&world, "g1", WORLD), "out by the uplink");
+    assert!(pings(&world, "net", &first.to_string()), "in by it");
+    echo_once(&world, "g2", 22);
+    assert!(converses(&world, "g1", second, 22).unwrap(), "TCP between guests");
+    echo_once(&world, "g2", 23);
+    assert!(converses(&world, "net", second, 23).unwrap(), "TCP from the world");
+    echo_once(&world, "net", 7000);
+    assert!(converses(&world, "g1", WORLD.parse().unwrap(), 7000).unwrap(), "TCP to the world");
+    let status = world.status();
+    assert!(status.reasons["neighbour-answered"] > 0, "{:#?}", status.reasons);
+    let flows = world.ask(|c| {
+        let id = world.desired.interfaces[1].id;
+        async move { c.dataplane_export(id).await }
+    });
+    let flows = flows.unwrap().flows;
+    assert!(flows.iter().any(|f| f.local == second && f.local_port == 22), "{flows:#?}");
+}
+
+#[test]
+fn what_no_rule_allows_does_not_come_in_by_ipv6() {
+    let test = "what_no_rule_allows_does_not_come_in_by_ipv6";
+    let ipv4_alone = vec![(Protocol::Any, Peer::Cidr("0.0.0.0/0".parse().unwrap()))];
+    let Some(world) = world(test, ipv4_alone) else { return };
+    assert!(pings(&world, "g1", WORLD), "the answer to its own question comes in");
+    let mut ping = world.command("net", "ping");
+    let to = guest(1).to_string();
+    let refused = ping.args(["-6", "-c", "2", "-W", "1", &to]).output().unwrap();
+    assert!(!refused.status.success(), "no IPv6 rule lets it in");
+    assert!(world.status().reasons["ingress-denied"] >= 2);
+}
