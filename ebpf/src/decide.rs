@@ -23,14 +23,12 @@ use crate::reason::Reason;
 use crate::rewrite::Rewrite;
 use crate::tables::Tables;
 use crate::verdict::{Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Work};
-use crate::{GATEWAY_MAC, METADATA_ADDRESS};
+use crate::{GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
 const METADATA_PORT: u16 = 80;
-/// Replies of the metadata service die at the first router (a guest that forwards
-/// for others must not leak them).
-const METADATA_TTL: u8 = 1;
+const TIME_PORT: u16 = 123;
 
 /// Where a frame came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +106,10 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
         }
         return punt(interface, head, Reason::PuntMetadata, work);
     }
+    let asks_time = packet.kind == Kind::Udp && packet.destination_port == TIME_PORT;
+    if asks_time && packet.destination == TIME_ADDRESS {
+        return punt(interface, head, Reason::PuntTime, work);
+    }
     let route = route(tables, interface, packet)?;
     forward(tables, frame, interface, &route, arrival.now_s, work)
 }
@@ -126,7 +128,7 @@ fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> 
     Ok(())
 }
 
-/// ARP for any other address of the subnet, and for the metadata service, is
+/// ARP for any other address of the subnet, and for the host's services, is
 /// answered with the gateway's address: guests never see each other's frames.
 #[inline(always)]
 fn arp_from_instance<F: Frame + ?Sized>(
@@ -141,7 +143,8 @@ fn arp_from_instance<F: Frame + ?Sized>(
         return Err(Reason::SpoofedArp);
     }
     let in_subnet = arp.target & interface.mask == interface.subnet;
-    let answered = in_subnet || arp.target == METADATA_ADDRESS;
+    let service = arp.target == METADATA_ADDRESS || arp.target == TIME_ADDRESS;
+    let answered = in_subnet || service;
     if !arp.request || arp.target == interface.address || !answered {
         return Err(Reason::ArpIgnored);
     }
@@ -494,9 +497,6 @@ pub fn from_punt<T: Tables + ?Sized>(tables: &T, head: &Head, work: &mut Work) {
     verdict.rewrite = Rewrite::of(head);
     verdict.rewrite.destination_mac = interface.mac_number();
     verdict.rewrite.source_mac = GATEWAY;
-    if head.source == METADATA_ADDRESS {
-        verdict.rewrite.ttl = METADATA_TTL;
-    }
     verdict.ifindex = interface.ifindex;
     verdict.accept(hand_over(interface), Reason::PuntReply);
 }

@@ -1,6 +1,6 @@
 //! How a frame on the punt device says to which interface it belongs.
 //!
-//! What a guest asks of us (DHCP, metadata) is redirected to one device that
+//! What a guest asks of us (DHCP, the time, metadata) is redirected to one device that
 //! the daemon owns, the punt device. The interface is named in the destination
 //! hardware address, in both directions:
 //!
@@ -12,9 +12,8 @@
 //!   the guest's own address. Everything else in the frame is as the guest sent it.
 //! - **Daemon to guest:** the daemon writes a frame whose destination is
 //!   [`punt_mac`] of the guest's device; the source may be anything. The program
-//!   puts the guest's address and [`GATEWAY_MAC`](crate::GATEWAY_MAC) there,
-//!   makes TCP replies from the metadata address hop-limited (TTL 1), and hands
-//!   the frame to the guest's device. No ARP is ever needed or answered here.
+//!   puts the guest's address and [`GATEWAY_MAC`](crate::GATEWAY_MAC) there
+//!   and hands the frame to the guest's device. No ARP is ever needed or answered here.
 //!
 //! Whatever else comes out of the punt device is dropped and counted.
 

@@ -53,6 +53,8 @@ reasons! {
     Neighbour = 9, accept, "neighbour-answered";
     /// A router solicitation, handed to the responder.
     PuntRouter = 10, accept, "router-solicitation";
+    /// The time service, handed to the responder.
+    PuntTime = 12, accept, "time";
 
     /// A packet of a known flow, delivered before the kernel made anything of it.
     EstablishedEarly = 15, accept, "established-early";

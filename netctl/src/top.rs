@@ -21,6 +21,7 @@ const PASSED: [&str; 9] = [
     "arp-answered",
     "dhcp",
     "metadata",
+    "time",
     "responder-reply",
     "not-ours",
 ];

@@ -174,6 +174,44 @@ pub struct Interface {
     /// - A value that begins with `base64:` is served as the bytes that the rest
     ///   stands for; user data belongs into one, whatever it holds.
     pub metadata: Option<BTreeMap<String, String>>,
+    /// How the host's own services treat it.
+    #[serde(default)]
+    pub services: Services,
+}
+
+/// What the responder gives an interface beyond address and documents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Services {
+    /// Told by DHCP: time servers and NetBIOS name servers, four of each at most.
+    pub ntp: Vec<Ipv4Addr>,
+    pub netbios: Vec<Ipv4Addr>,
+    /// RFC 2132, 8.7: 1, 2, 4 or 8; EC2 recommends 2.
+    pub netbios_node: Option<u8>,
+    /// Routers that an answer of the metadata service may pass, from 1 to 64.
+    pub metadata_hop_limit: u8,
+    pub metadata_tokens: Tokens,
+}
+
+impl Default for Services {
+    fn default() -> Self {
+        Self {
+            ntp: Vec::new(),
+            netbios: Vec::new(),
+            netbios_node: None,
+            metadata_hop_limit: 1,
+            metadata_tokens: Tokens::Required,
+        }
+    }
+}
+
+/// Whether the metadata service answers those who bring no token.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tokens {
+    #[default]
+    Required,
+    Optional,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

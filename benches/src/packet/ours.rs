@@ -197,6 +197,7 @@ fn interface(
             mtu: 1500,
         },
         metadata: None,
+        services: Default::default(),
     })
 }
 

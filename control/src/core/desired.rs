@@ -123,6 +123,7 @@ fn interface(
             mtu: MTU,
         },
         metadata: Some(metadata::documents(context, instance, interface)),
+        services: Default::default(),
     }
 }
 

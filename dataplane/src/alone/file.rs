@@ -311,6 +311,7 @@ impl Reader<'_> {
                 mtu: entry.mtu.unwrap_or(MTU_DEFAULT),
             },
             metadata: None,
+            services: Default::default(),
         };
         if let Err(error) = Served::try_from(&interface) {
             let what = format!("interface {name}: {}", error.cause);

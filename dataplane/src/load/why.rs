@@ -276,7 +276,9 @@ fn route(
     };
     match (sender, receiver, reason) {
         (_, _, Reason::Arp) => "answered where it came in".into(),
-        (_, _, Reason::PuntDhcp | Reason::PuntMetadata) => "the host's own service".into(),
+        (_, _, Reason::PuntDhcp | Reason::PuntMetadata | Reason::PuntTime) => {
+            "the host's own service".into()
+        }
         (_, _, Reason::NotOurs) => "the host's own stack".into(),
         (_, Some(to), _) => format!("{} ({})", device(to.ifindex), Ipv4Addr::from(to.address)),
         (Some(sender), None, _) if reason.accepts() => {

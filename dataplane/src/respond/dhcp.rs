@@ -40,6 +40,9 @@ const OPT_HOST_NAME: u8 = 12;
 const OPT_DOMAIN_NAME: u8 = 15;
 const OPT_INTERFACE_MTU: u8 = 26;
 const OPT_BROADCAST_ADDRESS: u8 = 28;
+const OPT_NTP_SERVERS: u8 = 42;
+const OPT_NETBIOS_SERVERS: u8 = 44;
+const OPT_NETBIOS_NODE: u8 = 46;
 const OPT_REQUESTED_IP: u8 = 50;
 const OPT_IP_LEASE_TIME: u8 = 51;
 const OPT_DHCP_MESSAGE_TYPE: u8 = 53;
@@ -56,6 +59,9 @@ const MESSAGE_LENGTH_MIN: usize = 300;
 
 /// Resolvers that are told; more would not make a client faster.
 const DNS_SERVERS_MAX: usize = 3;
+
+/// Time servers and NetBIOS name servers that are told (EC2: four of each).
+pub const SERVERS_MAX: usize = 4;
 
 /// The longest host name (RFC 1035) and domain: together with the rest they fit
 /// the 312 bytes of options that every client takes (RFC 2131, 2).
@@ -77,6 +83,9 @@ pub struct Binding {
     pub domain: String,
     pub dns: Vec<Ipv4Addr>,
     pub mtu: u16,
+    pub ntp: Vec<Ipv4Addr>,
+    pub netbios: Vec<Ipv4Addr>,
+    pub netbios_node: Option<u8>,
 }
 
 /// An answer and where it goes.
@@ -257,14 +266,19 @@ impl Options {
         // the default route stands in both.
         tell(OPT_CLASSLESS_STATIC_ROUTE, &classless_routes(binding.router));
         tell(OPT_ROUTER, &binding.router.octets());
-        let dns: Vec<u8> =
-            binding.dns.iter().take(DNS_SERVERS_MAX).flat_map(Ipv4Addr::octets).collect();
-        tell(OPT_DOMAIN_NAME_SERVER, &dns);
+        tell(OPT_DOMAIN_NAME_SERVER, &octets(&binding.dns, DNS_SERVERS_MAX));
         tell(OPT_HOST_NAME, binding.hostname.as_bytes());
         tell(OPT_DOMAIN_NAME, binding.domain.as_bytes());
         tell(OPT_INTERFACE_MTU, &binding.mtu.to_be_bytes());
         tell(OPT_BROADCAST_ADDRESS, &binding.subnet.broadcast().octets());
+        tell(OPT_NTP_SERVERS, &octets(&binding.ntp, SERVERS_MAX));
+        tell(OPT_NETBIOS_SERVERS, &octets(&binding.netbios, SERVERS_MAX));
+        tell(OPT_NETBIOS_NODE, binding.netbios_node.as_slice());
     }
+}
+
+fn octets(addresses: &[Ipv4Addr], max: usize) -> Vec<u8> {
+    addresses.iter().take(max).flat_map(Ipv4Addr::octets).collect()
 }
 
 /// `169.254.169.254/32` and the default route, both by the router.

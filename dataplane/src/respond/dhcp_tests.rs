@@ -15,6 +15,9 @@ fn binding() -> Binding {
         domain: "region-1.compute.internal".into(),
         dns: vec![Ipv4Addr::new(10, 0, 0, 2)],
         mtu: 1500,
+        ntp: vec![Ipv4Addr::new(169, 254, 169, 123)],
+        netbios: vec![Ipv4Addr::new(10, 0, 0, 9)],
+        netbios_node: Some(2),
     }
 }
 

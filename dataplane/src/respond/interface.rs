@@ -25,10 +25,11 @@ use super::dhcp::{self, METADATA_ADDRESS, Silence};
 use super::limit::Bucket;
 use super::metadata::{Service, TokenKey};
 use super::stream::Metadata;
+use super::time;
 use super::wire::Wire;
 
-/// DHCP answers may cross what a guest puts between (its own bridge), no router.
-const DHCP_HOP_LIMIT: u8 = 64;
+/// Of answers over UDP.
+const HOP_LIMIT: u8 = 64;
 
 pub const METADATA_PORT: u16 = 80;
 
@@ -38,6 +39,7 @@ pub struct Counters {
     /// Malformed, or not ours to answer.
     pub dhcp_ignored: u64,
     pub metadata_answered: u64,
+    pub time_answered: u64,
     /// Neither DHCP nor metadata, or not from the interface's own addresses.
     pub ignored: u64,
     /// Beyond the rate that an interface has.
@@ -51,6 +53,7 @@ impl Counters {
             ("respond-dhcp-answered", self.dhcp_answered),
             ("respond-dhcp-ignored", self.dhcp_ignored),
             ("respond-metadata-answered", self.metadata_answered),
+            ("respond-time-answered", self.time_answered),
             ("respond-ignored", self.ignored),
             ("respond-limited", self.limited),
         ]
@@ -104,24 +107,33 @@ impl Responder {
         self.wire.mtu = usize::from(served.binding.mtu);
         match (&served.metadata, &mut self.metadata) {
             (None, metadata) => *metadata = None,
-            (Some(documents), Some(metadata)) => metadata.service.replace(documents.clone()),
+            (Some(documents), Some(metadata)) => {
+                metadata.service.replace(documents.clone(), served.tokens);
+                metadata.limit_hops(served.hop_limit);
+            }
             (Some(documents), metadata @ None) => {
-                let service =
+                let mut service =
                     Service::new(served.interface, documents.clone(), key.clone(), random());
-                *metadata = Some(Metadata::new(service, &mut self.wire, random(), now));
+                service.replace(documents.clone(), served.tokens);
+                let hops = served.hop_limit;
+                *metadata = Some(Metadata::new(service, hops, &mut self.wire, random(), now));
             }
         }
         self.served = served;
     }
 
     /// Takes a frame without its destination address, as the guest sent it.
-    pub fn receive(&mut self, rest: &[u8], now: Duration) {
+    /// `booted_at` is the zero of `now`, since 1970.
+    pub fn receive(&mut self, rest: &[u8], now: Duration, booted_at: Duration) {
         if !self.bucket.admit(now) {
             self.counters.limited += 1;
             return;
         }
         match Question::parse(rest, &self.served) {
             Some(Question::Dhcp(message)) => self.answer_dhcp(message),
+            Some(Question::Time { port, message }) => {
+                self.answer_time(port, message, booted_at + now);
+            }
             Some(Question::Metadata(packet)) => match &mut self.metadata {
                 Some(metadata) => {
                     self.wire.incoming = Some(packet.to_vec());
@@ -159,7 +171,9 @@ impl Responder {
         match dhcp::answer(&self.served.binding, message) {
             Ok(reply) => {
                 self.counters.dhcp_answered += 1;
-                self.wire.push(dhcp_packet(self.served.binding.router, &reply));
+                let from = (self.served.binding.router, smoltcp::wire::DHCP_SERVER_PORT);
+                let to = (reply.destination, smoltcp::wire::DHCP_CLIENT_PORT);
+                self.wire.push(udp_packet(from, to, &reply.message));
             }
             Err(silence) => {
                 self.counters.dhcp_ignored += 1;
@@ -171,10 +185,27 @@ impl Responder {
     }
 }
 
+impl Responder {
+    fn answer_time(&mut self, port: u16, message: &[u8], since_1970: Duration) {
+        match time::answer(message, since_1970) {
+            Some(reply) => {
+                self.counters.time_answered += 1;
+                let to = (self.served.binding.address, port);
+                self.wire.push(udp_packet((time::ADDRESS, time::PORT), to, &reply));
+            }
+            None => self.counters.ignored += 1,
+        }
+    }
+}
+
 /// What a frame asks, once its layers were found whole and its sender right.
 enum Question<'a> {
     /// The UDP payload.
     Dhcp(&'a [u8]),
+    Time {
+        port: u16,
+        message: &'a [u8],
+    },
     /// The IPv4 packet.
     Metadata(&'a [u8]),
 }
@@ -201,9 +232,15 @@ impl<'a> Question<'a> {
                 let header = usize::from(ip.header_len());
                 let udp = UdpPacket::new_checked(packet.get(header..length)?).ok()?;
                 let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
-                let dhcp = udp.dst_port() == smoltcp::wire::DHCP_SERVER_PORT
-                    && udp.verify_checksum(&from, &to);
-                dhcp.then(|| udp.payload()).map(Self::Dhcp)
+                if !udp.verify_checksum(&from, &to) {
+                    return None;
+                }
+                let (port, message) = (udp.src_port(), udp.payload());
+                match (ip.dst_addr(), udp.dst_port()) {
+                    (_, smoltcp::wire::DHCP_SERVER_PORT) => Some(Self::Dhcp(message)),
+                    (time::ADDRESS, time::PORT) if own => Some(Self::Time { port, message }),
+                    _ => None,
+                }
             }
             IpProtocol::Tcp if own && ip.dst_addr() == METADATA_ADDRESS => {
                 let length = usize::from(ip.total_len());
@@ -216,28 +253,26 @@ impl<'a> Question<'a> {
     }
 }
 
-fn dhcp_packet(server: Ipv4Addr, reply: &dhcp::Reply) -> Vec<u8> {
+/// An IPv4 packet with `message` in UDP.
+fn udp_packet(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), message: &[u8]) -> Vec<u8> {
     let checksums = phy::ChecksumCapabilities::default();
-    let udp = UdpRepr {
-        src_port: smoltcp::wire::DHCP_SERVER_PORT,
-        dst_port: smoltcp::wire::DHCP_CLIENT_PORT,
-    };
+    let udp = UdpRepr { src_port: from.1, dst_port: to.1 };
     let ip = Ipv4Repr {
-        src_addr: server,
-        dst_addr: reply.destination,
+        src_addr: from.0,
+        dst_addr: to.0,
         next_header: IpProtocol::Udp,
-        payload_len: udp.header_len() + reply.message.len(),
-        hop_limit: DHCP_HOP_LIMIT,
+        payload_len: udp.header_len() + message.len(),
+        hop_limit: HOP_LIMIT,
     };
     let mut bytes = vec![0; ip.buffer_len() + ip.payload_len];
     let mut packet = Ipv4Packet::new_unchecked(bytes.as_mut_slice());
     ip.emit(&mut packet, &checksums);
     udp.emit(
         &mut UdpPacket::new_unchecked(packet.payload_mut()),
-        &IpAddress::Ipv4(server),
-        &IpAddress::Ipv4(reply.destination),
-        reply.message.len(),
-        |payload| payload.copy_from_slice(&reply.message),
+        &IpAddress::Ipv4(from.0),
+        &IpAddress::Ipv4(to.0),
+        message.len(),
+        |payload| payload.copy_from_slice(message),
         &checksums,
     );
     bytes

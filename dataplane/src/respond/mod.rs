@@ -1,8 +1,9 @@
-//! Answers what guests ask of the host itself: DHCP and instance metadata.
+//! Answers what guests ask of the host itself: DHCP, the time, instance metadata.
 //!
 //! ```text
 //! guest ─tap─▶ tcx ─redirect─▶ punt device ─▶ thread ─▶ Responders ─▶ one interface's responder
 //!                                                                     ├ DHCP      (dhcp)
+//!                                                                     ├ time      (time)
 //!                                                                     └ smoltcp ─ metadata
 //! guest ◀─tap─ tcx ◀────────── punt device ◀─ thread ◀─────────────────┘
 //! ```
@@ -14,7 +15,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use rpc::dataplane::Interface;
+use rpc::dataplane::{Interface, Tokens};
 
 pub mod dhcp;
 mod interface;
@@ -22,6 +23,7 @@ pub mod limit;
 pub mod metadata;
 mod stream;
 pub mod thread;
+mod time;
 mod wire;
 
 pub use interface::{Counters, Responder};
@@ -33,6 +35,8 @@ pub struct Served {
     pub interface: model::InterfaceId,
     pub binding: dhcp::Binding,
     pub metadata: Option<metadata::Documents>,
+    pub tokens: Tokens,
+    pub hop_limit: u8,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +49,9 @@ pub struct Unanswerable {
 /// What Ethernet and IPv4 can do: the least IPv4 datagram that all must take
 /// (RFC 791), and the greatest that a tap carries.
 const MTU_MIN: u16 = 576;
+
+/// The greatest hop limit that EC2 takes (`HttpPutResponseHopLimit`).
+const HOP_LIMIT_MAX: u8 = 64;
 
 impl TryFrom<&Interface> for Served {
     type Error = Unanswerable;
@@ -69,6 +76,22 @@ impl TryFrom<&Interface> for Served {
         if dhcp.mtu < MTU_MIN {
             return Err(refused(format!("its MTU is {}, less than {MTU_MIN}", dhcp.mtu)));
         }
+        let services = &interface.services;
+        let hops = services.metadata_hop_limit;
+        if !(1..=HOP_LIMIT_MAX).contains(&hops) {
+            let cause = format!("its metadata's hop limit is {hops}, not 1 to {HOP_LIMIT_MAX}");
+            return Err(refused(cause));
+        }
+        for (servers, named) in [(&services.ntp, "time"), (&services.netbios, "NetBIOS name")] {
+            if servers.len() > dhcp::SERVERS_MAX {
+                let max = dhcp::SERVERS_MAX;
+                return Err(refused(format!("it has more than {max} {named} servers")));
+            }
+        }
+        if let Some(node) = services.netbios_node.filter(|n| ![1, 2, 4, 8].contains(n)) {
+            let cause = format!("its NetBIOS node type is {node}, and not 1, 2, 4 or 8");
+            return Err(refused(cause));
+        }
         let router = interface.subnet.hosts().next().ok_or_else(|| {
             refused(format!("its subnet {} has no room for a router", interface.subnet))
         })?;
@@ -89,8 +112,13 @@ impl TryFrom<&Interface> for Served {
                 domain: dhcp.domain.clone(),
                 dns: dhcp.dns.clone(),
                 mtu: dhcp.mtu,
+                ntp: services.ntp.clone(),
+                netbios: services.netbios.clone(),
+                netbios_node: services.netbios_node,
             },
             metadata,
+            tokens: services.metadata_tokens,
+            hop_limit: hops,
         })
     }
 }
@@ -99,13 +127,15 @@ impl TryFrom<&Interface> for Served {
 pub struct Responders {
     by_ifindex: BTreeMap<u32, Responder>,
     key: TokenKey,
+    /// The boot clock's zero, since 1970: what the shell last read.
+    pub booted_at: Duration,
     /// Frames that named no interface.
     pub strays: u64,
 }
 
 impl Responders {
     pub fn new(key: TokenKey) -> Self {
-        Self { by_ifindex: BTreeMap::new(), key, strays: 0 }
+        Self { by_ifindex: BTreeMap::new(), key, booted_at: Duration::ZERO, strays: 0 }
     }
 
     /// Serves exactly these from now on. A responder whose interface stays on
@@ -139,7 +169,7 @@ impl Responders {
             .and_then(|ifindex| Some((ifindex, self.by_ifindex.get_mut(&ifindex)?)));
         match responder {
             Some((ifindex, responder)) => {
-                responder.receive(&frame[6..], now);
+                responder.receive(&frame[6..], now, self.booted_at);
                 responder.drain(ebpf::punt_mac(ifindex), out);
             }
             None => self.strays += 1,

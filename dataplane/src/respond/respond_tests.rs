@@ -24,8 +24,13 @@ fn served(n: u8) -> Served {
             domain: "internal".into(),
             dns: vec![],
             mtu: 1500,
+            ntp: vec![],
+            netbios: vec![],
+            netbios_node: None,
         },
         metadata: Some(metadata::Documents::parse(&map).unwrap()),
+        tokens: Tokens::Required,
+        hop_limit: 1,
     }
 }
 
@@ -208,6 +213,58 @@ fn a_guest_reads_its_documents_over_one_hop() {
     let text = String::from_utf8(client.heard.clone()).unwrap();
     assert!(text.ends_with("\r\n\r\ni-1"), "{text}");
     assert!(client.hops.iter().all(|&h| h == 1), "{:?}", client.hops);
+}
+
+#[test]
+fn answers_pass_as_many_routers_as_they_are_told_to() {
+    let mut responders = responders();
+    let mut before = Client::connect(1, PORT, NOW);
+    token(&mut before, &mut responders);
+    responders.configure(vec![(11, Served { hop_limit: 3, ..served(1) })], || 8, NOW);
+    before.hops.clear();
+    token(&mut before, &mut responders);
+    let mut after = Client::connect(1, PORT + 1, NOW);
+    token(&mut after, &mut responders);
+    let hops: Vec<u8> = before.hops.into_iter().chain(after.hops).collect();
+    assert!(!hops.is_empty() && hops.iter().all(|&h| h == 3), "{hops:?}");
+}
+
+#[test]
+fn a_service_out_of_bounds_is_refused_by_name() {
+    let mut interface = rpc::dataplane::Interface {
+        id: model::InterfaceId::from_random(1),
+        device: rpc::dataplane::Device::Existing { name: "tap".into() },
+        mac: model::Mac([2, 0, 0, 0, 0, 1]),
+        vpc: model::VpcId::from_random(1),
+        address: Ipv4Addr::new(10, 0, 0, 5),
+        subnet: "10.0.0.0/24".parse().unwrap(),
+        elastic: None,
+        groups: vec![],
+        source_check: true,
+        rates: Default::default(),
+        dhcp: rpc::dataplane::Dhcp {
+            hostname: "h".into(),
+            domain: "internal".into(),
+            dns: vec![],
+            mtu: 1500,
+        },
+        metadata: None,
+        services: Default::default(),
+    };
+    for (hops, good) in [(0, false), (1, true), (64, true), (65, false)] {
+        interface.services.metadata_hop_limit = hops;
+        assert_eq!(Served::try_from(&interface).is_ok(), good, "hop limit {hops}");
+    }
+    interface.services = Default::default();
+    for (node, good) in [(0, false), (1, true), (2, true), (3, false), (8, true), (9, false)] {
+        interface.services.netbios_node = Some(node);
+        assert_eq!(Served::try_from(&interface).is_ok(), good, "node type {node}");
+    }
+    interface.services = Default::default();
+    for (count, good) in [(4, true), (5, false)] {
+        interface.services.ntp = vec![Ipv4Addr::new(10, 0, 0, 7); count];
+        assert_eq!(Served::try_from(&interface).is_ok(), good, "{count} time servers");
+    }
 }
 
 #[test]

@@ -31,16 +31,14 @@ const SEND_BYTES: usize = 16 * 1024;
 /// How long a connection may be quiet, and a request may take to arrive whole.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The metadata service is never more than one hop away, so an answer that is
-/// forwarded dies (EC2's default hop limit).
-const HOP_LIMIT: u8 = 1;
-
 /// The metadata service behind its TCP: one spare listener while there is room.
 pub struct Metadata {
     pub service: Service,
     stack: Interface,
     sockets: SocketSet<'static>,
     connections: Vec<Connection>,
+    /// Routers that an answer may pass: with 1, one that is forwarded dies.
+    hops: u8,
 }
 
 struct Connection {
@@ -55,7 +53,7 @@ struct Connection {
 }
 
 impl Metadata {
-    pub fn new(service: Service, wire: &mut Wire, seed: u128, now: Duration) -> Self {
+    pub fn new(service: Service, hops: u8, wire: &mut Wire, seed: u128, now: Duration) -> Self {
         let mut config = Config::new(HardwareAddress::Ip);
         // Initial sequence numbers come from it; the lower half is as random as the whole.
         config.random_seed = seed as u64;
@@ -64,10 +62,19 @@ impl Metadata {
             let pushed = addresses.push(IpCidr::new(IpAddress::Ipv4(METADATA_ADDRESS), 32));
             assert!(pushed.is_ok(), "a new interface has room for one address");
         });
-        let mut metadata =
-            Self { service, stack, sockets: SocketSet::new(Vec::new()), connections: Vec::new() };
+        let sockets = SocketSet::new(Vec::new());
+        let mut metadata = Self { service, stack, sockets, connections: Vec::new(), hops };
         metadata.listen(now);
         metadata
+    }
+
+    /// From now on, on all connections.
+    pub fn limit_hops(&mut self, hops: u8) {
+        self.hops = hops;
+        for connection in &self.connections {
+            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
+            socket.set_hop_limit(Some(hops));
+        }
     }
 
     /// One turn of the stack: packets in, requests answered, packets out.
@@ -115,7 +122,7 @@ impl Metadata {
             tcp::SocketBuffer::new(vec![0; RECEIVE_BYTES]),
             tcp::SocketBuffer::new(vec![0; SEND_BYTES]),
         );
-        socket.set_hop_limit(Some(HOP_LIMIT));
+        socket.set_hop_limit(Some(self.hops));
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         // A peer that no longer acknowledges is given up after this long.

@@ -130,6 +130,7 @@ impl Shell {
 
     fn read(&mut self, out: &mut Vec<Vec<u8>>) {
         let mut frame = vec![0; FRAME_BYTES_MAX];
+        self.responders.booted_at = since_1970().saturating_sub(since_boot());
         for _ in 0..FRAMES_A_TURN_MAX {
             match self.punt.read(&mut frame) {
                 Ok(length) => self.responders.receive(&frame[..length], since_boot(), out),
@@ -161,6 +162,11 @@ impl Shell {
 /// Time since boot, suspended or not: tokens outlive the daemon by this clock.
 fn since_boot() -> Duration {
     nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map_or(Duration::ZERO, Duration::from)
+}
+
+fn since_1970() -> Duration {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_REALTIME)
         .map_or(Duration::ZERO, Duration::from)
 }
 

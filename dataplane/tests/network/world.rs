@@ -185,6 +185,7 @@ impl World {
                 ]
                 .into(),
             ),
+            services: Default::default(),
         });
         self.desired.interfaces.last_mut().unwrap()
     }

@@ -149,6 +149,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
             mtu: 1500,
         },
         metadata: random.chance(60).then(Default::default),
+        services: Default::default(),
     }
 }
 

@@ -4,7 +4,8 @@
 //! PUT  /latest/api/token, ttl 1–21600, not forwarded  → 200 and a token
 //!      ttl missing or out of bounds                   → 400
 //!      with X-Forwarded-For (a proxy stands between)  → 403
-//! GET, HEAD any path, without a good token            → 401
+//! GET, HEAD any path, without a good token            → 401, or, where tokens are optional
+//!                                                       and none was brought, as with one
 //!      with one: a document or a folder               → 200
 //!      nothing of that name                           → 404
 //! any other method, or a path that it does not have   → 405
@@ -13,6 +14,7 @@
 use std::time::Duration;
 
 use model::InterfaceId;
+use rpc::dataplane::Tokens;
 
 use super::documents::Documents;
 use super::token::{LIFETIME_S_MAX, LIFETIME_S_MIN, TokenKey};
@@ -97,17 +99,19 @@ pub struct Service {
     documents: Documents,
     key: TokenKey,
     nonce: u128,
+    tokens: Tokens,
 }
 
 impl Service {
     /// `nonce` is random; each token takes the next one.
     pub fn new(interface: InterfaceId, documents: Documents, key: TokenKey, nonce: u128) -> Self {
-        Self { interface, documents, key, nonce }
+        Self { interface, documents, key, nonce, tokens: Tokens::Required }
     }
 
     /// New documents; tokens and connections stay good.
-    pub fn replace(&mut self, documents: Documents) {
+    pub fn replace(&mut self, documents: Documents, tokens: Tokens) {
         self.documents = documents;
+        self.tokens = tokens;
     }
 
     pub fn answer(&mut self, request: &Request<'_>, now: Duration) -> Response {
@@ -140,14 +144,16 @@ impl Service {
     }
 
     fn read(&self, request: &Request<'_>, path: &str, now: Duration) -> Response {
-        let left_s = request
-            .header("x-aws-ec2-metadata-token")
-            .and_then(|token| self.key.open(self.interface, token, now));
-        let Some(left_s) = left_s else {
+        const TOKEN: &str = "x-aws-ec2-metadata-token";
+        let left_s =
+            request.header(TOKEN).and_then(|token| self.key.open(self.interface, token, now));
+        // Who brings a token is held to it, wanted or not.
+        let without = self.tokens == Tokens::Optional && !request.has(TOKEN);
+        if left_s.is_none() && !without {
             return Response::plain(Status::Unauthorized);
-        };
+        }
         match self.documents.find(path) {
-            Some(body) => Response { status: Status::Ok, body, token_lifetime_s: Some(left_s) },
+            Some(body) => Response { status: Status::Ok, body, token_lifetime_s: left_s },
             None => Response::plain(Status::NotFound),
         }
     }
@@ -215,6 +221,20 @@ mod tests {
             assert_eq!(answer.status, Status::Ok, "{good}");
         }
         assert_eq!(ask(&mut service, "PUT", TOKEN_PATH, &[]).status, Status::BadRequest);
+    }
+
+    #[test]
+    fn where_tokens_are_optional_only_a_wrong_one_is_refused() {
+        let mut service = service(1);
+        let documents = service.documents.clone();
+        service.replace(documents.clone(), Tokens::Optional);
+        let path = "/latest/meta-data/instance-id";
+        let plain = ask(&mut service, "GET", path, &[]);
+        assert_eq!((plain.status, plain.token_lifetime_s), (Status::Ok, None));
+        let forged: [(&str, &[u8]); 1] = [("X-aws-ec2-metadata-token", b"forged")];
+        assert_eq!(ask(&mut service, "GET", path, &forged).status, Status::Unauthorized);
+        service.replace(documents, Tokens::Required);
+        assert_eq!(ask(&mut service, "GET", path, &[]).status, Status::Unauthorized);
     }
 
     #[test]
