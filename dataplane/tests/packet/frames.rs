@@ -3,7 +3,7 @@
 use ebpf::layout::Interface;
 use ebpf::packet::mac_bytes;
 use ebpf::rewrite::corrected;
-use ebpf::{Action, GATEWAY_MAC, Head, METADATA_ADDRESS, Verdict, punt_mac};
+use ebpf::{Action, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Verdict, punt_mac};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
 
 use crate::random::Random;
@@ -46,6 +46,7 @@ fn ends(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> 
             source: if random.chance(93) { interface.address.to_be_bytes() } else { any(random) },
             destination: match random.below(20) {
                 0 => METADATA_ADDRESS.to_be_bytes(),
+                1 => TIME_ADDRESS.to_be_bytes(),
                 _ => any(random),
             },
         },
@@ -80,7 +81,9 @@ fn ttl(random: &mut Random) -> u8 {
 fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> Vec<u8> {
     let ends = ends(random, from, others);
     let step = builder(&ends, ttl(random));
-    let (source, destination) = (random.pick(&PORTS), random.pick(&PORTS));
+    let source = random.pick(&PORTS);
+    let asks_time = ends.destination == TIME_ADDRESS.to_be_bytes() && random.chance(75);
+    let destination = if asks_time { 123 } else { random.pick(&PORTS) };
     let payload = [0x5a; 24];
     let payload = &payload[..random.below(24) as usize];
     let mut frame = Vec::new();
