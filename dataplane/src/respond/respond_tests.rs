@@ -241,6 +241,9 @@ fn a_service_out_of_bounds_is_refused_by_name() {
         elastic: None,
         groups: vec![],
         source_check: true,
+        takes_frames: None,
+        ipv6: vec![],
+        subnet6: None,
         rates: Default::default(),
         dhcp: rpc::dataplane::Dhcp {
             hostname: "h".into(),
