@@ -136,6 +136,19 @@ pub struct Allowance {
     pub credit: u64,
 }
 
+/// Seconds for which a tracked flow may be silent, within EC2's ranges. `None`: EC2's
+/// default.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct IdleTimeouts {
+    /// 60 to 432 000.
+    pub tcp_established: Option<u32>,
+    /// 30 to 60: a UDP flow with packets one way, or one request and its answer.
+    pub udp: Option<u32>,
+    /// 60 to 180: a UDP flow that went on after the answer.
+    pub udp_stream: Option<u32>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub id: InterfaceId,
@@ -162,6 +175,8 @@ pub struct Interface {
     /// where its far end has GRO or a program of XDP.
     #[serde(default)]
     pub takes_frames: Option<bool>,
+    #[serde(default)]
+    pub idle: IdleTimeouts,
     pub dhcp: Dhcp,
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders

@@ -190,6 +190,7 @@ fn interface(
         source_check: true,
         rates: Default::default(),
         takes_frames: Some(index == 0),
+        idle: Default::default(),
         dhcp: Dhcp {
             hostname: format!("i{index}"),
             domain: "internal".to_owned(),

@@ -116,6 +116,7 @@ fn interface(
         rates: model::instance_type::find(&instance.instance_type)
             .map_or_else(Default::default, rates),
         takes_frames: None,
+        idle: dataplane::IdleTimeouts::default(),
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use model::{Direction, SecurityGroup};
-use rpc::dataplane::{Allowance, Desired, FastPath, Interface};
+use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface};
 use serde::Serialize;
 
 use super::{rate, rule};
@@ -123,6 +123,19 @@ fn told_uplink(desired: &Desired) -> Option<String> {
     Some(told)
 }
 
+fn told_idle(idle: &IdleTimeouts) -> String {
+    let of = |which, seconds: Option<u32>| seconds.map(|s| format!("{which} {s} s"));
+    let told: Vec<String> = [
+        of("tcp-established", idle.tcp_established),
+        of("udp", idle.udp),
+        of("udp-stream", idle.udp_stream),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if told.is_empty() { NONE.into() } else { told.join(" ") }
+}
+
 fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'static str, String)> {
     let groups: Vec<String> = i.groups.iter().map(|g| named(&g.to_string(), names)).collect();
     vec![
@@ -135,6 +148,7 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("outgoing", told_rate(i.rates.outgoing)),
         ("incoming", told_rate(i.rates.incoming)),
         ("packets", told_rate(i.rates.packets)),
+        ("idle", told_idle(&i.idle)),
         ("source-check", if i.source_check { "on" } else { "off" }.into()),
         ("dhcp", format!("{} {} {} {:?}", i.dhcp.hostname, i.dhcp.domain, i.dhcp.mtu, i.dhcp.dns)),
     ]

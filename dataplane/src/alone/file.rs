@@ -16,12 +16,15 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
-use rpc::dataplane::{Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, Interface, Uplink};
+use rpc::dataplane::{
+    Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, IdleTimeouts, Interface, Uplink,
+};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
 use super::{rate, rule};
+use crate::compile::idle;
 use crate::respond::Served;
 
 /// The deployment of a file that names none.
@@ -123,6 +126,7 @@ struct InterfaceEntry {
     #[serde(default)]
     rates: rate::Entry,
     takes_frames: Option<bool>,
+    idle: Option<Spanned<IdleTimeouts>>,
     hostname: Option<String>,
     domain: Option<String>,
     #[serde(default)]
@@ -304,6 +308,7 @@ impl Reader<'_> {
             source_check: entry.source_check.unwrap_or(true),
             rates: rate::rates(text, &entry.rates)?,
             takes_frames: entry.takes_frames,
+            idle: self.idle(entry)?,
             dhcp: Dhcp {
                 hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
                 domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),
@@ -384,6 +389,17 @@ impl Reader<'_> {
             return Err(self.text.wrong(word.span(), what, instead));
         }
         self.text.parse("elastic", word, "an IPv4 address", "192.0.2.10").map(Some)
+    }
+
+    fn idle(&self, entry: &InterfaceEntry) -> Result<IdleTimeouts, Wrong> {
+        let Some(idle) = &entry.idle else { return Ok(IdleTimeouts::default()) };
+        match idle::of(idle.get_ref()) {
+            Ok(_) => Ok(*idle.get_ref()),
+            Err(wrong) => {
+                let instead = format!("{} to {} there", wrong.least, wrong.most);
+                Err(self.text.wrong(idle.span(), format_args!("idle: {wrong}"), &instead))
+            }
+        }
     }
 
     fn groups(&self, entry: &InterfaceEntry, file: &File) -> Result<Vec<GroupId>, Wrong> {

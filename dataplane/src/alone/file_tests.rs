@@ -161,6 +161,7 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let text = format!(
         "{text}rates.outgoing = {{ baseline = \"100M\", peak = \"1G\", credit = \"270G\" }}\n\
          rates.packets = {{ baseline = \"20k\" }}\n\
+         idle = {{ tcp-established = 3600, udp-stream = 120 }}\n\
          [flow-log]\ndirectory = \"/var/log/fw\"\nformat = \"json\"\n"
     );
     let plan = read(&text).unwrap();
@@ -177,12 +178,15 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let packets = rates.packets.unwrap();
     assert_eq!((packets.baseline, packets.peak, packets.credit), (20_000, 20_000, 0));
     assert_eq!(rates.incoming, None);
+    let idle = plan.desired.interfaces[1].idle;
+    assert_eq!((idle.tcp_established, idle.udp, idle.udp_stream), (Some(3600), None, Some(120)));
     let log = plan.desired.flow_log.clone().unwrap();
     assert_eq!((log.interval_s, log.files_kept, log.account.as_str()), (60, 7, "-"));
     let lines = difference(&plain.desired, &plan.desired, &plan.names);
     let told: Vec<String> = lines.iter().map(ToString::to_string).collect();
     let says = |what: &str| told.iter().any(|line| line.contains(what));
     assert!(says("5000 packets a second a source") && says("early drop on"), "{told:?}");
+    assert!(says("idle none → tcp-established 3600 s udp-stream 120 s"), "{told:?}");
     assert!(says("+ flow-log /var/log/fw"), "{told:?}");
     assert!(says("outgoing none → 100000000 to 1000000000 a second"), "{told:?}");
     let line_of = |text: &str, part: &str| 1 + text.lines().position(|l| l == part).unwrap();
@@ -196,4 +200,6 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     }
     let error = read(&text.replace("\"20k\"", "\"20 k\"")).unwrap_err();
     assert!(error.what.contains("baseline"), "{error}");
+    let error = read(&text.replace("udp-stream = 120", "udp-stream = 181")).unwrap_err();
+    assert!(error.to_string().contains("udp-stream of 181 s") && error.instead.contains("180"));
 }

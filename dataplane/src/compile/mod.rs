@@ -6,6 +6,7 @@
 //! restart gives the same tables, whatever was loaded meanwhile.
 
 mod host;
+pub mod idle;
 mod place;
 mod policy;
 mod rate;
@@ -30,17 +31,13 @@ use sha2::{Digest, Sha256};
 use place::Places;
 
 pub use host::Host;
+pub use idle::{OTHER_IDLE_S, TCP_IDLE_S, UDP_IDLE_S, UDP_STREAM_IDLE_S};
 pub use six::IPV6_AN_INTERFACE_MAX;
 pub use tables::{Attachment, Class, Content, Names, Placed, Role, Tables};
 
 /// Tracked flows an interface may have: a sixteenth of all, so that one guest
 /// cannot take the others' places.
 pub const FLOWS_AN_INTERFACE_MAX: u32 = layout::FLOWS_MAX / 16;
-/// EC2's defaults (user guide, "Idle connection tracking timeout").
-pub const TCP_IDLE_S: u32 = 432_000;
-pub const UDP_IDLE_S: u32 = 30;
-pub const UDP_STREAM_IDLE_S: u32 = 180;
-pub const OTHER_IDLE_S: u32 = 600;
 
 /// A network device as the host has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +90,8 @@ pub enum Error {
     TooManyRules { interface: InterfaceId, direction: Direction, count: usize },
     #[error("interface {interface}: compile: address {address} is not inside its subnet {subnet}")]
     OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
+    #[error("interface {interface}: compile: idle: {wrong}; give it {least} to {most}, or nothing", least = wrong.least, most = wrong.most)]
+    Idle { interface: InterfaceId, wrong: idle::Wrong },
     #[error("{object}: compile: rates: {which}: {cause}")]
     Rate { object: String, which: &'static str, cause: String },
     #[error(
@@ -355,6 +354,7 @@ impl Compiler<'_> {
 
     fn record(&mut self, i: &dataplane::Interface, device: DeviceFact) -> Result<Interface, Error> {
         let id = id_number(&i.id.digits());
+        let idle = idle::of(&i.idle).map_err(|wrong| Error::Idle { interface: i.id, wrong })?;
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
         let to_namespace = match device.kind {
@@ -380,9 +380,9 @@ impl Compiler<'_> {
             ingress: self.policy(i, device.ifindex, Direction::Ingress)?,
             egress: self.policy(i, device.ifindex, Direction::Egress)?,
             flows_max: FLOWS_AN_INTERFACE_MAX,
-            tcp_idle_s: TCP_IDLE_S,
-            udp_idle_s: UDP_IDLE_S,
-            udp_stream_idle_s: UDP_STREAM_IDLE_S,
+            tcp_idle_s: idle.tcp_established,
+            udp_idle_s: idle.udp,
+            udp_stream_idle_s: idle.udp_stream,
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
             flags: source_check | metadata | to_namespace | takes_frames,

@@ -170,6 +170,7 @@ impl World {
             source_check: true,
             rates: Rates::default(),
             takes_frames: None,
+            idle: Default::default(),
             dhcp: Dhcp {
                 hostname: format!("host-{n}"),
                 domain: "region-1.internal".into(),

@@ -146,6 +146,23 @@ fn an_idle_connection_is_forgotten_and_not_before_its_time() {
 }
 
 #[test]
+fn an_interface_forgets_its_flows_after_its_own_idle_timeout() {
+    let mut stage = Stage::new();
+    stage.connect();
+    // Shorter while the connection lives: it counts from its last packet.
+    stage.desired.interfaces[0].idle.tcp_established = Some(60);
+    stage.load();
+    stage.now_s += 60;
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    stage.now_s += 61;
+    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    stage.desired.interfaces[0].idle.tcp_established = Some(59);
+    let error = compile(&stage.desired, &imagined_devices(), stage.host.tables()).unwrap_err();
+    let told = error.to_string();
+    assert!(told.contains("tcp-established of 59 s") && told.contains("60 to 432000"), "{told}");
+}
+
+#[test]
 fn an_ended_connection_lets_its_ports_be_used_again() {
     let mut stage = Stage::new();
     stage.connect();

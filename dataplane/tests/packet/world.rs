@@ -142,6 +142,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         source_check: random.chance(85),
         rates: Rates::default(),
         takes_frames: None,
+        idle: Default::default(),
         dhcp: Dhcp {
             hostname: "guest".to_owned(),
             domain: "internal".to_owned(),
