@@ -242,6 +242,7 @@ fn a_service_out_of_bounds_is_refused_by_name() {
         groups: vec![],
         source_check: true,
         takes_frames: None,
+        idle: Default::default(),
         ipv6: vec![],
         subnet6: None,
         rates: Default::default(),
