@@ -26,6 +26,8 @@ pub struct Deployment {
     paths: rpc::Deployment,
     listen: String,
     programs: PathBuf,
+    /// What `netctl up --block-front` is told; without it, nothing.
+    front: Option<String>,
     /// Holds the state and run directories; removed with it.
     _home: TempDir,
 }
@@ -42,14 +44,21 @@ impl Deployment {
         // Guests run under users of their own and must find their files.
         fs::set_permissions(home.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let paths = rpc::Deployment::new(name, home.path().join("state"), home.path().join("run"))?;
-        Ok(Self { paths, listen: format!("127.0.0.1:{port}"), programs: programs()?, _home: home })
+        let listen = format!("127.0.0.1:{port}");
+        let front = std::env::var("HOSTPLANE_BLOCK_FRONT").ok();
+        Ok(Self { paths, listen, programs: programs()?, front, _home: home })
     }
 
-    /// `HOSTPLANE_BLOCK_FRONT` chooses how its guests reach their volumes.
+    /// How its guests reach their volumes, in the place of `HOSTPLANE_BLOCK_FRONT`.
+    pub fn with_block_front(mut self, front: &str) -> Self {
+        self.front = Some(front.to_owned());
+        self
+    }
+
     pub fn up(&self) -> anyhow::Result<String> {
         let mut up = self.netctl(["up"]);
         up.args(["--listen", &self.listen]);
-        if let Some(front) = std::env::var_os("HOSTPLANE_BLOCK_FRONT") {
+        if let Some(front) = &self.front {
             up.arg("--block-front").arg(front);
         }
         program::output(&mut up, UP_BOUND)
@@ -100,14 +109,19 @@ impl Deployment {
     /// By which front of the block server guests reach their volumes: that which was
     /// asked for, and every one of them.
     pub fn check_block_front(&self) -> anyhow::Result<&'static str> {
-        let asked = std::env::var("HOSTPLANE_BLOCK_FRONT").unwrap_or_default();
         let help = program::output(
             Command::new("qemu-system-x86_64").args(["-device", "help"]),
             Duration::from_secs(30),
         )?;
         let device = "vhost-user-blk-pci";
-        let front = if asked != "nbd" && help.contains(device) { "vhost-user" } else { "nbd" };
-        for machine in self.machines() {
+        let front = if self.front.as_deref() != Some("nbd") && help.contains(device) {
+            "vhost-user"
+        } else {
+            "nbd"
+        };
+        let machines = self.machines();
+        ensure!(!machines.is_empty(), "no guest runs");
+        for machine in machines {
             let line = fs::read(format!("/proc/{machine}/cmdline"))?;
             let has_device = String::from_utf8_lossy(&line).contains(device);
             ensure!(has_device == (front == "vhost-user"), "guest {machine} is not on {front}");
