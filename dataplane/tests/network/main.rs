@@ -13,6 +13,7 @@ mod observe;
 mod rates;
 mod services;
 mod six;
+mod strangers;
 mod survive;
 mod teardown;
 mod traffic;
