@@ -1,5 +1,6 @@
 //! Options of `up` that are passed on to `control` as they are.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,6 +9,10 @@ use crate::failure::{Failure, Outcome};
 
 #[derive(Debug, Clone, Args)]
 pub struct Packets {
+    /// A resolver that guests are told of by DHCP, several with commas; they reach it by their elastic addresses
+    #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
+    pub dns: Vec<Ipv4Addr>,
+
     /// A folder for flow logs of all interfaces, written by the dataplane
     #[arg(long, value_name = "DIRECTORY")]
     pub flow_log: Option<PathBuf>,
@@ -45,6 +50,9 @@ impl Packets {
                 all.extend([option.to_owned(), value]);
             }
         };
+        for address in &self.dns {
+            push("--dns", Some(address.to_string()));
+        }
         if let Some(directory) = &self.flow_log {
             let text = directory.to_str().filter(|_| directory.is_absolute());
             let text = text.ok_or_else(|| {
@@ -91,6 +99,8 @@ mod tests {
         let words = ["--flow-log", "/l", "--flow-log-interval", "60", "--source-packets", "9"];
         assert_eq!(of(&words).unwrap(), words);
         assert_eq!(of(&["--bogons", "--fast-path", "--early-drop", "true"]).unwrap().len(), 4);
+        let two = of(&["--dns", "192.0.2.1,192.0.2.2"]).unwrap();
+        assert_eq!(two, ["--dns", "192.0.2.1", "--dns", "192.0.2.2"]);
         assert!(of(&["--flow-log", "l"]).is_err());
     }
 }
