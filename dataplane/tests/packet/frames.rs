@@ -4,7 +4,7 @@ use ebpf::layout::Interface;
 use ebpf::packet::mac_bytes;
 use ebpf::rewrite::corrected;
 use ebpf::{Action, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Verdict, punt_mac};
-use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep};
+use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 
 use crate::random::Random;
 use crate::world::{PORTS, UPLINK_MAC, any_address};
@@ -77,6 +77,20 @@ fn ttl(random: &mut Random) -> u8 {
     if random.chance(96) { 64 } else { random.below(3) as u8 }
 }
 
+/// A step of a connection's life, or one that belongs to none.
+pub fn with_flags(
+    random: &mut Random,
+    tcp: PacketBuilderStep<TcpHeader>,
+) -> PacketBuilderStep<TcpHeader> {
+    match random.below(8) {
+        0..=2 => tcp.syn(),
+        3 => tcp.syn().ack(1),
+        4 => tcp.fin().ack(1),
+        5 => tcp.rst(),
+        _ => tcp.ack(1),
+    }
+}
+
 /// Few ports on both sides, so that answers to what was sent come about by chance.
 fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> Vec<u8> {
     let ends = ends(random, from, others);
@@ -89,15 +103,8 @@ fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -
     let mut frame = Vec::new();
     match random.below(10) {
         0..=4 => {
-            let mut tcp = step.tcp(source, destination, 1, 1000);
-            tcp = match random.below(8) {
-                0..=2 => tcp.syn(),
-                3 => tcp.syn().ack(1),
-                4 => tcp.fin().ack(1),
-                5 => tcp.rst(),
-                _ => tcp.ack(1),
-            };
-            tcp.write(&mut frame, payload).unwrap();
+            let tcp = step.tcp(source, destination, 1, 1000);
+            with_flags(random, tcp).write(&mut frame, payload).unwrap();
         }
         5..=7 => {
             step.udp(source, destination).write(&mut frame, payload).unwrap();

@@ -8,6 +8,7 @@ use ebpf::packet::{HEAD6_LEN, mac_bytes};
 use ebpf::{Action, GATEWAY_MAC, ROUTER_ADDRESS6, V6, Verdict, punt_mac};
 use etherparse::{Icmpv6Type, IpNumber, PacketBuilder, PacketBuilderStep};
 
+use crate::frames::with_flags;
 use crate::random::Random;
 use crate::world::{PORTS, UPLINK_MAC, any_address6};
 
@@ -90,15 +91,8 @@ fn packet(random: &mut Random, ends: &Ends) -> Vec<u8> {
     let mut frame = Vec::new();
     match random.below(10) {
         0..=4 => {
-            let mut tcp = step.tcp(source, destination, 1, 1000);
-            tcp = match random.below(8) {
-                0..=2 => tcp.syn(),
-                3 => tcp.syn().ack(1),
-                4 => tcp.fin().ack(1),
-                5 => tcp.rst(),
-                _ => tcp.ack(1),
-            };
-            tcp.write(&mut frame, payload).unwrap();
+            let tcp = step.tcp(source, destination, 1, 1000);
+            with_flags(random, tcp).write(&mut frame, payload).unwrap();
         }
         5..=7 => step.udp(source, destination).write(&mut frame, payload).unwrap(),
         8 => {
