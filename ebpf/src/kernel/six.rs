@@ -9,9 +9,9 @@ use ebpf::six::{from_instance6, from_punt6, from_world6};
 use ebpf::verdict::Verdict;
 use ebpf::{ASK_MARK, Action, Head6, Reason, TRACE_MARK, V6, VERDICT_MARK, Work};
 
-use crate::kernel::{
-    Maps, Skb, account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for,
-};
+use super::carry::{account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for};
+use super::skb::Skb;
+use super::tables::Maps;
 use crate::maps::{HEAD6, WORK, WORK6};
 use crate::watch;
 
