@@ -194,6 +194,38 @@ pub struct Interface {
     pub services: Services,
 }
 
+impl Interface {
+    /// An interface with nothing but what it must have: its fields' defaults are EC2's.
+    /// Whoever makes one names what differs, and ends with `..Interface::new(…)`.
+    pub fn new(
+        id: InterfaceId,
+        device: Device,
+        mac: Mac,
+        vpc: VpcId,
+        (address, subnet): (Ipv4Addr, Ipv4Net),
+    ) -> Self {
+        Self {
+            id,
+            device,
+            mac,
+            vpc,
+            address,
+            subnet,
+            ipv6: Vec::new(),
+            subnet6: None,
+            elastic: None,
+            groups: Vec::new(),
+            source_check: true,
+            rates: Rates::default(),
+            takes_frames: None,
+            idle: IdleTimeouts::default(),
+            dhcp: Dhcp::default(),
+            metadata: None,
+            services: Services::default(),
+        }
+    }
+}
+
 /// What the responder gives an interface beyond address and documents.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -252,6 +284,17 @@ pub struct Dhcp {
     pub domain: String,
     pub dns: Vec<Ipv4Addr>,
     pub mtu: u16,
+}
+
+impl Default for Dhcp {
+    fn default() -> Self {
+        Self {
+            hostname: "host".to_owned(),
+            domain: "internal".to_owned(),
+            dns: Vec::new(),
+            mtu: 1500,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -177,28 +177,17 @@ fn interface(
     groups: &[SecurityGroup],
 ) -> anyhow::Result<Interface> {
     Ok(Interface {
-        id: InterfaceId::from_random(index as u128 + 1),
-        device: Device::Existing { name: instance.device.clone() },
-        mac: Mac(instance.mac),
-        vpc: vpc(),
-        address: instance.address,
-        subnet: "10.0.0.0/16".parse()?,
         elastic: Some(instance.elastic),
         groups: groups.iter().map(|group| group.id).collect(),
-        ipv6: Vec::new(),
-        subnet6: None,
-        source_check: true,
-        rates: Default::default(),
         takes_frames: Some(index == 0),
-        idle: Default::default(),
-        dhcp: Dhcp {
-            hostname: format!("i{index}"),
-            domain: "internal".to_owned(),
-            dns: Vec::new(),
-            mtu: 1500,
-        },
-        metadata: None,
-        services: Default::default(),
+        dhcp: Dhcp { hostname: format!("i{index}"), ..Dhcp::default() },
+        ..Interface::new(
+            InterfaceId::from_random(index as u128 + 1),
+            Device::Existing { name: instance.device.clone() },
+            Mac(instance.mac),
+            vpc(),
+            (instance.address, "10.0.0.0/16".parse()?),
+        )
     })
 }
 

@@ -40,8 +40,8 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             interfaces: interfaces.collect(),
             groups: state.groups.iter().map(group).collect(),
             elastic_ranges: context.settings.elastic_range.into_iter().collect(),
-            blocklist: Vec::new(),
             flow_log: context.settings.flow_log.clone(),
+            ..dataplane::Desired::default()
         },
     }
 }
@@ -102,21 +102,11 @@ fn interface(
     let [a, b, c, d] = interface.address.octets();
     let subnet = context.state.subnets.get(interface.subnet).map(|s| s.cidr);
     dataplane::Interface {
-        id: interface.id,
-        device: dataplane::Device::Tap { name: tap_name(interface), owner_uid: instance.uid },
-        mac: interface.mac,
-        vpc: interface.vpc,
-        address: interface.address,
-        subnet: subnet.unwrap_or_else(|| interface.address.into()),
-        ipv6: Vec::new(),
-        subnet6: None,
         elastic: public_address(context.state, instance),
         groups: interface.groups.clone(),
         source_check: interface.source_check,
         rates: model::instance_type::find(&instance.instance_type)
             .map_or_else(Default::default, rates),
-        takes_frames: None,
-        idle: dataplane::IdleTimeouts::default(),
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),
@@ -124,7 +114,13 @@ fn interface(
             mtu: MTU,
         },
         metadata: Some(metadata::documents(context, instance, interface)),
-        services: Default::default(),
+        ..dataplane::Interface::new(
+            interface.id,
+            dataplane::Device::Tap { name: tap_name(interface), owner_uid: instance.uid },
+            interface.mac,
+            interface.vpc,
+            (interface.address, subnet.unwrap_or_else(|| interface.address.into())),
+        )
     }
 }
 

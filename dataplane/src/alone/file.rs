@@ -294,13 +294,11 @@ impl Reader<'_> {
         let id = InterfaceId::from_random(number("interface", name));
         let (address, subnet) = self.address(&entry.address)?;
         let (ipv6, subnet6) = self.ipv6(&entry.ipv6)?;
+        let device = self.device(name, &at, entry)?;
+        let mac =
+            text.parse::<Mac>("mac", &entry.mac, "a hardware address", "02:00:00:00:00:0a")?;
+        let vpc = network_id(entry.network.as_deref());
         let interface = Interface {
-            id,
-            device: self.device(name, &at, entry)?,
-            mac: text.parse::<Mac>("mac", &entry.mac, "a hardware address", "02:00:00:00:00:0a")?,
-            vpc: network_id(entry.network.as_deref()),
-            address,
-            subnet,
             ipv6,
             subnet6,
             elastic: self.elastic(entry, file)?,
@@ -315,8 +313,7 @@ impl Reader<'_> {
                 dns: self.resolvers(&entry.dns)?,
                 mtu: entry.mtu.unwrap_or(MTU_DEFAULT),
             },
-            metadata: None,
-            services: Default::default(),
+            ..Interface::new(id, device, mac, vpc, (address, subnet))
         };
         if let Err(error) = Served::try_from(&interface) {
             let what = format!("interface {name}: {}", error.cause);

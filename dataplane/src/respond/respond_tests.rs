@@ -231,30 +231,13 @@ fn answers_pass_as_many_routers_as_they_are_told_to() {
 
 #[test]
 fn a_service_out_of_bounds_is_refused_by_name() {
-    let mut interface = rpc::dataplane::Interface {
-        id: model::InterfaceId::from_random(1),
-        device: rpc::dataplane::Device::Existing { name: "tap".into() },
-        mac: model::Mac([2, 0, 0, 0, 0, 1]),
-        vpc: model::VpcId::from_random(1),
-        address: Ipv4Addr::new(10, 0, 0, 5),
-        subnet: "10.0.0.0/24".parse().unwrap(),
-        elastic: None,
-        groups: vec![],
-        source_check: true,
-        takes_frames: None,
-        idle: Default::default(),
-        ipv6: vec![],
-        subnet6: None,
-        rates: Default::default(),
-        dhcp: rpc::dataplane::Dhcp {
-            hostname: "h".into(),
-            domain: "internal".into(),
-            dns: vec![],
-            mtu: 1500,
-        },
-        metadata: None,
-        services: Default::default(),
-    };
+    let mut interface = rpc::dataplane::Interface::new(
+        model::InterfaceId::from_random(1),
+        rpc::dataplane::Device::Existing { name: "tap".into() },
+        model::Mac([2, 0, 0, 0, 0, 1]),
+        model::VpcId::from_random(1),
+        (Ipv4Addr::new(10, 0, 0, 5), "10.0.0.0/24".parse().unwrap()),
+    );
     for (hops, good) in [(0, false), (1, true), (64, true), (65, false)] {
         interface.services.metadata_hop_limit = hops;
         assert_eq!(Served::try_from(&interface).is_ok(), good, "hop limit {hops}");

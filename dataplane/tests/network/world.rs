@@ -19,7 +19,7 @@ use model::{
 };
 use rpc::Client;
 use rpc::dataplane::{
-    Applied, Desired, Device, Dhcp, Interface, Question, Rates, Status, Uplink, Verdict,
+    Applied, Desired, Device, Dhcp, Interface, Question, Status, Uplink, Verdict,
 };
 
 pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
@@ -156,21 +156,10 @@ impl World {
         let address: Ipv4Addr = address.parse().unwrap();
         let [a, b, c, _] = address.octets();
         let document = |path: &str, value: String| (path.to_owned(), value);
+        let subnet = format!("{a}.{b}.{c}.0/24").parse().unwrap();
+        let id = InterfaceId::from_random(n.into());
+        let device = Device::Existing { name: device };
         self.desired.interfaces.push(Interface {
-            id: InterfaceId::from_random(n.into()),
-            device: Device::Existing { name: device },
-            mac,
-            vpc: VpcId::from_random(vpc),
-            address,
-            subnet: format!("{a}.{b}.{c}.0/24").parse().unwrap(),
-            ipv6: Vec::new(),
-            subnet6: None,
-            elastic: None,
-            groups: Vec::new(),
-            source_check: true,
-            rates: Rates::default(),
-            takes_frames: None,
-            idle: Default::default(),
             dhcp: Dhcp {
                 hostname: format!("host-{n}"),
                 domain: "region-1.internal".into(),
@@ -186,7 +175,7 @@ impl World {
                 ]
                 .into(),
             ),
-            services: Default::default(),
+            ..Interface::new(id, device, mac, VpcId::from_random(vpc), (address, subnet))
         });
         self.desired.interfaces.last_mut().unwrap()
     }

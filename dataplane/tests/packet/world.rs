@@ -9,7 +9,7 @@ use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
     VpcId,
 };
-use rpc::dataplane::{Desired, Device, Dhcp, Interface, Rates, Uplink};
+use rpc::dataplane::{Desired, Device, Interface, Uplink};
 
 use crate::random::Random;
 
@@ -88,7 +88,6 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
     let interfaces = present.into_iter().map(|n| interface(random, n)).collect();
     Desired {
         generation: 1,
-        epoch: 0,
         uplink: random.chance(80).then(|| Uplink {
             device: UPLINK.to_owned(),
             gateway: Ipv4Addr::new(198, 51, 100, 254),
@@ -100,7 +99,6 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         }),
         interfaces,
         groups,
-        flow_log: None,
         blocklist: if random.chance(30) {
             vec![
                 IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap()),
@@ -114,6 +112,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         } else {
             Vec::new()
         },
+        ..Desired::default()
     }
 }
 
@@ -129,28 +128,19 @@ fn interface(random: &mut Random, n: usize) -> Interface {
     groups.dedup();
     let six = random.chance(90);
     Interface {
-        id: InterfaceId::from_random(n as u128 + 7),
-        device: Device::Existing { name: guest(n) },
-        mac: guest_mac(n),
-        vpc: vpc(n),
-        address: address(n),
-        subnet: Ipv4Net::new(address(n), 24).unwrap().trunc(),
         ipv6: (0..if six { random.below(3) } else { 0 }).map(|k| address6(n, k)).collect(),
         subnet6: six.then(|| Ipv6Net::new(address6(n, 0), 64).unwrap().trunc()),
         elastic: random.chance(70).then(|| elastic(n)),
         groups,
         source_check: random.chance(85),
-        rates: Rates::default(),
-        takes_frames: None,
-        idle: Default::default(),
-        dhcp: Dhcp {
-            hostname: "guest".to_owned(),
-            domain: "internal".to_owned(),
-            dns: Vec::new(),
-            mtu: 1500,
-        },
         metadata: random.chance(60).then(Default::default),
-        services: Default::default(),
+        ..Interface::new(
+            InterfaceId::from_random(n as u128 + 7),
+            Device::Existing { name: guest(n) },
+            guest_mac(n),
+            vpc(n),
+            (address(n), Ipv4Net::new(address(n), 24).unwrap().trunc()),
+        )
     }
 }
 
