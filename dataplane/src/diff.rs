@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  1 policies written where nothing points yet       ┐ make
-//!  2 private addresses and rates added               ┘
+//!  2 routes, private addresses and rates added       ┘
 //!  3 interface records exchanged: each at once names its new policies
 //!  4 elastic addresses, prefixes, configuration
 //!  5 guests' devices, the punt device, the uplink attached
@@ -18,7 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ebpf::V6;
-use ebpf::layout::{Config, Elastic, Holder, Interface, Local, LocalKey, Prefix, Prefix6, Six};
+use ebpf::layout::{
+    Config, Elastic, Holder, Hop, Interface, Local, LocalKey, Prefix, Prefix6, RouteKey, Six,
+};
 use ebpf::rate::Rates;
 
 use crate::compile::{Attachment, Placed, Role, Tables};
@@ -32,6 +34,7 @@ pub enum Change {
     PutLocal(LocalKey, Local),
     PutHolder(V6, Holder),
     PutSix(u32, Six),
+    PutRoute(RouteKey, Hop),
     Block6(Prefix6),
     /// Counters and quota of the slot begin anew.
     ResetSlot(u32),
@@ -64,10 +67,11 @@ pub enum Change {
     RemoveLocal(LocalKey),
     RemoveHolder(V6),
     RemoveSix(u32),
+    RemoveRoute(RouteKey),
     Unblock6(Prefix6),
     Unblock(Prefix),
     RemoveRange(Prefix),
-    /// Policies that nothing points to any more are free once this is done.
+    /// Policies and route tables that nothing points to any more are free once this is done.
     AwaitReaders,
 }
 
@@ -76,6 +80,7 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     for (slot, policy) in added(&from.policies, &to.policies) {
         changes.push(Change::PutPolicy { slot: *slot, policy: policy.clone() });
     }
+    changes.extend(added(&from.routes, &to.routes).map(|(k, hop)| Change::PutRoute(*k, *hop)));
     for (key, local) in added(&from.locals, &to.locals) {
         changes.push(Change::PutLocal(*key, *local));
     }
@@ -104,7 +109,8 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     }
     exchange_attachments(from, to, &mut changes);
     remove(from, to, &mut changes);
-    let freed = from.policies.keys().any(|slot| !to.policies.contains_key(slot));
+    let freed = gone(&from.policies, &to.policies).next().is_some()
+        || gone(&from.routes, &to.routes).next().is_some();
     if freed {
         changes.push(Change::AwaitReaders);
     }
@@ -148,6 +154,7 @@ fn remove(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     changes.extend(gone(&from.sixes, &to.sixes).map(|k| Change::RemoveSix(*k)));
     changes.extend(from.blocked6.difference(&to.blocked6).map(|p| Change::Unblock6(*p)));
     changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
+    changes.extend(gone(&from.routes, &to.routes).map(|k| Change::RemoveRoute(*k)));
     changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
     let unblocked: BTreeSet<_> = from.blocked.difference(&to.blocked).collect();
     changes.extend(unblocked.into_iter().map(|p| Change::Unblock(*p)));

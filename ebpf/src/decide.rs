@@ -21,6 +21,7 @@ use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, VLAN, VLAN_OUTER, mac_
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
+use crate::route::{Way, way};
 use crate::tables::Tables;
 use crate::verdict::{Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Work};
 use crate::{GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
@@ -193,6 +194,29 @@ pub struct Route<A = u32> {
     pub same_subnet: bool,
 }
 
+impl<A: Ip> Route<A> {
+    /// To an appliance, which receives what is addressed to another. Neither end's groups
+    /// know the other as a member beyond it, as EC2 has it; the appliance itself is
+    /// reached by its sender directly.
+    #[inline(always)]
+    pub fn by_appliance(
+        sender: &Interface,
+        packet: &Packet<A>,
+        ifindex: u32,
+        own_source: bool,
+    ) -> Self {
+        Self {
+            ifindex,
+            next_hop: A::zeroed(),
+            source: packet.source,
+            destination: packet.destination,
+            sender_identity: if own_source { sender.identity } else { 0 },
+            receiver_identity: 0,
+            same_subnet: false,
+        }
+    }
+}
+
 #[inline(always)]
 fn route<T: Tables + ?Sized>(
     tables: &T,
@@ -202,7 +226,13 @@ fn route<T: Tables + ?Sized>(
     let to = packet.destination;
     let own_source = packet.source == interface.address;
     let same_subnet = to & interface.mask == interface.subnet;
-    if let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 }) {
+    let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
+    if let Way::Interface(ifindex) = way {
+        return Ok(Route::by_appliance(interface, packet, ifindex, own_source));
+    }
+    if way != Way::Internet
+        && let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 })
+    {
         // Known, but on another host: no way there yet.
         if local.ifindex == 0 {
             return Err(Reason::NoRoute);
@@ -217,7 +247,7 @@ fn route<T: Tables + ?Sized>(
             same_subnet,
         });
     }
-    if same_subnet || to.is_unroutable() {
+    if way == Way::Local || to.is_unroutable() {
         return Err(Reason::NoRoute);
     }
     // Only the interface's own address has a public one.

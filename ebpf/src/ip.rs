@@ -9,7 +9,7 @@ use core::hash::Hash;
 use bytemuck::{Pod, Zeroable};
 
 use crate::flow::{ICMP, ICMPV6};
-use crate::layout::{Flow, FlowKey, Interface, Policy, Span};
+use crate::layout::{Flow, FlowKey, Hop, Interface, Policy, Span};
 use crate::packet::{Frame, Inner, Kind, Packet};
 use crate::reason::Reason;
 use crate::rewrite::{corrected, sum32};
@@ -93,6 +93,9 @@ pub trait Ip: Pod + Eq + Hash {
 
     fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, question: &Question<Self>) -> u32;
 
+    /// Where a route table sends it.
+    fn hop<T: Tables + ?Sized>(tables: &T, table: u32, to: Self) -> Hop;
+
     /// The class table of the family's ICMP types and codes.
     fn icmp_span(policy: &Policy) -> Span;
 
@@ -153,6 +156,11 @@ impl Ip for u32 {
     #[inline(always)]
     fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, question: &Question) -> u32 {
         tables.classify(slot, question)
+    }
+
+    #[inline(always)]
+    fn hop<T: Tables + ?Sized>(tables: &T, table: u32, to: u32) -> Hop {
+        tables.hop(table, to)
     }
 
     #[inline(always)]
@@ -233,6 +241,11 @@ impl Ip for V6 {
     #[inline(always)]
     fn classify<T: Tables + ?Sized>(tables: &T, slot: u32, question: &Question<Self>) -> u32 {
         tables.classify6(slot, question)
+    }
+
+    #[inline(always)]
+    fn hop<T: Tables + ?Sized>(tables: &T, table: u32, to: Self) -> Hop {
+        tables.hop6(table, to)
     }
 
     #[inline(always)]

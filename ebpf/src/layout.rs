@@ -39,6 +39,9 @@ pub const FLOWS6_MAX: u32 = 262_144;
 /// Blocked prefixes, and elastic ranges with their exceptions.
 pub const PREFIXES_MAX: u32 = 65_536;
 
+/// Routes of all tables of the host, those to `local` among them.
+pub const ROUTES_MAX: u32 = 262_144;
+
 /// Rules that one policy can hold: bits of the longest row.
 pub const RULES_MAX: u32 = 1024;
 /// Words of the longest row.
@@ -50,6 +53,8 @@ pub const STEPS_A_TABLE_MAX: u32 = 4095;
 pub const SEARCH_ROUNDS: u32 = 12;
 const _: () = assert!(STEPS_A_TABLE_MAX < 1 << SEARCH_ROUNDS);
 
+/// No route table.
+pub const ROUTES_NONE: u32 = 0;
 /// No policy at all: nothing is permitted.
 pub const POLICY_NONE: u32 = u32::MAX;
 /// A row without any bit, which takes no place.
@@ -92,8 +97,11 @@ pub struct Interface {
     pub other_idle_s: u32,
     pub mac: [u8; 6],
     pub flags: u16,
+    /// Its route table in `ROUTES`; [`ROUTES_NONE`]: local and internet gateway.
+    pub routes: u32,
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Interface>() == 96);
+const _: () = assert!(size_of::<Interface>() == 104);
 
 impl Interface {
     /// Its hardware address as a number, read as one word.
@@ -149,7 +157,7 @@ pub struct Elastic {
     pub address: u32,
     pub zero: u32,
 }
-const _: () = assert!(size_of::<Elastic>() == 104);
+const _: () = assert!(size_of::<Elastic>() == 112);
 
 /// Part of `STEPS`.
 #[repr(C)]
@@ -339,6 +347,30 @@ pub struct Prefix6 {
     pub address: [u8; 16],
 }
 const _: () = assert!(size_of::<Prefix6>() == 20);
+
+/// Key of the prefix trie `ROUTES`: the table stands before the address, and its 32 bits
+/// are part of the length.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct RouteKey {
+    pub length: u32,
+    /// Network byte order, as all of it: the table, and in its lowest bit the family.
+    pub table: [u8; 4],
+    /// An IPv4 address is the first four bytes.
+    pub address: [u8; 16],
+}
+const _: () = assert!(size_of::<RouteKey>() == 24);
+
+/// `ROUTES`: where a table sends a prefix.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Hop {
+    /// One of [`crate::route`]'s kinds.
+    pub kind: u32,
+    /// The appliance's ifindex; else 0.
+    pub to: u32,
+}
+const _: () = assert!(size_of::<Hop>() == 8);
 
 /// Changes whenever a map of one version cannot serve another: FNV-1a over the
 /// text of this file, of the half-open table, of the buckets and of the map definitions.

@@ -12,6 +12,7 @@
 //! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
 //! | [`ip`] | the two families of addresses, over which the decision is written once |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
+//! | [`route`] | what a route table says of a destination |
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`event`] | what is told of single packets |
@@ -32,6 +33,7 @@ pub mod punt;
 pub mod rate;
 pub mod reason;
 pub mod rewrite;
+pub mod route;
 pub mod six;
 pub mod tables;
 pub mod verdict;

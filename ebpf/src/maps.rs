@@ -6,8 +6,9 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
 use ebpf::half::{Bucket, WORDS6};
 use ebpf::layout::{
     Config, ELASTICS_MAX, Elastic, FLOWS_MAX, FLOWS6_MAX, Flow, FlowKey, HALF_BUCKETS, HOLDERS_MAX,
-    Holder, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX, PREFIXES_MAX,
-    Policy, Quota, SIX_PROGRAMS_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX, Six, Step, Step6, WORDS_MAX,
+    Holder, Hop, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX,
+    PREFIXES_MAX, Policy, Quota, ROUTES_MAX, SIX_PROGRAMS_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX,
+    Six, Step, Step6, WORDS_MAX,
 };
 use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
 use ebpf::{Head6, REASONS_MAX, V6, Work};
@@ -53,6 +54,9 @@ pub static FLOWS6: HashMap<FlowKey<V6>, Flow> = HashMap::with_max_entries(FLOWS6
 pub static HALF_FLOWS6: Array<Bucket<WORDS6>> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
 #[map]
 pub static BLOCKED6: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(PREFIXES_MAX, NO_PREALLOC);
+/// The table's number and the address, one after the other.
+#[map]
+pub static ROUTES: LpmTrie<[u8; 20], Hop> = LpmTrie::with_max_entries(ROUTES_MAX, NO_PREALLOC);
 /// Written by the programs alone.
 #[map]
 pub static QUOTAS: Array<Quota> = Array::with_max_entries(SLOTS_MAX, 0);

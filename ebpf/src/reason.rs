@@ -111,6 +111,11 @@ reasons! {
     /// A guest that plays the DHCP server.
     SpoofedDhcp = 42, drop, "spoofed-dhcp";
 
+    /// The most specific route leads nowhere, or to an interface that is not here.
+    Blackhole = 55, drop, "blackhole";
+    /// Routed to an interface that takes only what is addressed to it.
+    DestinationCheck = 54, drop, "destination-check";
+
     /// More bytes to the interface than it may have (ENA's names, here and below).
     BandwidthIn = 56, drop, "bw-in-allowance-exceeded";
     /// More bytes from the interface than it may send.

@@ -12,6 +12,7 @@ use crate::packet::{Frame, Head6, Kind, Packet, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
+use crate::route::{Way, way};
 use crate::tables::Tables;
 use crate::verdict::{Action, PAYS_IN, PAYS_OUT, PAYS_SERVICE, Work};
 use crate::{GATEWAY_MAC, ROUTER_ADDRESS6};
@@ -205,6 +206,11 @@ fn route<T: Tables + ?Sized>(
     held: bool,
 ) -> Result<Route<V6>, Reason> {
     let to = packet.destination;
+    let same_subnet = six.holds(to);
+    let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
+    if let Way::Interface(ifindex) = way {
+        return Ok(Route::by_appliance(interface, packet, ifindex, held));
+    }
     let mut route = Route {
         ifindex: 0,
         next_hop: six.next_hop,
@@ -212,17 +218,21 @@ fn route<T: Tables + ?Sized>(
         destination: to,
         sender_identity: 0,
         receiver_identity: 0,
-        same_subnet: six.holds(to),
+        same_subnet,
     };
     if let Some(holder) = tables.holder(&to) {
         route.ifindex = holder.ifindex;
-        if holder.vpc == interface.vpc {
+        if holder.vpc == interface.vpc && way != Way::Internet {
             route.sender_identity = if held { interface.identity } else { 0 };
             route.receiver_identity = holder.identity;
             return Ok(route);
         }
         // Of another network here: as by the world, without a way out of the host.
-    } else if route.same_subnet || to.is_unroutable() {
+    } else if same_subnet || to.is_unroutable() {
+        return Err(Reason::NoRoute);
+    }
+    // The table says that it is in the network, and there it is not.
+    if way == Way::Local && !same_subnet {
         return Err(Reason::NoRoute);
     }
     route.same_subnet = false;

@@ -3,7 +3,7 @@
 use crate::flow::{TCP, UDP};
 use crate::ip::{Ip, V6};
 use crate::layout::{
-    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, POLICY_NONE, Policy,
+    Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, POLICY_NONE, Policy,
     ROW_NONE, ROW_WORDS_MAX, SEARCH_ROUNDS, Six, Span, Step, Step6,
 };
 
@@ -33,6 +33,10 @@ pub trait Tables {
     fn flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
     fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
     fn blocked6(&self, address: &V6) -> bool;
+
+    /// The table's longest prefix that contains the address.
+    fn hop(&self, table: u32, address: u32) -> Hop;
+    fn hop6(&self, table: u32, address: V6) -> Hop;
 
     /// [`classify`]. The programs make it a global function, which the verifier
     /// walks once, and not once for each way that leads to a call.

@@ -103,6 +103,8 @@ ids! {
     KeyPairId "key-";
     VpcId "vpc-";
     SubnetId "subnet-";
+    RouteTableId "rtb-";
+    NatGatewayId "nat-";
     ReservationId "r-";
 }
 

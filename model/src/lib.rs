@@ -10,17 +10,19 @@ pub mod id;
 pub mod instance;
 pub mod instance_type;
 pub mod mac;
+pub mod route_table;
 pub mod security_group;
 pub mod volume;
 pub mod volume_kind;
 
 pub use id::{
     AllocationId, AssociationId, GroupId, ImageId, InstanceId, InterfaceId, KeyPairId, MalformedId,
-    ReservationId, RuleId, SnapshotId, SubnetId, VolumeId, VpcId,
+    NatGatewayId, ReservationId, RouteTableId, RuleId, SnapshotId, SubnetId, VolumeId, VpcId,
 };
 pub use instance::InstanceState;
 pub use instance_type::InstanceType;
 pub use mac::Mac;
+pub use route_table::{Route, RouteTable};
 pub use security_group::{Direction, Peer, PortRange, Protocol, Rule, SecurityGroup};
 pub use volume::{AttachmentState, VolumeState};
 pub use volume_kind::{Limits, Rate, VolumeKind};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
-use rpc::dataplane::{Observed, RuleHits, Seen};
+use rpc::dataplane::{Observed, Routed, RuleHits, Seen};
 use serde_json::json;
 
 use crate::api::Session;
@@ -100,9 +100,13 @@ fn line(seen: &Seen) -> String {
     let rules = [("egress", seen.egress_rule), ("ingress", seen.ingress_rule)];
     let rules: String =
         rules.iter().filter_map(|(way, rule)| rule.map(|rule| format!(" {way} {rule}"))).collect();
+    let routed = seen.routed.map_or_else(String::new, |Routed { table, destination }| {
+        let by = destination.map_or_else(|| "none".into(), |d| d.to_string());
+        format!(" route {table} {by}")
+    });
     let interfaces: Vec<String> = seen.interfaces.iter().map(ToString::to_string).collect();
     format!(
-        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}",
+        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}",
         seen.time_ms / 1000,
         seen.time_ms % 1000,
         seen.reason,
@@ -160,12 +164,17 @@ mod tests {
             destination: "192.0.2.2".parse().ok(),
             source_port: Some(4000),
             destination_port: Some(22),
+            routed: None,
         };
         assert_eq!(
             line(&seen),
             "1700000000.042 allowed new-flow: tcp 192.0.2.1:4000 > 192.0.2.2:22 on up0 \
              [eni-00000000000000001] ingress sgr-00000000000000002"
         );
+        let (table, net) = (model::RouteTableId::from_random(3), "192.0.2.0/24".parse().ok());
+        seen.routed = Some(Routed { table, destination: net });
+        let routed = " route rtb-00000000000000003 192.0.2.0/24";
+        assert!(line(&seen).ends_with(routed), "{}", line(&seen));
         (seen.protocol, seen.source, seen.source_port) = (None, None, None);
         assert!(line(&seen).contains("no IP - > "), "{}", line(&seen));
     }

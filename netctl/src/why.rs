@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
-use rpc::dataplane::{FrameQuestion, Question};
+use rpc::dataplane::{FrameQuestion, Question, Routed};
 use serde_json::json;
 
 use crate::api::Session;
@@ -91,11 +91,13 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
             "allowed": verdict.allowed,
             "reason": verdict.reason,
             "rule": verdict.rule.map(|r| r.to_string()),
+            "routed": verdict.routed,
         }));
     }
     let word = if verdict.allowed { "allowed" } else { "dropped" };
     let rule = verdict.rule.map(|r| format!(" (rule {r})")).unwrap_or_default();
     output::line(&format!("{word}: {}{rule}", verdict.reason));
+    tell_routed(verdict.routed);
     Ok(())
 }
 
@@ -127,7 +129,14 @@ fn explain(
     if let Some(receiver) = told.receiver {
         output::line(&format!("  receiver: {receiver}"));
     }
+    tell_routed(told.routed);
     Ok(())
+}
+
+fn tell_routed(routed: Option<Routed>) {
+    let Some(Routed { table, destination }) = routed else { return };
+    let by = destination.map_or_else(|| "has no route there".into(), |d| format!("by {d}"));
+    output::line(&format!("  route table: {table} {by}"));
 }
 
 pub fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use model::{Direction, GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
+use model::{Direction, GroupId, InterfaceId, Mac, RouteTable, RouteTableId, SecurityGroup, VpcId};
 use serde::{Deserialize, Serialize};
 
 use crate::{Client, Error};
@@ -37,6 +37,8 @@ pub struct Desired {
     pub interfaces: Vec<Interface>,
     #[serde(default)]
     pub groups: Vec<SecurityGroup>,
+    #[serde(default)]
+    pub route_tables: Vec<RouteTable>,
     /// Sources dropped on the uplink before anything else looks at them.
     #[serde(default)]
     pub blocklist: Vec<IpNet>,
@@ -169,6 +171,9 @@ pub struct Interface {
     pub groups: Vec<GroupId>,
     /// Off for guests that route for others.
     pub source_check: bool,
+    /// Of its subnet. `None`: the network and the internet gateway, and nothing else.
+    #[serde(default)]
+    pub route_table: Option<RouteTableId>,
     #[serde(default)]
     pub rates: Rates,
     /// Whether its device takes frames from XDP. `None`: a tap of ours does; a veth only
@@ -216,6 +221,7 @@ impl Interface {
             elastic: None,
             groups: Vec::new(),
             source_check: true,
+            route_table: None,
             rates: Rates::default(),
             takes_frames: None,
             idle: IdleTimeouts::default(),
@@ -380,6 +386,9 @@ pub struct Verdict {
     pub allowed: bool,
     pub reason: String,
     pub rule: Option<model::RuleId>,
+    /// The route that was asked, where the sender is here and has a table.
+    #[serde(default)]
+    pub routed: Option<Routed>,
 }
 
 /// "What would you do with this frame, here?"
@@ -404,11 +413,23 @@ pub struct Explained {
     pub route: String,
     /// Who it is for, where that is an interface of this host.
     pub receiver: Option<InterfaceId>,
+    /// The route that was asked, where its sender has a table.
+    #[serde(default)]
+    pub routed: Option<Routed>,
+}
+
+/// What a route table said of a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routed {
+    pub table: RouteTableId,
+    /// The longest prefix that contains it; `None`: the table has none.
+    pub destination: Option<IpNet>,
 }
 
 /// One line of what is observed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "nearly all are the one, on its way to a line")]
 pub enum Observed {
     Seen(Seen),
     /// So many more were not told: there were too many at once.
@@ -435,6 +456,9 @@ pub struct Seen {
     pub destination: Option<std::net::IpAddr>,
     pub source_port: Option<u16>,
     pub destination_port: Option<u16>,
+    /// The route that was asked, where its sender has a table.
+    #[serde(default)]
+    pub routed: Option<Routed>,
 }
 
 /// How often a rule let a flow in, over all interfaces.

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use model::{Direction, SecurityGroup};
+use model::{Direction, RouteTable, SecurityGroup};
 use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface};
 use serde::Serialize;
 
-use super::{rate, rule};
+use super::{rate, route, rule};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,7 +21,7 @@ pub enum Sign {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
     pub sign: Sign,
-    /// `interface`, `group`, `rule`, `uplink`, `flow-log`, `blocklist`.
+    /// `interface`, `group`, `rule`, `route-table`, `route`, `uplink`, `flow-log`, `blocklist`.
     pub what: &'static str,
     pub name: String,
     pub detail: String,
@@ -52,6 +52,8 @@ pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>
     };
     compare("group", &mut lines, &groups(old), &groups(new));
     compare("rule", &mut lines, &rules(old, names), &rules(new, names));
+    compare("route-table", &mut lines, &route_tables(old, names), &route_tables(new, names));
+    compare("route", &mut lines, &routes(old, names), &routes(new, names));
     let prefixes = |all: &[ipnet::IpNet]| all.iter().map(|p| (p.to_string(), Vec::new())).collect();
     compare("blocklist", &mut lines, &prefixes(&old.blocklist), &prefixes(&new.blocklist));
     let ranges =
@@ -145,6 +147,10 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("network", i.vpc.to_string()),
         ("elastic", i.elastic.map_or_else(|| NONE.into(), |e| e.to_string())),
         ("groups", if groups.is_empty() { NONE.into() } else { groups.join(" ") }),
+        (
+            "route-table",
+            i.route_table.map_or_else(|| NONE.into(), |t| named(&t.to_string(), names)),
+        ),
         ("outgoing", told_rate(i.rates.outgoing)),
         ("incoming", told_rate(i.rates.incoming)),
         ("packets", told_rate(i.rates.packets)),
@@ -173,6 +179,24 @@ fn rules(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
     };
     let both = |g| [of(g, Direction::Ingress), of(g, Direction::Egress)].concat();
     desired.groups.iter().flat_map(both).collect()
+}
+
+fn route_tables(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let tell = |t: &RouteTable| {
+        let local: Vec<String> = t.local.iter().map(ToString::to_string).collect();
+        let told = vec![("network", t.vpc.to_string()), ("local", local.join(" "))];
+        (named(&t.id.to_string(), names), told)
+    };
+    desired.route_tables.iter().map(tell).collect()
+}
+
+fn routes(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let of = |t: &RouteTable| {
+        let name = named(&t.id.to_string(), names);
+        let tell = |r| (format!("{name}: {}", route::told(r, names)), Vec::new());
+        t.routes.iter().map(tell).collect::<Vec<_>>()
+    };
+    desired.route_tables.iter().flat_map(of).collect()
 }
 
 /// What people call it, or its id.

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::{rate, rule};
+use super::{rate, route, rule};
 use crate::compile::idle;
 use crate::respond::Served;
 
@@ -57,7 +57,7 @@ pub struct Plan {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct File {
+pub struct File {
     name: Option<Spanned<String>>,
     uplink: Option<UplinkEntry>,
     flow_log: Option<FlowLogEntry>,
@@ -66,7 +66,9 @@ struct File {
     #[serde(default)]
     group: BTreeMap<String, GroupEntry>,
     #[serde(default)]
-    interface: BTreeMap<String, Spanned<InterfaceEntry>>,
+    pub route_table: BTreeMap<String, route::Entry>,
+    #[serde(default)]
+    pub interface: BTreeMap<String, Spanned<InterfaceEntry>>,
 }
 
 #[derive(Deserialize)]
@@ -109,7 +111,7 @@ struct GroupEntry {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct InterfaceEntry {
+pub struct InterfaceEntry {
     device: Option<Spanned<String>>,
     tap: Option<Spanned<String>>,
     owner: Option<u32>,
@@ -118,11 +120,12 @@ struct InterfaceEntry {
     /// With the prefix length of its subnet, the same for all.
     #[serde(default)]
     ipv6: Vec<Spanned<String>>,
-    network: Option<String>,
+    pub network: Option<String>,
     elastic: Option<Spanned<String>>,
     #[serde(default)]
     groups: Vec<Spanned<String>>,
     source_check: Option<bool>,
+    pub route_table: Option<Spanned<String>>,
     #[serde(default)]
     rates: rate::Entry,
     takes_frames: Option<bool>,
@@ -192,6 +195,11 @@ impl Reader<'_> {
         desired.blocklist = self.prefixes::<IpNet>("blocklist", &file.blocklist)?;
         for (name, entry) in &file.group {
             desired.groups.push(self.group(name, entry, file)?);
+        }
+        for (name, entry) in &file.route_table {
+            let table = route::table(&self.text, name, entry, file)?;
+            self.names.insert(table.id.to_string(), name.clone());
+            desired.route_tables.push(table);
         }
         for (name, entry) in &file.interface {
             desired.interfaces.push(self.interface(name, entry, file)?);
@@ -291,7 +299,7 @@ impl Reader<'_> {
     ) -> Result<Interface, Wrong> {
         let (at, entry) = (entry.span(), entry.get_ref());
         let text = &self.text;
-        let id = InterfaceId::from_random(number("interface", name));
+        let id = interface_id(name);
         let (address, subnet) = self.address(&entry.address)?;
         let (ipv6, subnet6) = self.ipv6(&entry.ipv6)?;
         let device = self.device(name, &at, entry)?;
@@ -304,6 +312,7 @@ impl Reader<'_> {
             elastic: self.elastic(entry, file)?,
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
+            route_table: route::of(text, entry, file)?,
             rates: rate::rates(text, &entry.rates)?,
             takes_frames: entry.takes_frames,
             idle: self.idle(entry)?,
@@ -435,7 +444,11 @@ pub fn group_id(name: &str) -> GroupId {
     GroupId::from_random(number("group", name))
 }
 
-fn network_id(name: Option<&str>) -> VpcId {
+pub fn interface_id(name: &str) -> InterfaceId {
+    InterfaceId::from_random(number("interface", name))
+}
+
+pub fn network_id(name: Option<&str>) -> VpcId {
     VpcId::from_random(number("network", name.unwrap_or(NETWORK_DEFAULT)))
 }
 

@@ -203,3 +203,40 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let error = read(&text.replace("udp-stream = 120", "udp-stream = 181")).unwrap_err();
     assert!(error.to_string().contains("udp-stream of 181 s") && error.instead.contains("180"));
 }
+
+const ROUTED: &str = r#"
+[route-table.private]
+local = ["10.0.0.0/16"]
+routes = [
+  { to = "0.0.0.0/0", via = "internet" },
+  { to = "10.0.2.9/24", via = "interface:b" },
+  { to = "203.0.113.0/24", via = "blackhole" },
+]
+"#;
+
+#[test]
+fn a_route_table_is_read_and_what_is_wrong_in_it_is_told() {
+    let text = WHOLE.replace("[interface.b]", "route-table = \"private\"\n[interface.b]") + ROUTED;
+    let plan = read(&text).unwrap();
+    let table = &plan.desired.route_tables[0];
+    assert_eq!(plan.desired.interfaces[0].route_table, Some(table.id));
+    let said: Vec<String> = table.routes.iter().map(|r| route::told(r, &plan.names)).collect();
+    assert_eq!(
+        said,
+        ["0.0.0.0/0 via internet", "10.0.2.0/24 via interface:b", "203.0.113.0/24 via blackhole",]
+    );
+    for (from, to, error) in [
+        ("interface:b", "interface:c", "via: there is no interface `c`"),
+        ("\"blackhole\"", "\"nowhere\"", "via: `nowhere` is no target"),
+        ("203.0.113.0/24\", via", "10.0.0.0/16\", via", "has a route already, or is local"),
+        ("table = \"private\"", "table = \"public\"", "there is no route table `public`"),
+        ("[route-table.private]", "[route-table.private]\nnetwork = \"x\"", "another network"),
+    ] {
+        let wrong = read(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(wrong.contains(error), "{wrong}");
+    }
+    let lines = difference(&read(WHOLE).unwrap().desired, &plan.desired, &plan.names);
+    let said: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    assert!(said.contains(&"~ interface a: route-table none → private".to_owned()), "{said:#?}");
+    assert!(said.contains(&"+ route private: 0.0.0.0/0 via internet".to_owned()), "{said:#?}");
+}

@@ -25,6 +25,7 @@ use crate::{lock, record};
 pub mod difference;
 pub mod file;
 mod rate;
+mod route;
 mod rule;
 mod show;
 

@@ -7,9 +7,10 @@ use bytemuck::Zeroable as _;
 use ebpf::V6;
 use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Holder, Interface, Local, LocalKey, Policy,
+    Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Holder, Hop, Interface, Local, LocalKey, Policy,
     Prefix, Prefix6, Six, Step, Step6,
 };
+use ebpf::route::NO_HOP;
 use ebpf::verdict::{FlowChange, FlowWrite, Verdict};
 
 use super::Tables;
@@ -223,6 +224,16 @@ impl ebpf::Tables for Host {
     fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
         let address = Address::of6(key, self.tables.config.seed);
         self.half_flows6[address.bucket as usize].find(&address.words)
+    }
+
+    fn hop(&self, table: u32, address: u32) -> Hop {
+        let address = std::net::Ipv4Addr::from(address).into();
+        self.tables.hop(table, address).map_or(NO_HOP, |(_, hop)| hop)
+    }
+
+    fn hop6(&self, table: u32, address: V6) -> Hop {
+        let address = std::net::Ipv6Addr::from(address.bits()).into();
+        self.tables.hop(table, address).map_or(NO_HOP, |(_, hop)| hop)
     }
 
     fn blocked6(&self, address: &V6) -> bool {

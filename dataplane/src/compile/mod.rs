@@ -10,6 +10,7 @@ pub mod idle;
 mod place;
 mod policy;
 mod rate;
+mod routes;
 mod six;
 mod tables;
 
@@ -24,7 +25,7 @@ use ebpf::layout::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
-use model::{Direction, GroupId, InterfaceId, Mac, RuleId, SecurityGroup};
+use model::{Direction, GroupId, InterfaceId, Mac, RouteTableId, RuleId, SecurityGroup};
 use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
 
@@ -102,6 +103,12 @@ pub enum Error {
         "interface {interface}: compile: {count} IPv6 addresses, but {IPV6_AN_INTERFACE_MAX} are the most"
     )]
     TooManyAddresses { interface: InterfaceId, count: usize },
+    #[error("route table {table}: compile: {cause}")]
+    RouteTable { table: RouteTableId, cause: String },
+    #[error("interface {interface}: compile: route table {table} is not in the desired state")]
+    UnknownRouteTable { interface: InterfaceId, table: RouteTableId },
+    #[error("interface {interface}: compile: route table {table} belongs to another network")]
+    ForeignRouteTable { interface: InterfaceId, table: RouteTableId },
     #[error("groups of {interface}: compile: their number is taken by another set of groups")]
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
@@ -117,15 +124,18 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     let groups: BTreeMap<GroupId, &SecurityGroup> =
         desired.groups.iter().map(|g| (g.id, g)).collect();
     let identities = identities(desired)?;
+    let mut tables = Tables::default();
+    let route_tables = routes::compile(desired, devices, loaded, &mut tables)?;
     let mut compiler = Compiler {
         devices,
+        route_tables,
         groups: &groups,
         identities: &identities,
         places: Places::new(&loaded.policies),
         policies: BTreeMap::new(),
         slots: Slots::new(loaded),
         uplink: uplink(desired, devices)?,
-        tables: Tables::default(),
+        tables,
     };
     for interface in &desired.interfaces {
         compiler.add(interface)?;
@@ -306,6 +316,7 @@ struct Compiler<'a> {
     /// Slots and rules of policies made already, by the groups in their order.
     policies: BTreeMap<(Direction, Vec<GroupId>), SlotAndRules>,
     slots: Slots,
+    route_tables: routes::RouteTables,
     uplink: Option<Uplink>,
     tables: Tables,
 }
@@ -342,6 +353,9 @@ impl Compiler<'_> {
         let attachment = Attachment { device: name.to_owned(), role: Role::Guest };
         tables.attachments.insert(ifindex, attachment);
         tables.names.interfaces.insert(ifindex, interface.id);
+        if let Some(table) = interface.route_table {
+            tables.names.route_tables.insert(ifindex, table);
+        }
         Ok(())
     }
 
@@ -386,6 +400,8 @@ impl Compiler<'_> {
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
             flags: source_check | metadata | to_namespace | takes_frames,
+            routes: self.route_tables.of(i)?,
+            zero: 0,
         })
     }
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use ebpf::V6;
 use ebpf::layout::{
-    Config, Elastic, Holder, Interface, Local, LocalKey, Policy, Prefix, Prefix6, ROW_NONE, Six,
-    Span, Step, Step6,
+    Config, Elastic, Holder, Hop, Interface, Local, LocalKey, Policy, Prefix, Prefix6, ROW_NONE,
+    RouteKey, Six, Span, Step, Step6,
 };
 use ebpf::rate::Rates;
-use model::{Direction, InterfaceId, RuleId};
+use model::{Direction, InterfaceId, RouteTableId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Tables {
     pub elastics: BTreeMap<u32, Elastic>,
     /// By slot.
     pub policies: BTreeMap<u32, Placed>,
+    /// Of every route table, under its number.
+    pub routes: BTreeMap<RouteKey, Hop>,
     pub blocked: BTreeSet<Prefix>,
     pub blocked6: BTreeSet<Prefix6>,
     /// 1: a range; 0: an exception.
@@ -68,6 +70,8 @@ pub struct Names {
     /// The rules of an interface by ifindex, in the order of its policy's bits. Not by the
     /// policy: other rules with the same content share it.
     pub rules: BTreeMap<(u32, Direction), Arc<[RuleId]>>,
+    /// By ifindex. Two with the same content share a number.
+    pub route_tables: BTreeMap<u32, RouteTableId>,
 }
 
 /// A policy without its place. Two with the same content share one place.

@@ -8,8 +8,8 @@ use aya::Ebpf;
 use aya::maps::MapData;
 use ebpf::half::Bucket;
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, Policy, Prefix, Prefix6,
-    Quota, ROW_NONE, Six, Span, Step, Step6,
+    Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, Policy, Prefix,
+    Prefix6, Quota, ROW_NONE, RouteKey, Six, Span, Step, Step6,
 };
 use ebpf::{REASONS_MAX, V6};
 
@@ -22,7 +22,7 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 24] = [
+pub const NAMES: [&str; 25] = [
     "CONFIG",
     "INTERFACES",
     "LOCALS",
@@ -39,6 +39,7 @@ pub const NAMES: [&str; 24] = [
     "HALF_FLOWS6",
     "BLOCKED6",
     "SIX_PROGRAMS",
+    "ROUTES",
     "QUOTAS",
     "SWEPT",
     "BLOCKED",
@@ -65,6 +66,7 @@ pub struct Maps {
     steps6: Map<u32, Step6>,
     pub flows6: Map<FlowKey<V6>, Flow>,
     blocked6: Map<Prefix6, u32>,
+    routes: Map<RouteKey, Hop>,
     pub quotas: Map<u32, Quota>,
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
@@ -105,6 +107,7 @@ impl Maps {
             steps6: map(bpf, "STEPS6")?,
             flows6: map(bpf, "FLOWS6")?,
             blocked6: map(bpf, "BLOCKED6")?,
+            routes: map(bpf, "ROUTES")?,
             quotas: map(bpf, "QUOTAS")?,
             swept: map(bpf, "SWEPT")?,
             blocked: map(bpf, "BLOCKED")?,
@@ -123,6 +126,8 @@ impl Maps {
             Change::PutPolicy { slot, policy } => self.put_policy(*slot, policy),
             Change::PutLocal(key, local) => self.locals.put(key, local),
             Change::PutHolder(address, holder) => self.holders.put(address, holder),
+            Change::PutRoute(key, hop) => self.routes.put(key, hop),
+            Change::RemoveRoute(key) => self.routes.remove(key).map(drop),
             Change::PutSix(ifindex, six) => self.sixes.put(ifindex, six),
             Change::Block6(prefix) => self.blocked6.put(prefix, &1),
             Change::ResetSlot(slot) => self.reset(*slot),
@@ -210,6 +215,7 @@ impl Maps {
             elastics: self.elastics.entries().map_err(failed)?.into_iter().collect(),
             sixes: self.sixes.entries().map_err(failed)?.into_iter().collect(),
             holders: self.holders.entries().map_err(failed)?.into_iter().collect(),
+            routes: self.routes.entries().map_err(failed)?.into_iter().collect(),
             blocked6: self
                 .blocked6
                 .entries()

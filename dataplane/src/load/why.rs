@@ -10,7 +10,7 @@ use ebpf::neighbour::ANSWER_LEN;
 use ebpf::rewrite::{corrected, sum32};
 use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
 use model::Direction;
-use rpc::dataplane::{Explained, FrameQuestion, Question, Verdict};
+use rpc::dataplane::{Explained, FrameQuestion, Question, Routed, Verdict};
 
 use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
 use super::watch::named_rule;
@@ -149,11 +149,12 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),
         rule: rule.and_then(|rule| rules?.get(rule).copied()),
+        routed: routed(tables, ifindex, &frame),
     })
 }
 
 fn refusal(reason: Reason) -> Verdict {
-    Verdict { allowed: false, reason: reason.name().to_owned(), rule: None }
+    Verdict { allowed: false, reason: reason.name().to_owned(), rule: None, routed: None }
 }
 
 fn interface<'a>(tables: &'a Tables, question: &Question) -> Option<&'a Interface> {
@@ -247,7 +248,13 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
         ingress_rule: rule(receiver, Direction::Ingress, run.ingress_rule),
         route: route(tables, sender, receiver, reason),
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
+        routed: routed(tables, ifindex, &q.frame),
     })
+}
+
+/// What the route table of whoever sent the frame says of its destination.
+fn routed(tables: &Tables, ifindex: u32, frame: &[u8]) -> Option<Routed> {
+    tables.routed(ifindex, Ends::read(frame)?.destination)
 }
 
 /// The local interface that an IPv4 frame is for, as the tables route it.
@@ -256,7 +263,11 @@ fn receiver<'a>(
     sender: Option<&Interface>,
     frame: &[u8],
 ) -> Option<&'a Interface> {
-    let Some(IpAddr::V4(to)) = Ends::read(frame).map(|ends| ends.destination) else { return None };
+    let destination = Ends::read(frame)?.destination;
+    if let Some(appliance) = sender.and_then(|s| tables.appliance(s, destination)) {
+        return Some(appliance);
+    }
+    let IpAddr::V4(to) = destination else { return None };
     let to = u32::from(to);
     let near = sender.and_then(|sender| {
         let key = LocalKey { vpc: sender.vpc, address: to, zero: 0 };

@@ -83,6 +83,7 @@ impl Directory {
             destination: ends.map(|e| e.destination),
             source_port: ends.and_then(|e| e.ports).map(|p| p.0),
             destination_port: ends.and_then(|e| e.ports).map(|p| p.1),
+            routed: ends.and_then(|e| self.tables.routed(event.ifindex, e.destination)),
         }
     }
 }

@@ -11,6 +11,7 @@ mod fast;
 mod moved;
 mod observe;
 mod rates;
+mod routes;
 mod services;
 mod six;
 mod strangers;

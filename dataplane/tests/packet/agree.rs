@@ -204,7 +204,7 @@ pub fn compare_frame(
 }
 
 /// IPv6 frames met these too.
-const SIX: [Reason; 25] = [
+const SIX: [Reason; 27] = [
     Reason::Established,
     Reason::NewFlow,
     Reason::Related,
@@ -227,6 +227,8 @@ const SIX: [Reason; 25] = [
     Reason::IcmpType,
     Reason::Unrelated,
     Reason::NoRoute,
+    Reason::Blackhole,
+    Reason::DestinationCheck,
     Reason::NoUplink,
     Reason::Blocked,
     Reason::SpoofedDhcp,

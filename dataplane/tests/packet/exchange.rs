@@ -38,6 +38,8 @@ impl Kernel {
             Change::ResetSlot(_) | Change::AwaitReaders => {}
             Change::PutHolder(address, holder) => drop(t.holders.insert(*address, *holder)),
             Change::PutSix(ifindex, six) => drop(t.sixes.insert(*ifindex, *six)),
+            Change::PutRoute(key, hop) => drop(t.routes.insert(*key, *hop)),
+            Change::RemoveRoute(key) => drop(t.routes.remove(key)),
             Change::Block6(prefix) => drop(t.blocked6.insert(*prefix)),
             Change::RemoveHolder(address) => drop(t.holders.remove(address)),
             Change::RemoveSix(ifindex) => drop(t.sixes.remove(ifindex)),

@@ -13,6 +13,7 @@ mod hostile;
 mod permits;
 mod random;
 mod rates;
+mod routes;
 mod scapy;
 mod small;
 mod world;

@@ -55,6 +55,7 @@ pub fn open_world() -> Desired {
         let Device::Existing { name } = &interface.device else { unreachable!() };
         interface.elastic = Some(elastic(usize::from(*name == guest(1))));
         interface.groups = vec![group(0)];
+        interface.route_table = None;
     }
     found
 }

@@ -12,6 +12,7 @@ use model::{
 use rpc::dataplane::{Desired, Device, Interface, Uplink};
 
 use crate::random::Random;
+use crate::routes::{table_id, tables};
 
 pub const GUESTS: usize = 4;
 pub const UPLINK: &str = "up0";
@@ -42,6 +43,10 @@ pub fn address6(n: usize, k: u64) -> Ipv6Addr {
 
 pub fn elastic(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, 10 + n as u8)
+}
+
+pub fn interface_id(n: usize) -> InterfaceId {
+    InterfaceId::from_random(n as u128 + 7)
 }
 
 fn vpc(n: usize) -> VpcId {
@@ -99,6 +104,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         }),
         interfaces,
         groups,
+        route_tables: tables(random),
         blocklist: if random.chance(30) {
             vec![
                 IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap()),
@@ -132,10 +138,14 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         subnet6: six.then(|| Ipv6Net::new(address6(n, 0), 64).unwrap().trunc()),
         elastic: random.chance(70).then(|| elastic(n)),
         groups,
-        source_check: random.chance(85),
+        source_check: random.chance(75),
+        route_table: random.chance(55).then(|| match n {
+            0..3 => table_id(random.below(2)),
+            _ => table_id(2),
+        }),
         metadata: random.chance(60).then(Default::default),
         ..Interface::new(
-            InterfaceId::from_random(n as u128 + 7),
+            interface_id(n),
             Device::Existing { name: guest(n) },
             guest_mac(n),
             vpc(n),

@@ -8,6 +8,7 @@
 pub mod carry;
 mod early;
 mod flows;
+mod routes;
 mod six;
 pub mod skb;
 mod span;

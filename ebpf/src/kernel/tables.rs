@@ -3,11 +3,13 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, Holder, Interface, Local, LocalKey, Policy, Six, Step, Step6,
+    Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, Policy, Six, Step,
+    Step6,
 };
 use ebpf::tables::{Question, classify};
 use ebpf::{Tables, V6};
 
+use super::routes::{find_hop, find_hop6};
 use crate::maps::{
     BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, HALF_FLOWS, HALF_FLOWS6, HOLDERS,
     INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
@@ -130,6 +132,16 @@ impl Tables for Maps {
     #[inline(always)]
     fn blocked6(&self, address: &V6) -> bool {
         BLOCKED6.get(Key::new(128, address.bytes())).is_some()
+    }
+
+    #[inline(always)]
+    fn hop(&self, table: u32, address: u32) -> Hop {
+        bytemuck::cast(find_hop(table, address))
+    }
+
+    #[inline(always)]
+    fn hop6(&self, table: u32, address: V6) -> Hop {
+        bytemuck::cast(find_hop6(table, address.high, address.low))
     }
 
     #[inline(always)]
