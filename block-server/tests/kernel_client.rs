@@ -16,8 +16,12 @@ const GUEST_SECONDS_MAX: u64 = 300;
 fn a_guests_kernel_makes_fills_checks_and_keeps_a_file_system() {
     const TEST: &str = "a_guests_kernel_makes_fills_checks_and_keeps_a_file_system";
     let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernel-client");
-    let make = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/make.sh");
-    let Some(made) = run(TEST, "sh", &[make, text(&folder)]) else { return };
+    let make = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/guest/make.sh");
+    let init = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/guest/init.sh");
+    let programs = "nbd-client mke2fs e2fsck";
+    let modules = "virtio_pci virtio_net crc32c_generic ext4 nbd";
+    let made = run(TEST, "sh", &[make, text(&folder), init, programs, modules]);
+    let Some(made) = made else { return };
     if !made.status.success() {
         let told = String::from_utf8_lossy(&made.stdout).into_owned()
             + &String::from_utf8_lossy(&made.stderr);

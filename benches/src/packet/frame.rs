@@ -1,5 +1,5 @@
-//! The frames that are sent: 60 bytes of UDP, one template for each direction,
-//! and the places that differ from flow to flow.
+//! The frames that are sent: 60 bytes of UDP, one template for each direction, or of
+//! TCP's openings; and the places that differ from flow to flow.
 //!
 //! A flow is a number; it stands in the client's port (14 bits) and the lower
 //! half of the client's address (16 bits). Wherever a 16-bit word is written, its
@@ -12,6 +12,7 @@
 //!                18 identifier: ~a     34 client's   42 ~p  44 ~a
 //!                28 or 32: a           or 36 port: p
 //! ```
+//! An opening has them in its sequence number: 38 ~p, 40 ~a.
 
 use std::net::Ipv4Addr;
 
@@ -26,6 +27,9 @@ const TTL: u8 = 64;
 
 const AT_IDENTIFIER: usize = 18;
 const AT_PAYLOAD: usize = 42;
+const AT_SEQUENCE: usize = 38;
+/// As a busy client announces it.
+const WINDOW: u16 = 64_240;
 
 /// Which end the client is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,6 +53,8 @@ pub struct Ends {
 pub struct Template {
     pub bytes: [u8; FRAME_BYTES],
     client: Client,
+    /// Where the transport takes the complements.
+    complements_at: usize,
 }
 
 /// A 16-bit word, in network order, and where it goes.
@@ -78,21 +84,31 @@ impl Template {
         let mut payload = [0; FRAME_BYTES - AT_PAYLOAD];
         payload[..2].copy_from_slice(&(!PORT_BASE).to_be_bytes());
         payload[2..4].copy_from_slice(&(!0_u16).to_be_bytes());
-        let mut ip = etherparse::Ipv4Header::new(
-            0,
-            TTL,
-            etherparse::IpNumber::UDP,
-            addresses[0],
-            addresses[1],
-        )
-        .expect("no payload is not too much payload");
-        ip.identification = !0;
+        let ip = ipv4(etherparse::IpNumber::UDP, addresses[0], addresses[1]);
         let builder = PacketBuilder::ethernet2(ends.source_mac, ends.destination_mac)
             .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
             .udp(ports[0], ports[1]);
         let mut bytes = Vec::with_capacity(FRAME_BYTES);
         builder.write(&mut bytes, &payload).expect("a vector takes all that is written");
-        Self { bytes: bytes.try_into().expect("14 + 20 + 8 + 18 bytes"), client }
+        let bytes = bytes.try_into().expect("14 + 20 + 8 + 18 bytes");
+        Self { bytes, client, complements_at: AT_PAYLOAD }
+    }
+
+    /// The first packet of a TCP connection of a client's.
+    pub fn opening(ends: Ends) -> Self {
+        let [a, b, _, _] = ends.clients.octets();
+        let ip = ipv4(etherparse::IpNumber::TCP, [a, b, 0, 0], ends.server.octets());
+        let sequence = u32::from(!PORT_BASE) << 16 | 0xffff;
+        let builder = PacketBuilder::ethernet2(ends.source_mac, ends.destination_mac)
+            .ip(etherparse::IpHeaders::Ipv4(ip, Default::default()))
+            .tcp(PORT_BASE, ends.server_port, sequence, WINDOW)
+            .syn();
+        let mut bytes = Vec::with_capacity(FRAME_BYTES);
+        builder.write(&mut bytes, &[]).expect("a vector takes all that is written");
+        // The least that a wire carries; the datagram is shorter.
+        bytes.resize(FRAME_BYTES, 0);
+        let bytes = bytes.try_into().expect("as many as it was made to be");
+        Self { bytes, client: Client::Sends, complements_at: AT_SEQUENCE }
     }
 
     /// What differs from flow to flow.
@@ -107,17 +123,28 @@ impl Template {
                 mask: PORT_BASE - 1,
                 base: PORT_BASE,
                 at: port_at,
-                complement_at: [Some(AT_PAYLOAD), None],
+                complement_at: [Some(self.complements_at), None],
             },
             Word {
                 shift: PORT_BITS,
                 mask: u16::MAX,
                 base: 0,
                 at: address_at,
-                complement_at: [Some(AT_PAYLOAD + 2), Some(AT_IDENTIFIER)],
+                complement_at: [Some(self.complements_at + 2), Some(AT_IDENTIFIER)],
             },
         ]
     }
+}
+
+fn ipv4(
+    protocol: etherparse::IpNumber,
+    source: [u8; 4],
+    destination: [u8; 4],
+) -> etherparse::Ipv4Header {
+    let mut ip = etherparse::Ipv4Header::new(0, TTL, protocol, source, destination)
+        .expect("no payload is not too much payload");
+    ip.identification = !0;
+    ip
 }
 
 #[cfg(test)]
@@ -160,6 +187,22 @@ mod tests {
                 let expected = udp.to_header().calc_checksum_ipv4(&header, udp.payload()).unwrap();
                 assert_eq!(udp.checksum(), expected, "flow {flow}");
             }
+        }
+    }
+
+    #[test]
+    fn every_opening_has_right_checksums() {
+        let template = Template::opening(ENDS);
+        for flow in (0..1 << 30).step_by(99_991) {
+            let bytes = frame(&template, flow);
+            let packet = SlicedPacket::from_ethernet(&bytes).unwrap();
+            let Some(NetSlice::Ipv4(ip)) = &packet.net else { panic!("no IPv4") };
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "flow {flow}");
+            let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { panic!("no TCP") };
+            assert!(tcp.syn() && !tcp.ack());
+            let expected = tcp.to_header().calc_checksum_ipv4(&header, tcp.payload()).unwrap();
+            assert_eq!(tcp.checksum(), expected, "flow {flow}");
         }
     }
 

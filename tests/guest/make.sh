@@ -1,8 +1,11 @@
 #!/bin/sh
-# make.sh FOLDER: puts `vmlinuz` and `initrd` there, of the distribution's own
-# kernel, busybox, nbd-client and e2fsprogs. The kernel's package is fetched once.
+# make.sh FOLDER INIT "PROGRAM…" "MODULE…": puts `vmlinuz` and `initrd` there, of the
+# distribution's own kernel, with busybox, those programs and those modules, and INIT
+# as its first process. The kernel's package is fetched once.
 set -eu
-here=$(cd "$(dirname "$0")" && pwd)
+init=$(realpath "$2")
+programs=$3
+modules=$4
 mkdir -p "$1"
 cd "$1"
 PATH=/usr/sbin:/sbin:$PATH
@@ -22,7 +25,7 @@ depmod -b "kernel-$image" "$version"
 
 rm -rf root && mkdir -p root/bin root/sbin root/modules
 cp "$(command -v busybox)" root/bin/busybox
-for program in nbd-client mke2fs e2fsck; do
+for program in $programs; do
     path=$(command -v $program) || { echo "$program is not installed"; exit 1; }
     cp -L "$path" root/sbin/
     for library in $(ldd "$path" | grep -o '/[^ ]*\.so[^ ]*'); do
@@ -30,7 +33,7 @@ for program in nbd-client mke2fs e2fsck; do
         cp -L "$library" "root$library"
     done
 done
-for module in virtio_pci virtio_net crc32c_generic ext4 nbd; do
+for module in $modules; do
     modprobe -d "$PWD/kernel-$image" -S "$version" --show-depends "$module" || echo "builtin $module"
 done | sed -n 's/^insmod //p' | awk '!seen[$1]++ { print $1 }' > modules
 : > root/modules/order
@@ -42,6 +45,6 @@ while read -r path; do
     esac
     echo "$name" >> root/modules/order
 done < modules
-cp "$here/init.sh" root/init
+cp "$init" root/init
 chmod 755 root/init
 (cd root && find . | cpio --quiet -o -H newc) > initrd
