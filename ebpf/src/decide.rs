@@ -11,6 +11,7 @@
 //! A packet is judged once, where it enters: the sender's device or the uplink.
 //! What comes from a guest never reaches the host's own stack.
 
+use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
@@ -23,7 +24,9 @@ use crate::reason::Reason;
 use crate::rewrite::Rewrite;
 use crate::route::{Way, way};
 use crate::tables::Tables;
-use crate::verdict::{Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Work};
+use crate::verdict::{
+    Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Verdict, Work,
+};
 use crate::{GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
@@ -284,9 +287,6 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
     let Work { packet, inner, verdict } = work;
-    if packet.ttl <= 1 && !route.same_subnet {
-        return Err(Reason::TtlExpired);
-    }
     let is_error = packet.kind == Kind::IcmpError;
     if is_error {
         A::parse_inner(inner, frame, packet)?;
@@ -308,6 +308,9 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         let ask = Ask { identity: route.receiver_identity, now_s, from_instance: true };
         judge(tables, sender, packet, &ask, change).split()?
     };
+    if packet.ttl <= 1 && !route.same_subnet {
+        return Err(expired(packet, A::router(sender), verdict));
+    }
     verdict.egress_rule = rule;
     verdict.rewrite = Rewrite {
         destination_mac: 0,
@@ -317,6 +320,9 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         ttl: if route.same_subnet { packet.ttl } else { packet.ttl - 1 },
     };
     if route.ifindex == 0 {
+        if packet.exceeds(frame, sender.uplink_mtu) {
+            return Err(too_big(packet, A::router(sender), sender.uplink_mtu, verdict));
+        }
         if is_error {
             A::rewrite_inner(work, None, Some(route.source));
         }
@@ -325,7 +331,7 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         work.verdict.accept(Action::Leave, sent);
         return Ok(());
     }
-    let received = receive(tables, sender, route, now_s, work);
+    let received = receive(tables, frame, sender, route, now_s, work);
     if received.is_err() {
         // What nobody receives opens nothing.
         work.verdict.sender.write = FlowWrite::Nothing;
@@ -343,8 +349,9 @@ pub fn hand_over(receiver: &Interface) -> Action {
 
 /// The local receiver's side of a guest's packet.
 #[inline(always)]
-fn receive<A: Ip, T: Tables + ?Sized>(
+fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
+    frame: &F,
     sender: &Interface,
     route: &Route<A>,
     now_s: u32,
@@ -381,6 +388,9 @@ fn receive<A: Ip, T: Tables + ?Sized>(
     };
     let ask = Ask { identity: route.sender_identity, now_s, from_instance: false };
     let (reason, rule) = judge(tables, receiver, packet, &ask, &mut verdict.receiver).split()?;
+    if packet.exceeds(frame, receiver.mtu) {
+        return Err(too_big(packet, A::router(sender), receiver.mtu, verdict));
+    }
     verdict.ingress_rule = rule;
     Ok(reason)
 }
@@ -461,9 +471,6 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     if packet.source.is_unroutable() {
         return Err(Reason::Martian);
     }
-    if packet.ttl <= 1 {
-        return Err(Reason::TtlExpired);
-    }
     let is_error = packet.kind == Kind::IcmpError;
     let change = &mut verdict.receiver;
     let (reason, rule) = if is_error {
@@ -493,6 +500,13 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         verdict.receiver.write = FlowWrite::Nothing;
         return Err(Reason::SpoofedAddress);
     }
+    if packet.ttl <= 1 {
+        return Err(expired(packet, A::host(tables, packet.destination), verdict));
+    }
+    if packet.exceeds(frame, receiver.mtu) {
+        let host = A::host(tables, packet.destination);
+        return Err(too_big(packet, host, receiver.mtu, verdict));
+    }
     verdict.ingress_rule = rule;
     verdict.rewrite = Rewrite {
         destination_mac: receiver.mac_number(),
@@ -507,6 +521,34 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         A::rewrite_inner(work, Some(address), None);
     }
     Ok(())
+}
+
+/// A router drops what has no hop left. Whoever may not pass is not told: that a packet
+/// has no hop left is looked at when all rules have let it through.
+#[inline(always)]
+fn expired<A: Ip>(packet: &Packet<A>, teller: A, verdict: &mut Verdict<A>) -> Reason {
+    tell(packet, Tell::TimeExceeded, teller, verdict);
+    Reason::TtlExpired
+}
+
+#[inline(always)]
+fn too_big<A: Ip>(packet: &Packet<A>, teller: A, mtu: u16, verdict: &mut Verdict<A>) -> Reason {
+    verdict.told_mtu = mtu;
+    tell(packet, Tell::TooBig, teller, verdict);
+    Reason::TooBig
+}
+
+/// What is dropped opens nothing and keeps nothing alive. Nobody is told about an
+/// ICMP error, nor is one who is not there (RFC 1122, 3.2.2; RFC 4443, 2.4).
+#[inline(always)]
+fn tell<A: Ip>(packet: &Packet<A>, what: Tell, teller: A, verdict: &mut Verdict<A>) {
+    verdict.sender.write = FlowWrite::Nothing;
+    verdict.receiver.write = FlowWrite::Nothing;
+    let hears = packet.kind != Kind::IcmpError && !packet.source.is_unroutable();
+    if hears && !teller.is_none() {
+        verdict.tell = what;
+        verdict.teller = teller;
+    }
 }
 
 /// A frame that user space wrote into the punt device.

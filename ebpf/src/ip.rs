@@ -8,6 +8,7 @@ use core::hash::Hash;
 
 use bytemuck::{Pod, Zeroable};
 
+use crate::ROUTER_ADDRESS6;
 use crate::flow::{ICMP, ICMPV6};
 use crate::layout::{Flow, FlowKey, Hop, Interface, Policy, Span};
 use crate::packet::{Frame, Inner, Kind, Packet};
@@ -109,9 +110,20 @@ pub trait Ip: Pod + Eq + Hash {
         packet: &Packet<Self>,
     ) -> Result<(), Reason>;
 
+    /// The subnet's router, as a guest knows it; 0: there is none.
+    fn router(interface: &Interface) -> Self;
+
+    /// What the world knows the host by: its address on the uplink, or else `address`.
+    fn host<T: Tables + ?Sized>(tables: &T, address: Self) -> Self;
+
+    fn is_none(self) -> bool;
+
     /// New addresses for the packet inside an ICMP error.
     fn rewrite_inner(work: &mut Work<Self>, source: Option<Self>, destination: Option<Self>);
 }
+
+/// From this mask on, a subnet has no room for a router beside its hosts.
+const ONE_HOST_MASK: u32 = 0xffff_fffe;
 
 impl Ip for u32 {
     const ICMP: u8 = ICMP;
@@ -195,6 +207,25 @@ impl Ip for u32 {
         work.verdict.inner.offset = inner.offset + 10;
         work.verdict.inner.bytes = [c0, c1, s0, s1, s2, s3, d0, d1, d2, d3];
     }
+
+    /// The first address of the subnet, where it is not the guest's only one.
+    #[inline(always)]
+    fn router(interface: &Interface) -> u32 {
+        if interface.mask >= ONE_HOST_MASK { 0 } else { interface.subnet + 1 }
+    }
+
+    #[inline(always)]
+    fn host<T: Tables + ?Sized>(tables: &T, address: u32) -> u32 {
+        match tables.config().uplink_address {
+            0 => address,
+            own => own,
+        }
+    }
+
+    #[inline(always)]
+    fn is_none(self) -> bool {
+        self == 0
+    }
 }
 
 impl Ip for V6 {
@@ -270,4 +301,20 @@ impl Ip for V6 {
     /// Addresses are the same inside and out.
     #[inline(always)]
     fn rewrite_inner(_: &mut Work<Self>, _: Option<Self>, _: Option<Self>) {}
+
+    #[inline(always)]
+    fn router(_: &Interface) -> Self {
+        ROUTER_ADDRESS6
+    }
+
+    #[inline(always)]
+    fn host<T: Tables + ?Sized>(tables: &T, address: Self) -> Self {
+        let own = tables.config().uplink_address6;
+        if own.is_unspecified() { address } else { own }
+    }
+
+    #[inline(always)]
+    fn is_none(self) -> bool {
+        self.is_unspecified()
+    }
 }

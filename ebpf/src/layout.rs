@@ -99,7 +99,9 @@ pub struct Interface {
     pub flags: u16,
     /// Its route table in `ROUTES`; [`ROUTES_NONE`]: local and internet gateway.
     pub routes: u32,
-    pub zero: u32,
+    /// The longest IP packet that it takes, and that the uplink takes.
+    pub mtu: u16,
+    pub uplink_mtu: u16,
 }
 const _: () = assert!(size_of::<Interface>() == 104);
 
@@ -234,11 +236,14 @@ impl Six {
     }
 }
 
-/// `SIX_PROGRAMS`: where IPv6 frames of guests, of the uplink and of the responder go on.
+/// `PROGRAMS`: where IPv6 frames of guests, of the uplink and of the responder go on.
 pub const SIX_GUEST: u32 = 0;
 pub const SIX_UPLINK: u32 = 1;
 pub const SIX_RESPONDER: u32 = 2;
-pub const SIX_PROGRAMS_MAX: u32 = 3;
+/// `PROGRAMS`: what makes the ICMP error that a verdict tells, of IPv4 and of IPv6.
+pub const TELL_FOUR: u32 = 3;
+pub const TELL_SIX: u32 = 4;
+pub const PROGRAMS_MAX: u32 = 5;
 
 /// `HOLDERS`: which interface has an IPv6 address. They are global: no two
 /// networks have the same.
@@ -317,11 +322,14 @@ pub struct Config {
     pub sources: u32,
     /// Not zero: `BLOCKED6` has entries.
     pub blocked6: u32,
-    pub zero_too: u32,
+    /// The host's own address on the uplink; 0: none.
+    pub uplink_address: u32,
     /// Spreads keys over the half-open table: a number that no stranger knows.
     pub seed: u64,
+    /// Its global IPv6 address there; unspecified: none.
+    pub uplink_address6: V6,
 }
-const _: () = assert!(size_of::<Config>() == 40);
+const _: () = assert!(size_of::<Config>() == 56);
 
 /// [`Config::ranges`]: the XDP program on the uplink drops what is for nobody.
 pub const RANGES_EARLY: u32 = 1;

@@ -15,6 +15,7 @@
 //! | [`route`] | what a route table says of a destination |
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
+//! | [`icmp`] | the ICMP errors that a router owes |
 //! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
 //! | [`rate`] | token buckets |
@@ -24,6 +25,7 @@ pub mod decide;
 pub mod event;
 pub mod flow;
 pub mod half;
+pub mod icmp;
 pub mod ip;
 pub mod judge;
 pub mod layout;

@@ -4,11 +4,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
 use ebpf::half::{Bucket, WORDS6};
+use ebpf::icmp::Room;
 use ebpf::layout::{
     Config, ELASTICS_MAX, Elastic, FLOWS_MAX, FLOWS6_MAX, Flow, FlowKey, HALF_BUCKETS, HOLDERS_MAX,
     Holder, Hop, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX,
-    PREFIXES_MAX, Policy, Quota, ROUTES_MAX, SIX_PROGRAMS_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX,
-    Six, Step, Step6, WORDS_MAX,
+    PREFIXES_MAX, PROGRAMS_MAX, Policy, Quota, ROUTES_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX, Six,
+    Step, Step6, WORDS_MAX,
 };
 use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
 use ebpf::{Head6, REASONS_MAX, V6, Work};
@@ -41,9 +42,9 @@ pub static HALF_FLOWS: Array<Bucket> = Array::with_max_entries(HALF_BUCKETS, MMA
 /// IPv6 has tables of its own, so that an IPv4 key stays as short as it is.
 #[map]
 pub static SIXES: HashMap<u32, Six> = HashMap::with_max_entries(INTERFACES_MAX, NO_PREALLOC);
-/// The programs that IPv6 frames go on to, by [`ebpf::layout::SIX_GUEST`] and the like.
+/// The programs that others go on to, by [`ebpf::layout::SIX_GUEST`] and the like.
 #[map]
-pub static SIX_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(SIX_PROGRAMS_MAX, 0);
+pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(PROGRAMS_MAX, 0);
 #[map]
 pub static HOLDERS: HashMap<V6, Holder> = HashMap::with_max_entries(HOLDERS_MAX, NO_PREALLOC);
 #[map]
@@ -82,6 +83,13 @@ pub static LEVELS: Array<Levels> = Array::with_max_entries(SLOTS_MAX, 0);
 /// the source. Not pinned.
 #[map]
 pub static SOURCES: Array<u64> = Array::with_max_entries(2 * SOURCES_A_ROW, 0);
+/// When the buckets of ICMP errors will be full: two a slot, for those to the guest and
+/// those to the world. Not pinned.
+#[map]
+pub static ERRORS: Array<u64> = Array::with_max_entries(2 * SLOTS_MAX, 0);
+/// Where an ICMP error is put together.
+#[map]
+pub static ANSWER: PerCpuArray<Room> = PerCpuArray::with_max_entries(1, 0);
 /// Where a verdict is made.
 #[map]
 pub static WORK: PerCpuArray<Work> = PerCpuArray::with_max_entries(1, 0);

@@ -17,6 +17,12 @@ use crate::reason::Reason;
 pub trait Frame {
     fn size(&self) -> u32;
 
+    /// Bytes of payload in each packet of a superframe; 0: it is none.
+    #[inline(always)]
+    fn segment(&self) -> u32 {
+        0
+    }
+
     /// `N` bytes from `offset`, or `None` where the frame ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 }
@@ -281,6 +287,8 @@ pub struct Packet<A = u32> {
     pub detail: u16,
     /// Where the transport header begins.
     pub transport: u32,
+    /// Its bytes from the IP header on; of a superframe, all of them.
+    pub size: u32,
 }
 
 impl Packet {
@@ -310,6 +318,7 @@ impl Packet {
         self.destination_port = 0;
         self.detail = 0;
         self.transport = ETHERNET_LEN + header_len;
+        self.size = total_len;
         self.parse_transport(frame, total_len - header_len)
     }
 }
@@ -353,6 +362,24 @@ impl<A: Ip> Packet<A> {
         }
         self.tcp_flags = h[1];
         Ok(())
+    }
+
+    /// Whether it, or each packet of a superframe, has more than `mtu` bytes.
+    #[inline(always)]
+    pub fn exceeds<F: Frame + ?Sized>(&self, frame: &F, mtu: u16) -> bool {
+        let mtu = u32::from(mtu);
+        if self.size <= mtu {
+            return false;
+        }
+        let segment = frame.segment();
+        let transport_len = match self.kind {
+            Kind::Tcp => {
+                let h: [u8; 2] = frame.load(self.transport + 12).unwrap_or([0xf0, 0]);
+                u32::from(h[0] >> 4) * 4
+            }
+            _ => UDP_LEN,
+        };
+        segment == 0 || self.transport - ETHERNET_LEN + transport_len + segment > mtu
     }
 
     #[inline(always)]
@@ -410,6 +437,7 @@ impl Packet<V6> {
         self.detail = 0;
         self.protocol = head.next_header();
         self.transport = HEAD6_LEN as u32;
+        self.size = end - ETHERNET_LEN;
         self.skip_extensions(frame)?;
         if self.transport > end {
             return Err(Reason::Malformed);

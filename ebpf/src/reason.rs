@@ -131,6 +131,10 @@ reasons! {
     SpoofedNeighbour = 43, drop, "spoofed-neighbour";
     /// A message of the link that nobody else need hear.
     NeighbourIgnored = 44, drop, "neighbour-ignored";
+    /// Longer than the MTU of the way; its sender was told so.
+    TooBig = 62, drop, "too-big";
+    /// An ICMP error of our own, about a packet that was dropped.
+    Told = 61, accept, "icmp-error-sent";
     /// IPv6 extension headers: too many, or a routing header.
     ExtensionHeader = 45, drop, "extension-header";
 }

@@ -106,7 +106,7 @@ pub const fn corrected(checksum: u16, old: u32, new: u32) -> u16 {
 }
 
 #[inline(always)]
-const fn fold(sum: u32) -> u32 {
+pub const fn fold(sum: u32) -> u32 {
     let once = (sum & 0xffff) + (sum >> 16);
     (once & 0xffff) + (once >> 16)
 }

@@ -5,6 +5,7 @@
 
 use bytemuck::Zeroable;
 
+use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet};
@@ -90,6 +91,10 @@ pub struct Verdict<A = u32> {
     pub counted: u8,
     /// Set by the early program alone: whether the receiver takes frames from it.
     pub fast: bool,
+    /// What the sender of a dropped packet is told, by whom, and of which MTU.
+    pub tell: Tell,
+    pub told_mtu: u16,
+    pub teller: A,
     pub ifindex: u32,
     pub next_hop: A,
     pub rewrite: Rewrite<A>,
@@ -122,6 +127,7 @@ impl<A: Ip> Work<A> {
         verdict.slots = [0, 0];
         verdict.pays = 0;
         verdict.counted = 3;
+        verdict.tell = Tell::Nothing;
         verdict.inner.offset = 0;
         verdict.sender.write = FlowWrite::Nothing;
         verdict.receiver.write = FlowWrite::Nothing;

@@ -86,12 +86,13 @@ pub fn imagined(world: &World) -> anyhow::Result<Imagined> {
     let mut last = world.measured().device.clone();
     for (nth, instance) in (0..).zip(&world.instances) {
         let ifindex = if nth == 0 { TAP_INDEX } else { FIRST + nth };
-        let fact = DeviceFact { ifindex, mac: Mac(ebpf::GATEWAY_MAC), kind: DeviceKind::Other };
+        let fact =
+            DeviceFact { ifindex, mac: Mac(ebpf::GATEWAY_MAC), kind: DeviceKind::Other, mtu: 1500 };
         devices.by_name.insert(instance.device.clone(), fact);
         last.clone_from(&instance.device);
     }
     let mac = Mac(UPLINK_MAC);
-    let fact = DeviceFact { ifindex: UPLINK_INDEX, mac, kind: DeviceKind::Veth };
+    let fact = DeviceFact { ifindex: UPLINK_INDEX, mac, kind: DeviceKind::Veth, mtu: 1500 };
     devices.by_name.insert(UPLINK.to_owned(), fact);
     Ok(Imagined { devices, last })
 }
@@ -151,7 +152,7 @@ fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
         };
         let ifindex = if_nametoindex(name).with_context(|| format!("device {name}: find"))?;
         let mac = Mac(if name == UPLINK { UPLINK_MAC } else { ebpf::GATEWAY_MAC });
-        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac, kind });
+        devices.by_name.insert(name.to_owned(), DeviceFact { ifindex, mac, kind, mtu: 1500 });
     }
     Ok(devices)
 }

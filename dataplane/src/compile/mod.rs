@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+use ebpf::V6;
 use ebpf::layout::{
     self, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
     PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES,
@@ -46,6 +47,7 @@ pub struct DeviceFact {
     pub ifindex: u32,
     pub mac: Mac,
     pub kind: DeviceKind,
+    pub mtu: u16,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +68,9 @@ pub struct Devices {
     pub punt: Option<String>,
     /// The host's own addresses: never dropped early, even inside an elastic range.
     pub host_addresses: Vec<Ipv4Addr>,
+    /// Those on the uplink: ICMP errors to the world come from them.
+    pub uplink_address: Option<Ipv4Addr>,
+    pub uplink_address6: Option<Ipv6Addr>,
     /// Spreads half-open flows where the kernel has no number for it yet: a secret.
     pub seed: u64,
 }
@@ -153,6 +158,8 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         tables.config.uplink = uplink.ifindex;
         tables.config.uplink_mac = uplink.mac.octets();
         tables.config.fast = uplink.fast.into();
+        tables.config.uplink_address = devices.uplink_address.map_or(0, Into::into);
+        tables.config.uplink_address6 = devices.uplink_address6.map_or(V6::UNSPECIFIED, six::v6);
         if !uplink.early_drop && tables.config.ranges != 0 {
             tables.config.ranges = RANGES_LATE;
         }
@@ -229,6 +236,7 @@ struct Uplink {
     device: String,
     ifindex: u32,
     mac: Mac,
+    mtu: u16,
     gateway: Ipv4Addr,
     early_drop: bool,
     fast: bool,
@@ -246,6 +254,7 @@ fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error>
         device,
         ifindex: fact.ifindex,
         mac: fact.mac,
+        mtu: fact.mtu,
         gateway: uplink.gateway,
         early_drop: fast || uplink.early_drop.unwrap_or(fact.kind == DeviceKind::Other),
         fast,
@@ -401,7 +410,8 @@ impl Compiler<'_> {
             mac: i.mac.octets(),
             flags: source_check | metadata | to_namespace | takes_frames,
             routes: self.route_tables.of(i)?,
-            zero: 0,
+            mtu: i.dhcp.mtu,
+            uplink_mtu: self.uplink.as_ref().map_or(0, |u| u.mtu),
         })
     }
 

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use rpc::Deployment;
@@ -131,6 +131,7 @@ impl Host {
             let fact = DeviceFact {
                 ifindex: link.ifindex,
                 mac: link.mac,
+                mtu: link.mtu.try_into().unwrap_or(u16::MAX),
                 kind: match link.kind {
                     Kind::Veth => DeviceKind::Veth,
                     Kind::VethToNamespace => DeviceKind::VethToNamespace,
@@ -138,6 +139,11 @@ impl Host {
                 },
             };
             devices.by_name.insert(name.to_owned(), fact);
+        }
+        if let Some(uplink) = &desired.uplink {
+            let (address, address6) = addresses_on(&uplink.device)?;
+            devices.uplink_address = address;
+            devices.uplink_address6 = address6;
         }
         Ok((devices, made))
     }
@@ -252,6 +258,21 @@ fn host_addresses() -> Result<Vec<Ipv4Addr>, Error> {
     own.sort_unstable();
     own.dedup();
     Ok(own)
+}
+
+/// The first IPv4 address of a device and its first global IPv6 address.
+fn addresses_on(device: &str) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Error> {
+    let entries = nix::ifaddrs::getifaddrs().map_err(|e| Error::Netlink(e.into()))?;
+    let (mut address, mut address6) = (None, None);
+    for found in entries.filter(|e| e.interface_name == device).filter_map(|e| e.address) {
+        if let Some(v4) = found.as_sockaddr_in() {
+            address = address.or(Some(v4.ip()));
+        }
+        if let Some(v6) = found.as_sockaddr_in6().map(|a| a.ip()) {
+            address6 = address6.or((!v6.is_unicast_link_local()).then_some(v6));
+        }
+    }
+    Ok((address, address6))
 }
 
 /// Keeps the host's own stack off a device before it comes up: no IPv6 address

@@ -19,7 +19,7 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
-use ebpf::layout::{SIX_GUEST, SIX_PROGRAMS_MAX, SIX_RESPONDER, SIX_UPLINK};
+use ebpf::layout::{PROGRAMS_MAX, SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR, TELL_SIX};
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, absent_is_fine};
@@ -33,11 +33,13 @@ const PUNT_INGRESS: &str = "punt_ingress";
 const TAP_GUARD: &str = "tap_guard";
 
 const CLASSIFIERS: [&str; 4] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD];
-/// Where those go on with IPv6 frames, by their place in `SIX_PROGRAMS`.
-const SIX: [(u32, &str); SIX_PROGRAMS_MAX as usize] = [
+/// Where those go on, by their place in `PROGRAMS`.
+const OTHERS: [(u32, &str); PROGRAMS_MAX as usize] = [
     (SIX_GUEST, "tap_ingress_six"),
     (SIX_UPLINK, "uplink_ingress_six"),
     (SIX_RESPONDER, "punt_ingress_six"),
+    (TELL_FOUR, "tell_four"),
+    (TELL_SIX, "tell_six"),
 ];
 
 /// The guard comes first, so that nothing slips by while the device is being dressed.
@@ -61,15 +63,15 @@ pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
     xdp(bpf)?.load().map_err(|e| Error::new("load", UPLINK_EARLY, e))?;
     // The map is pinned, and with it what stands in it: also programs of before this
     // one, of the same layout, go on to these.
-    let six = bpf.map("SIX_PROGRAMS").ok_or_else(|| missing("SIX_PROGRAMS"))?;
-    let fd = match six {
+    let places = bpf.map("PROGRAMS").ok_or_else(|| missing("PROGRAMS"))?;
+    let fd = match places {
         Map::ProgramArray(data) => data.fd().as_fd().try_clone_to_owned(),
-        _ => return Err(missing("SIX_PROGRAMS")),
+        _ => return Err(missing("PROGRAMS")),
     }
-    .map_err(|e| Error::new("open", "SIX_PROGRAMS", e))?;
+    .map_err(|e| Error::new("open", "PROGRAMS", e))?;
     let programs =
-        syscall::Map::<u32, u32>::open(fd).map_err(|e| Error::new("open", "SIX_PROGRAMS", e))?;
-    for (place, name) in SIX {
+        syscall::Map::<u32, u32>::open(fd).map_err(|e| Error::new("open", "PROGRAMS", e))?;
+    for (place, name) in OTHERS {
         let program = classifier(bpf, name)?;
         program.load().map_err(|e| Error::new("load", name, e))?;
         let fd = program.fd().map_err(|e| Error::new("look at", name, e))?;

@@ -38,7 +38,7 @@ pub const NAMES: [&str; 25] = [
     "FLOWS6",
     "HALF_FLOWS6",
     "BLOCKED6",
-    "SIX_PROGRAMS",
+    "PROGRAMS",
     "ROUTES",
     "QUOTAS",
     "SWEPT",

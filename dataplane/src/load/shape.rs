@@ -267,7 +267,7 @@ mod tests {
             "HOLDERS",
             "STEPS6",
             "BLOCKED6",
-            "SIX_PROGRAMS",
+            "PROGRAMS",
             "ROUTES",
             // Whoever opens a connection tries again.
             "HALF_FLOWS6",

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use aya::Ebpf;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use ebpf::flow::{ICMP, TCP, UDP};
+use ebpf::icmp::HEADERS6_LEN;
 use ebpf::layout::{Interface, LocalKey};
 use ebpf::neighbour::ANSWER_LEN;
 use ebpf::rewrite::{corrected, sum32};
@@ -24,7 +25,8 @@ const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
 const CB: usize = 48;
-/// A rewritten frame is no longer than it was, but for a neighbour's answer.
+/// A rewritten frame is no longer than it was, but for a neighbour's answer and an ICMP
+/// error, which puts headers before what it is about.
 const FRAME_LEN_MAX: usize = 65_550;
 
 const XDP_PASS: u32 = 2;
@@ -47,7 +49,7 @@ pub fn run(
     context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     let mut context_out = [0; SKB_LEN];
-    let mut out = vec![0; frame.len().clamp(ANSWER_LEN, FRAME_LEN_MAX)];
+    let mut out = vec![0; (frame.len() + HEADERS6_LEN).clamp(ANSWER_LEN, FRAME_LEN_MAX)];
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
     options.data_out = Some(&mut out);

@@ -8,6 +8,7 @@ mod alone;
 mod confined;
 mod elastic;
 mod fast;
+mod hops;
 mod moved;
 mod observe;
 mod rates;

@@ -11,20 +11,20 @@ use model::{GroupId, Peer, Protocol};
 use crate::traffic::inside;
 use crate::world::{World, group, now, run, tcp};
 
-const WORLD: &str = "2001:db8:9::1";
+pub const WORLD: &str = "2001:db8:9::1";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     run(Command::new("ip").args(arguments.split_whitespace()));
 }
 
-fn everyone() -> Peer {
+pub fn everyone() -> Peer {
     Peer::Cidr("::/0".parse().unwrap())
 }
 
 /// Two guests of one network, `…:1::1:5` and `…:1::1:6`; the uplink's router is the world's
 /// end, by a link-local address.
-fn world(test: &str, ingress: Vec<(Protocol, Peer)>) -> Option<World> {
+pub fn world(test: &str, ingress: Vec<(Protocol, Peer)>) -> Option<World> {
     let mut world = World::new(test)?;
     let (host, net) = (world.namespace("host"), world.namespace("net"));
     let uplink = world.desired.uplink.as_ref().unwrap().device.clone();
@@ -53,12 +53,12 @@ fn world(test: &str, ingress: Vec<(Protocol, Peer)>) -> Option<World> {
     Some(world)
 }
 
-fn guest(n: u8) -> Ipv6Addr {
+pub fn guest(n: u8) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, 4 + u16::from(n))
 }
 
 /// Whether an echo comes back within the patience, asked again and again.
-fn pings(world: &World, role: &str, to: &str) -> bool {
+pub fn pings(world: &World, role: &str, to: &str) -> bool {
     let begun = now();
     while now() - begun < PATIENCE {
         let mut ping = world.command(role, "ping");
@@ -70,7 +70,7 @@ fn pings(world: &World, role: &str, to: &str) -> bool {
 }
 
 /// A server that says back the first bytes that it hears, once.
-fn echo_once(world: &World, role: &str, port: u16) {
+pub fn echo_once(world: &World, role: &str, port: u16) {
     let listening =
         inside(world, role, move || TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap());
     let listener = listening.join().unwrap();
@@ -85,7 +85,7 @@ fn echo_once(world: &World, role: &str, port: u16) {
 /// Long enough that a sender with offloads makes superframes of it.
 const SAID: usize = 200_000;
 
-fn converses(world: &World, role: &str, to: Ipv6Addr, port: u16) -> std::io::Result<bool> {
+pub fn converses(world: &World, role: &str, to: Ipv6Addr, port: u16) -> std::io::Result<bool> {
     let talk = inside(world, role, move || {
         let mut stream =
             TcpStream::connect_timeout(&SocketAddrV6::new(to, port, 0, 0).into(), PATIENCE)?;

@@ -17,7 +17,10 @@ use rpc::Deployment;
 use crate::frames::{carried_out, frame, responder_frame};
 use crate::frames6::{self, carried_out6};
 use crate::random::Random;
-use crate::world::{GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest};
+use crate::told::{told, told6};
+use crate::world::{
+    GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices,
+};
 
 const PACKETS: u64 = 120_000;
 /// Packets under one desired state.
@@ -82,16 +85,26 @@ pub struct Decided {
     bytes: Option<Vec<u8>>,
     /// Whether the frame was long enough that a program reports its verdict.
     told: bool,
+    /// Whether its sender is told why it was dropped.
+    answered: bool,
 }
 
 impl Decided {
     fn untold(action: Action, reason: Reason) -> Self {
-        Self { action, reason, rules: (0, 0), bytes: None, told: false }
+        Self { action, reason, rules: (0, 0), bytes: None, told: false, answered: false }
     }
 
-    fn of<A: ebpf::Ip>(verdict: &Verdict<A>, bytes: Option<Vec<u8>>) -> Self {
+    /// `error` goes back to the sender instead, if there is one.
+    fn of<A: ebpf::Ip>(
+        verdict: &Verdict<A>,
+        bytes: Option<Vec<u8>>,
+        error: Option<Vec<u8>>,
+    ) -> Self {
         let rules = (verdict.egress_rule, verdict.ingress_rule);
-        Self { action: verdict.action, reason: verdict.reason, rules, bytes, told: true }
+        let answered = error.is_some();
+        let bytes = error.or(bytes);
+        let (action, reason) = (verdict.action, verdict.reason);
+        Self { action, reason, rules, bytes, told: true, answered }
     }
 }
 
@@ -118,7 +131,8 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
             _ => from_instance6(host, frame, &head, &arrival, &mut work),
         }
         host.account(&work.verdict);
-        return Decided::of(&work.verdict, carried_out6(frame, &work.verdict));
+        let told = told6(frame, &work.verdict, uplink);
+        return Decided::of(&work.verdict, carried_out6(frame, &work.verdict), told);
     }
     let head = Head::of(frame[..HEAD_LEN].try_into().unwrap());
     let mut work: Work = bytemuck::Zeroable::zeroed();
@@ -128,7 +142,8 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
         _ => from_instance(host, frame, &head, &arrival, &mut work),
     }
     host.account(&work.verdict);
-    Decided::of(&work.verdict, carried_out(frame, &work.verdict))
+    let told = told(frame, &work.verdict, uplink);
+    Decided::of(&work.verdict, carried_out(frame, &work.verdict), told)
 }
 
 #[derive(Default)]
@@ -180,7 +195,7 @@ pub fn compare_frame(
     let decided = decided(host, ifindex, frame, loaded.tables());
     let run = loaded.run(ifindex, frame, TRACE_MARK).unwrap();
     let code = match decided.action {
-        Action::Drop => 2,
+        Action::Drop if !decided.answered => 2,
         Action::Pass => -1,
         _ => 7,
     };
@@ -204,7 +219,9 @@ pub fn compare_frame(
 }
 
 /// IPv6 frames met these too.
-const SIX: [Reason; 27] = [
+const SIX: [Reason; 29] = [
+    Reason::TtlExpired,
+    Reason::TooBig,
     Reason::Established,
     Reason::NewFlow,
     Reason::Related,
@@ -239,13 +256,14 @@ fn the_loaded_programs_decide_as_the_host_does() {
     let name = "the_loaded_programs_decide_as_the_host_does";
     let Some(bench) = Bench::new(name, "pktagree") else { return };
     let mut random = Random::seeded("agree", 21);
-    let devices = devices(|name| if_nametoindex(name).unwrap());
+    let devices = narrow_devices();
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let mut host = Host::default();
     let mut tally = Tally::default();
     while tally.packets < PACKETS {
         let rules_max = random.pick(&[1, 4, 30]);
         let desired = desired(&mut random, rules_max);
+        let desired = narrow(&mut random, desired);
         let tables = compile(&desired, &devices, loaded.tables()).unwrap();
         loaded.update(tables.clone()).unwrap();
         host.load(tables);
@@ -268,6 +286,8 @@ fn the_loaded_programs_decide_as_the_host_does() {
         Reason::FlowQuota,
         Reason::Unmarked,
         Reason::EstablishedEarly,
+        // Counted beside the reason why.
+        Reason::Told,
     ];
     // `rates` and `fast` in these tests see to these.
     let rates = Reason::BandwidthIn..=Reason::SourceRate;

@@ -16,4 +16,5 @@ mod rates;
 mod routes;
 mod scapy;
 mod small;
+mod told;
 mod world;

@@ -62,13 +62,27 @@ pub fn devices(ifindex_of: impl Fn(&str) -> u32) -> Devices {
             true => DeviceKind::VethToNamespace,
             false => DeviceKind::Other,
         };
-        let fact = DeviceFact { ifindex: ifindex_of(&name), mac, kind };
+        let fact = DeviceFact { ifindex: ifindex_of(&name), mac, kind, mtu: 1500 };
         devices.by_name.insert(name, fact);
     };
     (0..GUESTS).for_each(|n| add(guest(n), guest_mac(n)));
     add(UPLINK.to_owned(), UPLINK_MAC);
     add(PUNT.to_owned(), Mac([0x02, 0, 0, 0, 3, 0]));
     devices.host_addresses = vec![Ipv4Addr::new(198, 51, 100, 1)];
+    devices.uplink_address = Some(Ipv4Addr::new(198, 51, 100, 1));
+    devices
+}
+
+/// MTUs that most random packets fit, and some do not.
+pub fn narrow(random: &mut Random, mut desired: Desired) -> Desired {
+    desired.interfaces.iter_mut().for_each(|i| i.dhcp.mtu = random.pick(&[1500, 1500, 80]));
+    desired
+}
+
+/// As narrow an uplink.
+pub fn narrow_devices() -> Devices {
+    let mut devices = devices(|name| nix::net::if_::if_nametoindex(name).unwrap());
+    devices.by_name.get_mut(UPLINK).unwrap().mtu = 84;
     devices
 }
 

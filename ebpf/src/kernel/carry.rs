@@ -8,6 +8,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use ebpf::flow::{TCP, UDP};
+use ebpf::icmp::Tell;
 use ebpf::packet::{Frame, mac_bytes};
 use ebpf::rate::on_the_wire;
 use ebpf::{
@@ -23,6 +24,9 @@ use crate::maps::COUNTERS;
 use crate::{spend, watch};
 
 const AF_INET: u32 = 2;
+
+/// No code of tc's: the packet is dropped, and its sender is to be told.
+pub const TOLD: i32 = 257;
 
 /// Does what the verdict in this CPU's work space says. A global function, which the
 /// verifier walks by itself and not once for each way to a verdict.
@@ -48,6 +52,7 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
         }
     }
     match verdict.action {
+        Action::Drop if verdict.tell != Tell::Nothing && !asked => TOLD,
         Action::Drop | Action::AnswerNeighbour => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
         Action::AnswerArp => answer_arp(skb, mac_bytes(verdict.rewrite.source_mac)),

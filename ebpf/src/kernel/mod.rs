@@ -3,6 +3,7 @@
 //! ```text
 //!  programs (here, early, six) ─▶ ebpf::decide over tables ─▶ carry ─▶ flows
 //!                     skb, span: the packet's bytes      spend, watch: beside
+//!                                              tell: the sender of what was dropped
 //! ```
 
 pub mod carry;
@@ -13,19 +14,20 @@ mod six;
 pub mod skb;
 mod span;
 pub mod tables;
+mod tell;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf::decide::{from_instance, from_punt, from_world};
-use ebpf::layout::{SIX_GUEST, SIX_RESPONDER, SIX_UPLINK};
+use ebpf::layout::{SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR};
 use ebpf::packet::IPV6;
 use ebpf::{Reason, VERDICT_MARK, Work};
 
-use self::carry::{carry_out, refuse};
+use self::carry::{TOLD, carry_out, refuse};
 use self::skb::Skb;
 use self::tables::Maps;
-use crate::maps::{SIX_PROGRAMS, WORK};
+use crate::maps::{PROGRAMS, WORK};
 
 /// This CPU's work space: the stack has not enough room.
 #[inline(always)]
@@ -36,12 +38,12 @@ fn work() -> Option<&'static mut Work> {
     Some(unsafe { &mut *work })
 }
 
-/// IPv6 has programs of its own, with a stack of their own. Only a missing one lets
-/// this return.
+/// IPv6 has programs of its own, with a stack of their own, and so have ICMP errors.
+/// Only a missing one lets this return.
 #[inline(always)]
-fn go_on_as_six(ctx: &TcContext, program: u32) -> i32 {
+fn go_on(ctx: &TcContext, program: u32) -> i32 {
     // SAFETY: the programs there are classifiers as this one is.
-    let _ = unsafe { SIX_PROGRAMS.tail_call(ctx, program) };
+    let _ = unsafe { PROGRAMS.tail_call(ctx, program) };
     TC_ACT_SHOT
 }
 
@@ -51,11 +53,14 @@ pub fn tap_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     let Some(head) = skb.head() else { return refuse(&skb, Reason::Malformed) };
     if head.ether_type == IPV6 {
-        return go_on_as_six(&ctx, SIX_GUEST);
+        return go_on(&ctx, SIX_GUEST);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_instance(&Maps, &skb, &head, &skb.arrival(), work);
-    carry_out(skb.0)
+    match carry_out(skb.0) {
+        TOLD => go_on(&ctx, TELL_FOUR),
+        code => code,
+    }
 }
 
 /// From the world.
@@ -65,11 +70,14 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
     // Shorter than any frame of ours.
     let Some(head) = skb.head() else { return TC_ACT_UNSPEC };
     if head.ether_type == IPV6 {
-        return go_on_as_six(&ctx, SIX_UPLINK);
+        return go_on(&ctx, SIX_UPLINK);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_world(&Maps, &skb, &head, &skb.arrival(), work);
-    carry_out(skb.0)
+    match carry_out(skb.0) {
+        TOLD => go_on(&ctx, TELL_FOUR),
+        code => code,
+    }
 }
 
 /// From our own responder.
@@ -78,7 +86,7 @@ pub fn punt_ingress(ctx: TcContext) -> i32 {
     let skb = Skb(ctx.skb.skb);
     let Some(head) = skb.head() else { return refuse(&skb, Reason::PuntStray) };
     if head.ether_type == IPV6 {
-        return go_on_as_six(&ctx, SIX_RESPONDER);
+        return go_on(&ctx, SIX_RESPONDER);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
     from_punt(&Maps, &head, work);

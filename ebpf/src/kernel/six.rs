@@ -4,12 +4,17 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::{bpf_redirect, bpf_skb_change_tail};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
+use ebpf::icmp::Tell;
+use ebpf::layout::TELL_SIX;
 use ebpf::neighbour::{ANSWER_LEN, answer};
 use ebpf::six::{from_instance6, from_punt6, from_world6};
 use ebpf::verdict::Verdict;
 use ebpf::{ASK_MARK, Action, Head6, Reason, TRACE_MARK, V6, VERDICT_MARK, Work};
 
-use super::carry::{account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for};
+use super::carry::{
+    TOLD, account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for,
+};
+use super::go_on;
 use super::skb::Skb;
 use super::tables::Maps;
 use crate::maps::{HEAD6, WORK, WORK6};
@@ -19,7 +24,7 @@ const AF_INET6: u32 = 10;
 
 /// This CPU's work space.
 #[inline(always)]
-fn work() -> Option<&'static mut Work<V6>> {
+pub fn work6() -> Option<&'static mut Work<V6>> {
     let work = WORK6.get_ptr_mut(0)?;
     // SAFETY: as for the other family's.
     Some(unsafe { &mut *work })
@@ -28,7 +33,7 @@ fn work() -> Option<&'static mut Work<V6>> {
 /// The frame's head, read into this CPU's place for one: the stack has not enough
 /// room, and what lies in a map the verifier does not follow value by value.
 #[inline(always)]
-fn head(skb: &Skb) -> Option<&'static Head6> {
+pub fn head6(skb: &Skb) -> Option<&'static Head6> {
     let place = HEAD6.get_ptr_mut(0)?;
     let head = skb.head6()?;
     // SAFETY: the pointer was checked, and the entry is this CPU's own.
@@ -42,18 +47,20 @@ fn head(skb: &Skb) -> Option<&'static Head6> {
 /// upon the other.
 #[classifier]
 pub fn tap_ingress_six(ctx: TcContext) -> i32 {
-    match decide_for_guest(ctx.skb.skb) {
+    let code = match decide_for_guest(ctx.skb.skb) {
         DECIDED => carry_out6(ctx.skb.skb),
         code => code,
-    }
+    };
+    if code == TOLD { go_on(&ctx, TELL_SIX) } else { code }
 }
 
 #[classifier]
 pub fn uplink_ingress_six(ctx: TcContext) -> i32 {
-    match decide_for_uplink(ctx.skb.skb) {
+    let code = match decide_for_uplink(ctx.skb.skb) {
         DECIDED => carry_out6(ctx.skb.skb),
         code => code,
-    }
+    };
+    if code == TOLD { go_on(&ctx, TELL_SIX) } else { code }
 }
 
 #[classifier]
@@ -70,8 +77,8 @@ const DECIDED: i32 = 256;
 #[inline(never)]
 fn decide_for_guest(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
-    let Some(head) = head(&skb) else { return refuse(&skb, Reason::Malformed) };
-    let Some(work) = work() else { return TC_ACT_SHOT };
+    let Some(head) = head6(&skb) else { return refuse(&skb, Reason::Malformed) };
+    let Some(work) = work6() else { return TC_ACT_SHOT };
     from_instance6(&Maps, &skb, head, &skb.arrival(), work);
     DECIDED
 }
@@ -79,8 +86,8 @@ fn decide_for_guest(ctx: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn decide_for_uplink(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
-    let Some(head) = head(&skb) else { return TC_ACT_UNSPEC };
-    let Some(work) = work() else { return TC_ACT_SHOT };
+    let Some(head) = head6(&skb) else { return TC_ACT_UNSPEC };
+    let Some(work) = work6() else { return TC_ACT_SHOT };
     from_world6(&Maps, &skb, head, &skb.arrival(), work);
     DECIDED
 }
@@ -88,8 +95,8 @@ fn decide_for_uplink(ctx: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn decide_for_responder(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
-    let Some(head) = head(&skb) else { return refuse(&skb, Reason::PuntStray) };
-    let Some(work) = work() else { return TC_ACT_SHOT };
+    let Some(head) = head6(&skb) else { return refuse(&skb, Reason::PuntStray) };
+    let Some(work) = work6() else { return TC_ACT_SHOT };
     from_punt6(&Maps, head, work);
     DECIDED
 }
@@ -99,8 +106,8 @@ fn decide_for_responder(ctx: *mut __sk_buff) -> i32 {
 #[inline(never)]
 pub extern "C" fn carry_out6(ctx: *mut __sk_buff) -> i32 {
     let skb = &Skb(ctx);
-    let Some(head) = head(skb) else { return TC_ACT_SHOT };
-    let Some(work) = work() else { return TC_ACT_SHOT };
+    let Some(head) = head6(skb) else { return TC_ACT_SHOT };
+    let Some(work) = work6() else { return TC_ACT_SHOT };
     let mark = skb.mark();
     let asked = mark == ASK_MARK;
     if work.verdict.pays != 0 && !asked && work.verdict.action != Action::Drop {
@@ -115,10 +122,11 @@ pub extern "C" fn carry_out6(ctx: *mut __sk_buff) -> i32 {
         tell(ctx, verdict);
     }
     match verdict.action {
+        Action::Drop if verdict.tell != Tell::Nothing && !asked => TOLD,
         Action::Drop | Action::AnswerArp => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
         Action::AnswerNeighbour => answer_neighbour(skb, verdict),
-        Action::Deliver | Action::Leave | Action::Enter => go_on(skb, head, verdict),
+        Action::Deliver | Action::Leave | Action::Enter => send_on(skb, head, verdict),
     }
 }
 
@@ -135,7 +143,7 @@ fn pay(skb: &Skb, work: &mut Work<V6>) {
 }
 
 #[inline(always)]
-fn go_on(skb: &Skb, head: &Head6, verdict: &Verdict<V6>) -> i32 {
+fn send_on(skb: &Skb, head: &Head6, verdict: &Verdict<V6>) -> i32 {
     if !skb.set_head6(&verdict.rewrite.apply6(head)) {
         return TC_ACT_SHOT;
     }

@@ -23,6 +23,12 @@ impl Frame for Skb {
     }
 
     #[inline(always)]
+    fn segment(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.0).gso_size }
+    }
+
+    #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         if let Some(bytes) = self.span().load(offset) {
             return Some(bytes);
