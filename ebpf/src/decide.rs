@@ -11,6 +11,7 @@
 //! A packet is judged once, where it enters: the sender's device or the uplink.
 //! What comes from a guest never reaches the host's own stack.
 
+use crate::acl::{enters, leaves};
 use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
@@ -195,6 +196,8 @@ pub struct Route<A = u32> {
     /// What the sender's group rules know the receiver by.
     pub receiver_identity: u64,
     pub same_subnet: bool,
+    /// The next party is in the sender's subnet: no network ACL is asked.
+    pub on_link: bool,
 }
 
 impl<A: Ip> Route<A> {
@@ -202,7 +205,8 @@ impl<A: Ip> Route<A> {
     /// know the other as a member beyond it, as EC2 has it; the appliance itself is
     /// reached by its sender directly.
     #[inline(always)]
-    pub fn by_appliance(
+    pub fn by_appliance<T: Tables + ?Sized>(
+        tables: &T,
         sender: &Interface,
         packet: &Packet<A>,
         ifindex: u32,
@@ -216,6 +220,10 @@ impl<A: Ip> Route<A> {
             sender_identity: if own_source { sender.identity } else { 0 },
             receiver_identity: 0,
             same_subnet: false,
+            on_link: match tables.interface(ifindex) {
+                Some(to) => to.vpc == sender.vpc && to.address & sender.mask == sender.subnet,
+                None => false,
+            },
         }
     }
 }
@@ -231,7 +239,7 @@ fn route<T: Tables + ?Sized>(
     let same_subnet = to & interface.mask == interface.subnet;
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {
-        return Ok(Route::by_appliance(interface, packet, ifindex, own_source));
+        return Ok(Route::by_appliance(tables, interface, packet, ifindex, own_source));
     }
     if way != Way::Internet
         && let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 })
@@ -248,6 +256,7 @@ fn route<T: Tables + ?Sized>(
             sender_identity: if own_source { interface.identity } else { 0 },
             receiver_identity: local.identity,
             same_subnet,
+            on_link: same_subnet,
         });
     }
     if way == Way::Local || to.is_unroutable() {
@@ -265,6 +274,7 @@ fn route<T: Tables + ?Sized>(
         sender_identity: 0,
         receiver_identity: 0,
         same_subnet: false,
+        on_link: false,
     };
     // Another interface here holds that elastic address: there and back by the
     // public addresses, without a way out of the host.
@@ -287,6 +297,9 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
     let Work { packet, inner, verdict } = work;
+    if !route.on_link {
+        leaves(tables, sender, packet, packet.destination, &mut verdict.egress_rule)?;
+    }
     let is_error = packet.kind == Kind::IcmpError;
     if is_error {
         A::parse_inner(inner, frame, packet)?;
@@ -363,6 +376,10 @@ fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     work.verdict.action = hand_over(receiver);
     work.verdict.ifindex = receiver.ifindex;
     work.verdict.rewrite.destination_mac = receiver.mac_number();
+    if !route.on_link {
+        let Work { packet, verdict, .. } = work;
+        enters(tables, receiver, packet, route.source, &mut verdict.ingress_rule)?;
+    }
     if work.packet.kind == Kind::IcmpError {
         // The packet inside travelled the other way: its source is the receiver.
         let by_receiver = work.inner.source == work.packet.destination;
@@ -471,6 +488,7 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     if packet.source.is_unroutable() {
         return Err(Reason::Martian);
     }
+    enters(tables, receiver, packet, packet.source, &mut verdict.ingress_rule)?;
     let is_error = packet.kind == Kind::IcmpError;
     let change = &mut verdict.receiver;
     let (reason, rule) = if is_error {

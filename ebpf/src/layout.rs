@@ -18,8 +18,10 @@ pub const SLOTS_MAX: u32 = INTERFACES_MAX + 1;
 pub const LOCALS_MAX: u32 = 65_536;
 /// Elastic addresses on a host: one an interface.
 pub const ELASTICS_MAX: u32 = 1024;
-/// Two policies (ingress, egress) an interface, and as many again while they are exchanged.
-pub const POLICIES_MAX: u32 = 4096;
+/// Two policies (ingress, egress) an interface and two a network ACL, and as many again while
+/// they are exchanged.
+pub const POLICIES_MAX: u32 = 8192;
+const _: () = assert!(POLICIES_MAX < u16::MAX as u32);
 /// Boundaries of all classes of all policies, 16 bytes each.
 pub const STEPS_MAX: u32 = 524_288;
 /// Words of all rows of all policies, 8 bytes each.
@@ -102,8 +104,12 @@ pub struct Interface {
     /// The longest IP packet that it takes, and that the uplink takes.
     pub mtu: u16,
     pub uplink_mtu: u16,
+    /// Slots in `POLICIES` of its network ACL, counted from 1; 0: everything may cross.
+    pub acl_ingress: u16,
+    pub acl_egress: u16,
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Interface>() == 104);
+const _: () = assert!(size_of::<Interface>() == 112);
 
 impl Interface {
     /// Its hardware address as a number, read as one word.
@@ -159,7 +165,7 @@ pub struct Elastic {
     pub address: u32,
     pub zero: u32,
 }
-const _: () = assert!(size_of::<Elastic>() == 112);
+const _: () = assert!(size_of::<Elastic>() == 120);
 
 /// Part of `STEPS`.
 #[repr(C)]
@@ -193,8 +199,10 @@ pub struct Policy {
     pub icmp6: Span,
     /// In `STEPS6`.
     pub remotes6: Span,
+    /// Of a network ACL: the entries that permit, a bit each. Rules of groups always do.
+    pub allow: u64,
 }
-const _: () = assert!(size_of::<Policy>() == 72);
+const _: () = assert!(size_of::<Policy>() == 80);
 
 /// `STEPS`: a boundary, and the first word of its row in `WORDS`.
 #[repr(C)]

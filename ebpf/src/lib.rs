@@ -12,6 +12,7 @@
 //! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
 //! | [`ip`] | the two families of addresses, over which the decision is written once |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
+//! | [`acl`] | what may cross the border of a subnet |
 //! | [`route`] | what a route table says of a destination |
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
@@ -21,6 +22,7 @@
 //! | [`rate`] | token buckets |
 #![cfg_attr(not(test), no_std)]
 
+pub mod acl;
 pub mod decide;
 pub mod event;
 pub mod flow;

@@ -116,6 +116,11 @@ reasons! {
     /// Routed to an interface that takes only what is addressed to it.
     DestinationCheck = 54, drop, "destination-check";
 
+    /// The network ACL of the sender's subnet does not let it out.
+    AclEgressDenied = 53, drop, "acl-egress-denied";
+    /// The network ACL of the receiver's subnet does not let it in.
+    AclIngressDenied = 52, drop, "acl-ingress-denied";
+
     /// More bytes to the interface than it may have (ENA's names, here and below).
     BandwidthIn = 56, drop, "bw-in-allowance-exceeded";
     /// More bytes from the interface than it may send.

@@ -209,7 +209,7 @@ fn route<T: Tables + ?Sized>(
     let same_subnet = six.holds(to);
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {
-        return Ok(Route::by_appliance(interface, packet, ifindex, held));
+        return Ok(Route::by_appliance(tables, interface, packet, ifindex, held));
     }
     let mut route = Route {
         ifindex: 0,
@@ -219,6 +219,7 @@ fn route<T: Tables + ?Sized>(
         sender_identity: 0,
         receiver_identity: 0,
         same_subnet,
+        on_link: same_subnet,
     };
     if let Some(holder) = tables.holder(&to) {
         route.ifindex = holder.ifindex;
@@ -236,6 +237,7 @@ fn route<T: Tables + ?Sized>(
         return Err(Reason::NoRoute);
     }
     route.same_subnet = false;
+    route.on_link = false;
     // Nothing would come back to an address that no interface has.
     if !held {
         return Err(Reason::NoElastic);

@@ -105,6 +105,7 @@ ids! {
     SubnetId "subnet-";
     RouteTableId "rtb-";
     NatGatewayId "nat-";
+    NetworkAclId "acl-";
     ReservationId "r-";
 }
 

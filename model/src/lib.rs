@@ -10,6 +10,7 @@ pub mod id;
 pub mod instance;
 pub mod instance_type;
 pub mod mac;
+pub mod network_acl;
 pub mod route_table;
 pub mod security_group;
 pub mod volume;
@@ -17,11 +18,13 @@ pub mod volume_kind;
 
 pub use id::{
     AllocationId, AssociationId, GroupId, ImageId, InstanceId, InterfaceId, KeyPairId, MalformedId,
-    NatGatewayId, ReservationId, RouteTableId, RuleId, SnapshotId, SubnetId, VolumeId, VpcId,
+    NatGatewayId, NetworkAclId, ReservationId, RouteTableId, RuleId, SnapshotId, SubnetId,
+    VolumeId, VpcId,
 };
 pub use instance::InstanceState;
 pub use instance_type::InstanceType;
 pub use mac::Mac;
+pub use network_acl::NetworkAcl;
 pub use route_table::{Route, RouteTable};
 pub use security_group::{Direction, Peer, PortRange, Protocol, Rule, SecurityGroup};
 pub use volume::{AttachmentState, VolumeState};

@@ -118,7 +118,7 @@ impl Protocol {
     pub const ICMP: u8 = 1;
     pub const ICMPV6: u8 = 58;
 
-    fn matches(self, header: &Header) -> bool {
+    pub(crate) fn matches(self, header: &Header) -> bool {
         let icmp = |number, kind: Option<u8>, code: Option<u8>| {
             let [packet_kind, packet_code] = header.detail.to_be_bytes();
             header.protocol == number

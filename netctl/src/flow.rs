@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
-use rpc::dataplane::{Observed, Routed, RuleHits, Seen};
+use rpc::dataplane::{AclDenied, Observed, Routed, RuleHits, Seen};
 use serde_json::json;
 
 use crate::api::Session;
@@ -104,9 +104,12 @@ fn line(seen: &Seen) -> String {
         let by = destination.map_or_else(|| "none".into(), |d| d.to_string());
         format!(" route {table} {by}")
     });
+    let denied = seen.denied.map_or_else(String::new, |AclDenied { acl, entry }| {
+        format!(" acl {acl} {}", entry.map_or_else(|| "*".into(), |n| n.to_string()))
+    });
     let interfaces: Vec<String> = seen.interfaces.iter().map(ToString::to_string).collect();
     format!(
-        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}",
+        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}{denied}",
         seen.time_ms / 1000,
         seen.time_ms % 1000,
         seen.reason,
@@ -165,6 +168,7 @@ mod tests {
             source_port: Some(4000),
             destination_port: Some(22),
             routed: None,
+            denied: None,
         };
         assert_eq!(
             line(&seen),
@@ -175,6 +179,11 @@ mod tests {
         seen.routed = Some(Routed { table, destination: net });
         let routed = " route rtb-00000000000000003 192.0.2.0/24";
         assert!(line(&seen).ends_with(routed), "{}", line(&seen));
+        let acl = model::NetworkAclId::from_random(4);
+        seen.denied = Some(AclDenied { acl, entry: Some(100) });
+        assert!(line(&seen).ends_with(" acl acl-00000000000000004 100"), "{}", line(&seen));
+        seen.denied = Some(AclDenied { acl, entry: None });
+        assert!(line(&seen).ends_with(" *"), "{}", line(&seen));
         (seen.protocol, seen.source, seen.source_port) = (None, None, None);
         assert!(line(&seen).contains("no IP - > "), "{}", line(&seen));
     }

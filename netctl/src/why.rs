@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
-use rpc::dataplane::{FrameQuestion, Question, Routed};
+use rpc::dataplane::{AclDenied, FrameQuestion, Question, Routed};
 use serde_json::json;
 
 use crate::api::Session;
@@ -92,12 +92,14 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
             "reason": verdict.reason,
             "rule": verdict.rule.map(|r| r.to_string()),
             "routed": verdict.routed,
+            "denied": verdict.denied,
         }));
     }
     let word = if verdict.allowed { "allowed" } else { "dropped" };
     let rule = verdict.rule.map(|r| format!(" (rule {r})")).unwrap_or_default();
     output::line(&format!("{word}: {}{rule}", verdict.reason));
     tell_routed(verdict.routed);
+    tell_denied(verdict.denied);
     Ok(())
 }
 
@@ -130,7 +132,14 @@ fn explain(
         output::line(&format!("  receiver: {receiver}"));
     }
     tell_routed(told.routed);
+    tell_denied(told.denied);
     Ok(())
+}
+
+fn tell_denied(denied: Option<AclDenied>) {
+    let Some(AclDenied { acl, entry }) = denied else { return };
+    let by = entry.map_or_else(|| "no entry permits it".into(), |n| format!("entry {n}"));
+    output::line(&format!("  network ACL: {acl}, {by}"));
 }
 
 fn tell_routed(routed: Option<Routed>) {

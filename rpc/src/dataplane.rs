@@ -17,7 +17,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use model::{Direction, GroupId, InterfaceId, Mac, RouteTable, RouteTableId, SecurityGroup, VpcId};
+use model::{
+    Direction, GroupId, InterfaceId, Mac, NetworkAcl, NetworkAclId, RouteTable, RouteTableId,
+    SecurityGroup, VpcId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{Client, Error};
@@ -39,6 +42,8 @@ pub struct Desired {
     pub groups: Vec<SecurityGroup>,
     #[serde(default)]
     pub route_tables: Vec<RouteTable>,
+    #[serde(default)]
+    pub network_acls: Vec<NetworkAcl>,
     /// Sources dropped on the uplink before anything else looks at them.
     #[serde(default)]
     pub blocklist: Vec<IpNet>,
@@ -174,6 +179,9 @@ pub struct Interface {
     /// Of its subnet. `None`: the network and the internet gateway, and nothing else.
     #[serde(default)]
     pub route_table: Option<RouteTableId>,
+    /// Of its subnet. `None`: everything may cross its border.
+    #[serde(default)]
+    pub network_acl: Option<NetworkAclId>,
     #[serde(default)]
     pub rates: Rates,
     /// Whether its device takes frames from XDP. `None`: a tap of ours does; a veth only
@@ -222,6 +230,7 @@ impl Interface {
             groups: Vec::new(),
             source_check: true,
             route_table: None,
+            network_acl: None,
             rates: Rates::default(),
             takes_frames: None,
             idle: IdleTimeouts::default(),
@@ -389,6 +398,9 @@ pub struct Verdict {
     /// The route that was asked, where the sender is here and has a table.
     #[serde(default)]
     pub routed: Option<Routed>,
+    /// The network ACL that denied it, if one did.
+    #[serde(default)]
+    pub denied: Option<AclDenied>,
 }
 
 /// "What would you do with this frame, here?"
@@ -416,6 +428,17 @@ pub struct Explained {
     /// The route that was asked, where its sender has a table.
     #[serde(default)]
     pub routed: Option<Routed>,
+    /// The network ACL that denied it, if one did.
+    #[serde(default)]
+    pub denied: Option<AclDenied>,
+}
+
+/// What a network ACL did not let cross its subnet's border.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AclDenied {
+    pub acl: NetworkAclId,
+    /// The entry's number; `None`: no entry matched.
+    pub entry: Option<u16>,
 }
 
 /// What a route table said of a destination.
@@ -459,6 +482,9 @@ pub struct Seen {
     /// The route that was asked, where its sender has a table.
     #[serde(default)]
     pub routed: Option<Routed>,
+    /// The network ACL that denied it, if one did.
+    #[serde(default)]
+    pub denied: Option<AclDenied>,
 }
 
 /// How often a rule let a flow in, over all interfaces.

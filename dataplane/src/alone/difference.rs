@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use model::{Direction, RouteTable, SecurityGroup};
+use model::{Direction, NetworkAcl, RouteTable, SecurityGroup};
 use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface};
 use serde::Serialize;
 
-use super::{rate, route, rule};
+use super::{acl, rate, route, rule};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,7 +21,8 @@ pub enum Sign {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
     pub sign: Sign,
-    /// `interface`, `group`, `rule`, `route-table`, `route`, `uplink`, `flow-log`, `blocklist`.
+    /// `interface`, `group`, `rule`, `route-table`, `route`, `network-acl`, `entry`,
+    /// `uplink`, `flow-log`, `blocklist`.
     pub what: &'static str,
     pub name: String,
     pub detail: String,
@@ -54,6 +55,8 @@ pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>
     compare("rule", &mut lines, &rules(old, names), &rules(new, names));
     compare("route-table", &mut lines, &route_tables(old, names), &route_tables(new, names));
     compare("route", &mut lines, &routes(old, names), &routes(new, names));
+    compare("network-acl", &mut lines, &acls(old, names), &acls(new, names));
+    compare("entry", &mut lines, &entries(old, names), &entries(new, names));
     let prefixes = |all: &[ipnet::IpNet]| all.iter().map(|p| (p.to_string(), Vec::new())).collect();
     compare("blocklist", &mut lines, &prefixes(&old.blocklist), &prefixes(&new.blocklist));
     let ranges =
@@ -151,6 +154,10 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
             "route-table",
             i.route_table.map_or_else(|| NONE.into(), |t| named(&t.to_string(), names)),
         ),
+        (
+            "network-acl",
+            i.network_acl.map_or_else(|| NONE.into(), |a| named(&a.to_string(), names)),
+        ),
         ("outgoing", told_rate(i.rates.outgoing)),
         ("incoming", told_rate(i.rates.incoming)),
         ("packets", told_rate(i.rates.packets)),
@@ -197,6 +204,21 @@ fn routes(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
         t.routes.iter().map(tell).collect::<Vec<_>>()
     };
     desired.route_tables.iter().flat_map(of).collect()
+}
+
+fn acls(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let tell =
+        |a: &NetworkAcl| (named(&a.id.to_string(), names), vec![("network", a.vpc.to_string())]);
+    desired.network_acls.iter().map(tell).collect()
+}
+
+fn entries(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let of = |a: &NetworkAcl| {
+        let name = named(&a.id.to_string(), names);
+        let tell = |e| (format!("{name}: {}", acl::told(e)), Vec::new());
+        a.entries.iter().map(tell).collect::<Vec<_>>()
+    };
+    desired.network_acls.iter().flat_map(of).collect()
 }
 
 /// What people call it, or its id.

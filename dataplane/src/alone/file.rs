@@ -23,7 +23,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::{rate, route, rule};
+use super::{acl, rate, route, rule};
 use crate::compile::idle;
 use crate::respond::Served;
 
@@ -67,6 +67,8 @@ pub struct File {
     group: BTreeMap<String, GroupEntry>,
     #[serde(default)]
     pub route_table: BTreeMap<String, route::Entry>,
+    #[serde(default)]
+    pub network_acl: BTreeMap<String, acl::AclEntry>,
     #[serde(default)]
     pub interface: BTreeMap<String, Spanned<InterfaceEntry>>,
 }
@@ -126,6 +128,7 @@ pub struct InterfaceEntry {
     groups: Vec<Spanned<String>>,
     source_check: Option<bool>,
     pub route_table: Option<Spanned<String>>,
+    pub network_acl: Option<Spanned<String>>,
     #[serde(default)]
     rates: rate::Entry,
     takes_frames: Option<bool>,
@@ -200,6 +203,11 @@ impl Reader<'_> {
             let table = route::table(&self.text, name, entry, file)?;
             self.names.insert(table.id.to_string(), name.clone());
             desired.route_tables.push(table);
+        }
+        for (name, entry) in &file.network_acl {
+            let acl = acl::acl(&self.text, name, entry)?;
+            self.names.insert(acl.id.to_string(), name.clone());
+            desired.network_acls.push(acl);
         }
         for (name, entry) in &file.interface {
             desired.interfaces.push(self.interface(name, entry, file)?);
@@ -313,6 +321,7 @@ impl Reader<'_> {
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
             route_table: route::of(text, entry, file)?,
+            network_acl: acl::of(text, entry, file)?,
             rates: rate::rates(text, &entry.rates)?,
             takes_frames: entry.takes_frames,
             idle: self.idle(entry)?,

@@ -240,3 +240,44 @@ fn a_route_table_is_read_and_what_is_wrong_in_it_is_told() {
     assert!(said.contains(&"~ interface a: route-table none → private".to_owned()), "{said:#?}");
     assert!(said.contains(&"+ route private: 0.0.0.0/0 via internet".to_owned()), "{said:#?}");
 }
+
+const GUARDED: &str = r#"
+[network-acl.edge]
+ingress = [
+  { number = 100, deny = "203.0.113.9/24" },
+  { number = 200, allow = "0.0.0.0/0", protocol = "tcp", ports = 22 },
+]
+egress = [{ number = 100, allow = "0.0.0.0/0" }]
+"#;
+
+#[test]
+fn a_network_acl_is_read_and_what_is_wrong_in_it_is_told() {
+    let text = WHOLE.replace("[interface.b]", "network-acl = \"edge\"\n[interface.b]") + GUARDED;
+    let plan = read(&text).unwrap();
+    let acl = &plan.desired.network_acls[0];
+    assert_eq!(plan.desired.interfaces[0].network_acl, Some(acl.id));
+    let said: Vec<String> = acl.entries.iter().map(acl::told).collect();
+    assert_eq!(
+        said,
+        [
+            "100 deny ingress any from 203.0.113.0/24",
+            "200 allow ingress tcp 22 from 0.0.0.0/0",
+            "100 allow egress any to 0.0.0.0/0",
+        ]
+    );
+    for (from, to, error) in [
+        ("number = 200", "number = 100", "number: 100 is there already"),
+        ("number = 200", "number = 32767", "number: 32767 is there already, or no number"),
+        ("deny = \"203.0.113.9/24\"", "protocol = \"tcp\"", "either `allow` or `deny`"),
+        ("acl = \"edge\"", "acl = \"core\"", "there is no network ACL `core`"),
+        ("acl.edge]", "acl.edge]\nnetwork = \"x\"", "belongs to another network"),
+        ("ports = 22", "ports = \"9-8\"", "is no port and no range"),
+    ] {
+        let wrong = read(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(wrong.contains(error), "{wrong}");
+    }
+    let lines = difference(&read(WHOLE).unwrap().desired, &plan.desired, &plan.names);
+    let said: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    assert!(said.contains(&"~ interface a: network-acl none → edge".to_owned()), "{said:#?}");
+    assert!(said.iter().any(|l| l.starts_with("+ entry edge: 100 deny ingress")), "{said:#?}");
+}

@@ -22,6 +22,7 @@ use crate::apply::enforce;
 use crate::device::Host;
 use crate::{lock, record};
 
+mod acl;
 pub mod difference;
 pub mod file;
 mod rate;

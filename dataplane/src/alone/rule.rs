@@ -33,7 +33,9 @@ pub fn rules(
     known: &dyn Fn(&str) -> bool,
 ) -> Result<Vec<Rule>, Wrong> {
     let (at, entry) = (entry.span(), entry.get_ref());
-    let protocol = protocol(text, entry)?;
+    let Entry { protocol: said, ports, kind, code, .. } = entry;
+    let said = Said { protocol: said, ports, kind: *kind, code: *code };
+    let protocol = protocol(text, said)?;
     let (key, peers, stray) = match direction {
         Direction::Ingress => ("from", &entry.from, &entry.to),
         Direction::Egress => ("to", &entry.to, &entry.from),
@@ -81,9 +83,18 @@ fn peer(word: &str, known: &dyn Fn(&str) -> bool) -> Option<Peer> {
     word.parse::<IpNet>().ok().or_else(address).map(Peer::Cidr)
 }
 
-fn protocol(text: &Text<'_>, entry: &Entry) -> Result<Protocol, Wrong> {
+/// What a rule or an entry says of a protocol.
+#[derive(Clone, Copy)]
+pub struct Said<'a> {
+    pub protocol: &'a Option<Spanned<Value>>,
+    pub ports: &'a Option<Spanned<Value>>,
+    pub kind: Option<u8>,
+    pub code: Option<u8>,
+}
+
+pub fn protocol(text: &Text<'_>, entry: Said<'_>) -> Result<Protocol, Wrong> {
     let ports = || ports(text, entry);
-    let (at, word) = match &entry.protocol {
+    let (at, word) = match entry.protocol {
         None => (0..0, "any".to_owned()),
         Some(value) => match value.get_ref() {
             Value::String(word) => (value.span(), word.to_lowercase()),
@@ -105,7 +116,7 @@ fn protocol(text: &Text<'_>, entry: &Entry) -> Result<Protocol, Wrong> {
             }
         },
     };
-    match &entry.ports {
+    match entry.ports {
         Some(ports) => {
             let what = format!("ports: protocol `{word}` has none");
             Err(text.wrong(ports.span(), what, "protocol = \"tcp\" beside them"))
@@ -114,8 +125,8 @@ fn protocol(text: &Text<'_>, entry: &Entry) -> Result<Protocol, Wrong> {
     }
 }
 
-fn ports(text: &Text<'_>, entry: &Entry) -> Result<PortRange, Wrong> {
-    let Some(value) = &entry.ports else { return Ok(PortRange::ALL) };
+fn ports(text: &Text<'_>, entry: Said<'_>) -> Result<PortRange, Wrong> {
+    let Some(value) = entry.ports else { return Ok(PortRange::ALL) };
     let range = match value.get_ref() {
         Value::Integer(port) => u16::try_from(*port).ok().map(PortRange::single),
         Value::String(word) => match word.split_once('-') {

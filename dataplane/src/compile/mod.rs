@@ -5,6 +5,7 @@
 //! groups') follow from the ids alone: compiling the same state anew after a
 //! restart gives the same tables, whatever was loaded meanwhile.
 
+mod acls;
 mod host;
 pub mod idle;
 mod place;
@@ -26,7 +27,9 @@ use ebpf::layout::{
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
-use model::{Direction, GroupId, InterfaceId, Mac, RouteTableId, RuleId, SecurityGroup};
+use model::{
+    Direction, GroupId, InterfaceId, Mac, NetworkAclId, RouteTableId, RuleId, SecurityGroup,
+};
 use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
 
@@ -114,6 +117,12 @@ pub enum Error {
     UnknownRouteTable { interface: InterfaceId, table: RouteTableId },
     #[error("interface {interface}: compile: route table {table} belongs to another network")]
     ForeignRouteTable { interface: InterfaceId, table: RouteTableId },
+    #[error("network ACL {acl}: compile: {cause}")]
+    NetworkAcl { acl: NetworkAclId, cause: String },
+    #[error("interface {interface}: compile: network ACL {acl} is not in the desired state")]
+    UnknownAcl { interface: InterfaceId, acl: NetworkAclId },
+    #[error("interface {interface}: compile: network ACL {acl} belongs to another network")]
+    ForeignAcl { interface: InterfaceId, acl: NetworkAclId },
     #[error("groups of {interface}: compile: their number is taken by another set of groups")]
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
@@ -130,10 +139,12 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         desired.groups.iter().map(|g| (g.id, g)).collect();
     let identities = identities(desired)?;
     let mut tables = Tables::default();
+    let acls = acls::by_id(desired)?;
     let route_tables = routes::compile(desired, devices, loaded, &mut tables)?;
     let mut compiler = Compiler {
         devices,
         route_tables,
+        acls: &acls,
         groups: &groups,
         identities: &identities,
         places: Places::new(&loaded.policies),
@@ -315,6 +326,9 @@ impl Slots {
     }
 }
 
+/// What the dataplane knows of one denial: which ACL, and by which entry.
+pub use acls::{acl_denied, group_rules};
+
 type SlotAndRules = (u32, Arc<[RuleId]>);
 
 struct Compiler<'a> {
@@ -326,6 +340,7 @@ struct Compiler<'a> {
     policies: BTreeMap<(Direction, Vec<GroupId>), SlotAndRules>,
     slots: Slots,
     route_tables: routes::RouteTables,
+    acls: &'a acls::ById<'a>,
     uplink: Option<Uplink>,
     tables: Tables,
 }
@@ -412,6 +427,9 @@ impl Compiler<'_> {
             routes: self.route_tables.of(i)?,
             mtu: i.dhcp.mtu,
             uplink_mtu: self.uplink.as_ref().map_or(0, |u| u.mtu),
+            acl_ingress: self.acl(i, device.ifindex, Direction::Ingress)?,
+            acl_egress: self.acl(i, device.ifindex, Direction::Egress)?,
+            zero: 0,
         })
     }
 

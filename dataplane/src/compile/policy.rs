@@ -16,14 +16,20 @@ use super::tables::{Class, Content};
 /// Bits of a row, a word each 64.
 type Row = Vec<u64>;
 
-/// The content for `groups` in one direction. `identities` are all sets of groups
-/// that an interface has, by the number that stands for them.
+/// Every set of groups that an interface has, by the number that stands for it.
+pub type Identities = BTreeMap<u64, BTreeSet<GroupId>>;
+
+/// The content for `groups` in one direction.
 pub fn content(
     groups: &[&SecurityGroup],
     direction: Direction,
-    identities: &BTreeMap<u64, BTreeSet<GroupId>>,
+    identities: &Identities,
 ) -> Content {
-    let rules: Vec<&Rule> = groups.iter().flat_map(|g| g.rules(direction)).collect();
+    of_rules(groups.iter().flat_map(|g| g.rules(direction)).collect(), identities)
+}
+
+/// The content of rules in the order in which they are asked.
+pub fn of_rules(rules: Vec<&Rule>, identities: &Identities) -> Content {
     let words = rules.len().div_ceil(64);
     let mut rows = Rows { words, by_row: BTreeMap::new(), content: Vec::new() };
     let members: Vec<(u64, Row)> = identities
@@ -47,7 +53,7 @@ pub fn content(
         .classes(address6_bounds(&rules), |key| row(&rules, words, |r| has_address6(&r.peer, key)));
     let wide = |class: Class<u128>| Class { key: V6::from_bits(class.key), row: class.row };
     let remotes6 = remotes6.into_iter().map(wide).collect();
-    Content { words: words as u32, classes, remotes6, rows: rows.content }
+    Content { words: words as u32, classes, remotes6, rows: rows.content, allow: 0 }
 }
 
 fn row(rules: &[&Rule], words: usize, matches: impl Fn(&Rule) -> bool) -> Row {

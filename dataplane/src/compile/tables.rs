@@ -9,7 +9,7 @@ use ebpf::layout::{
     RouteKey, Six, Span, Step, Step6,
 };
 use ebpf::rate::Rates;
-use model::{Direction, InterfaceId, RouteTableId, RuleId};
+use model::{Direction, InterfaceId, NetworkAclId, RouteTableId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -63,6 +63,9 @@ pub enum Role {
     Punt,
 }
 
+/// An ACL, and the numbers of its entries in the order of its policy's bits.
+pub type NamedAcl = (NetworkAclId, Arc<[u16]>);
+
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Names {
     /// By ifindex.
@@ -70,6 +73,8 @@ pub struct Names {
     /// The rules of an interface by ifindex, in the order of its policy's bits. Not by the
     /// policy: other rules with the same content share it.
     pub rules: BTreeMap<(u32, Direction), Arc<[RuleId]>>,
+    /// By ifindex.
+    pub acls: BTreeMap<(u32, Direction), NamedAcl>,
     /// By ifindex. Two with the same content share a number.
     pub route_tables: BTreeMap<u32, RouteTableId>,
 }
@@ -84,6 +89,8 @@ pub struct Content {
     pub remotes6: Vec<Class<V6>>,
     /// All rows, one after the other.
     pub rows: Vec<u64>,
+    /// [`Policy::allow`].
+    pub allow: u64,
 }
 
 /// remotes, identities, tcp, udp, icmp, others, icmp6.
@@ -139,6 +146,7 @@ impl Placed {
             others: span(5),
             icmp6: span(6),
             remotes6: Span { first: self.first_step6, len: self.content.steps6_len() },
+            allow: self.content.allow,
         }
     }
 

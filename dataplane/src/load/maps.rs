@@ -203,7 +203,7 @@ impl Maps {
             }
         }
         let mut policies = BTreeMap::new();
-        for slot in interfaces.values().flat_map(|i| [i.ingress, i.egress]) {
+        for slot in interfaces.values().flat_map(policies_of) {
             if let Some(policy) = self.policies.get(&slot).map_err(failed)? {
                 policies.insert(slot, self.read_policy(&policy).map_err(failed)?);
             }
@@ -265,9 +265,16 @@ impl Maps {
             steps6.iter().map(|step| Class { key: step.key, row: row_of(step.row) }).collect();
         let mut classes = tables.iter().map(|steps| steps.iter().map(class).collect());
         let classes = std::array::from_fn(|_| classes.next().unwrap_or_default());
-        let content = Content { words: policy.words, classes, remotes6, rows: words? };
+        let content =
+            Content { words: policy.words, classes, remotes6, rows: words?, allow: policy.allow };
         Ok(Placed { content, first_step: policy.remotes.first, first_step6, first_word })
     }
+}
+
+/// The slots of an interface's groups and of its network ACL.
+fn policies_of(i: &Interface) -> impl Iterator<Item = u32> + use<> {
+    let acls = [i.acl_ingress, i.acl_egress].map(|place| u32::from(place).checked_sub(1));
+    [i.ingress, i.egress].into_iter().chain(acls.into_iter().flatten())
 }
 
 const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };

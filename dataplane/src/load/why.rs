@@ -11,12 +11,12 @@ use ebpf::neighbour::ANSWER_LEN;
 use ebpf::rewrite::{corrected, sum32};
 use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
 use model::Direction;
-use rpc::dataplane::{Explained, FrameQuestion, Question, Routed, Verdict};
+use rpc::dataplane::{AclDenied, Explained, FrameQuestion, Question, Routed, Verdict};
 
 use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
 use super::watch::named_rule;
 use super::{Error, Refused, Run};
-use crate::compile::{Role, Tables};
+use crate::compile::{Role, Tables, acl_denied, group_rules};
 use crate::observe::Ends;
 
 /// Bytes of linux/bpf.h's `struct __sk_buff` (6.6); a kernel with more zeroes the rest.
@@ -141,9 +141,11 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
     };
     let run = run(bpf, tables, ifindex, &frame, ASK_MARK)?;
     let reason = run.reason.unwrap_or(Reason::Undecided);
+    let entries = (run.egress_rule, run.ingress_rule);
+    let (egress, ingress) = group_rules(reason, entries);
     let rule = match question.direction {
-        Direction::Egress => run.egress_rule,
-        Direction::Ingress => run.ingress_rule,
+        Direction::Egress => egress,
+        Direction::Ingress => ingress,
     };
     let rule = usize::from(rule).checked_sub(1);
     let rules = tables.names.rules.get(&(interface.ifindex, question.direction));
@@ -152,11 +154,18 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
         reason: reason.name().to_owned(),
         rule: rule.and_then(|rule| rules?.get(rule).copied()),
         routed: routed(tables, ifindex, &frame),
+        denied: denied(tables, ifindex, &frame, reason, entries),
     })
 }
 
 fn refusal(reason: Reason) -> Verdict {
-    Verdict { allowed: false, reason: reason.name().to_owned(), rule: None, routed: None }
+    Verdict {
+        allowed: false,
+        reason: reason.name().to_owned(),
+        rule: None,
+        routed: None,
+        denied: None,
+    }
 }
 
 fn interface<'a>(tables: &'a Tables, question: &Question) -> Option<&'a Interface> {
@@ -242,16 +251,33 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
         named_rule(tables, interface?, direction, place)
     };
     let device = tables.attachments.get(&ifindex);
+    let entries = (run.egress_rule, run.ingress_rule);
+    let (egress, ingress) = group_rules(reason, entries);
     Ok(Explained {
         device: device.map_or_else(String::new, |a| a.device.clone()),
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),
-        egress_rule: rule(sender, Direction::Egress, run.egress_rule),
-        ingress_rule: rule(receiver, Direction::Ingress, run.ingress_rule),
+        egress_rule: rule(sender, Direction::Egress, egress),
+        ingress_rule: rule(receiver, Direction::Ingress, ingress),
         route: route(tables, sender, receiver, reason),
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
         routed: routed(tables, ifindex, &q.frame),
+        denied: denied(tables, ifindex, &q.frame, reason, entries),
     })
+}
+
+/// The network ACL that denied a frame, and by which entry.
+fn denied(
+    tables: &Tables,
+    ifindex: u32,
+    frame: &[u8],
+    reason: Reason,
+    entries: (u16, u16),
+) -> Option<AclDenied> {
+    let sender = tables.interfaces.get(&ifindex);
+    let receiver = receiver(tables, sender, frame);
+    let ends = (sender.map(|i| i.ifindex), receiver.map(|i| i.ifindex));
+    acl_denied(tables, reason, ends, entries)
 }
 
 /// What the route table of whoever sent the frame says of its destination.

@@ -15,7 +15,7 @@ use ebpf::layout::Interface;
 use model::{Direction, InterfaceId};
 use rpc::dataplane::Seen;
 
-use crate::compile::Tables;
+use crate::compile::{Tables, acl_denied, group_rules};
 use crate::load::named_rule;
 
 pub mod thread;
@@ -63,6 +63,10 @@ impl Directory {
             reason != Reason::Unmarked && self.tables.interfaces.contains_key(&event.ifindex);
         let (sender, receiver) =
             if from_guest { (slots[0], slots[1]) } else { (None, slots[1].or(slots[0])) };
+        let entries = (event.egress_rule, event.ingress_rule);
+        let (egress, ingress) = group_rules(reason, entries);
+        let ifindex = |end: Option<(InterfaceId, &Interface)>| end.map(|(_, i)| i.ifindex);
+        let both = (ifindex(sender), ifindex(receiver));
         let rule = |end: Option<(InterfaceId, &Interface)>, direction, place| {
             named_rule(&self.tables, end?.1, direction, place)
         };
@@ -74,8 +78,8 @@ impl Directory {
             interfaces: slots.iter().flatten().map(|(id, _)| *id).collect(),
             allowed: reason.accepts(),
             reason: reason.name().to_owned(),
-            egress_rule: rule(sender, Direction::Egress, event.egress_rule),
-            ingress_rule: rule(receiver, Direction::Ingress, event.ingress_rule),
+            egress_rule: rule(sender, Direction::Egress, egress),
+            ingress_rule: rule(receiver, Direction::Ingress, ingress),
             device: device.map_or_else(|| event.ifindex.to_string(), |a| a.device.clone()),
             length: event.length,
             protocol: ends.map(|e| e.protocol),
@@ -83,6 +87,7 @@ impl Directory {
             destination: ends.map(|e| e.destination),
             source_port: ends.and_then(|e| e.ports).map(|p| p.0),
             destination_port: ends.and_then(|e| e.ports).map(|p| p.1),
+            denied: acl_denied(&self.tables, reason, both, entries),
             routed: ends.and_then(|e| self.tables.routed(event.ifindex, e.destination)),
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! Needs root. Every world has names of its own, so tests run side by side.
 
+mod acls;
 mod address;
 mod alone;
 mod confined;

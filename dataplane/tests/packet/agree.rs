@@ -219,7 +219,7 @@ pub fn compare_frame(
 }
 
 /// IPv6 frames met these too.
-const SIX: [Reason; 29] = [
+const SIX: [Reason; 31] = [
     Reason::TtlExpired,
     Reason::TooBig,
     Reason::Established,
@@ -244,6 +244,8 @@ const SIX: [Reason; 29] = [
     Reason::IcmpType,
     Reason::Unrelated,
     Reason::NoRoute,
+    Reason::AclEgressDenied,
+    Reason::AclIngressDenied,
     Reason::Blackhole,
     Reason::DestinationCheck,
     Reason::NoUplink,

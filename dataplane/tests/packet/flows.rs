@@ -31,6 +31,8 @@ impl Stage {
         for (n, interface) in desired.interfaces.iter_mut().enumerate() {
             interface.elastic = Some(elastic(n));
             interface.source_check = true;
+            interface.route_table = None;
+            interface.network_acl = None;
             interface.groups.clear();
         }
         desired.interfaces[0].groups = vec![desired.groups[0].id];

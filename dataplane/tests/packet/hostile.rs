@@ -193,6 +193,7 @@ pub fn open_world(random: &mut Random) -> Desired {
     for (n, interface) in world.interfaces.iter_mut().enumerate() {
         interface.source_check = true;
         interface.route_table = None;
+        interface.network_acl = None;
         interface.ipv6 = vec![address6(n, 0)];
         interface.subnet6 = Some(Ipv6Net::new(address6(n, 0), 64).unwrap().trunc());
         interface.elastic = Some(elastic(n));

@@ -1,6 +1,7 @@
 //! The packet path's proofs: compiled tables against the model, the loaded programs
 //! against the same decision on the host, and changes of tables against both.
 
+mod acls;
 mod agree;
 mod checksum;
 mod exchange;

@@ -56,6 +56,7 @@ pub fn open_world() -> Desired {
         interface.elastic = Some(elastic(usize::from(*name == guest(1))));
         interface.groups = vec![group(0)];
         interface.route_table = None;
+        interface.network_acl = None;
     }
     found
 }

@@ -11,6 +11,7 @@ use model::{
 };
 use rpc::dataplane::{Desired, Device, Interface, Uplink};
 
+use crate::acls::{acl_id, acls};
 use crate::random::Random;
 use crate::routes::{table_id, tables};
 
@@ -119,6 +120,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         interfaces,
         groups,
         route_tables: tables(random),
+        network_acls: acls(random),
         blocklist: if random.chance(30) {
             vec![
                 IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap()),
@@ -157,6 +159,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
             0..3 => table_id(random.below(2)),
             _ => table_id(2),
         }),
+        network_acl: random.chance(30).then(|| acl_id(if n < 3 { random.below(2) } else { 2 })),
         metadata: random.chance(60).then(Default::default),
         ..Interface::new(
             interface_id(n),
@@ -168,7 +171,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
     }
 }
 
-fn rule(random: &mut Random, id: u64) -> Rule {
+pub fn rule(random: &mut Random, id: u64) -> Rule {
     let protocol = match random.below(9) {
         0 => Protocol::Any,
         1 | 2 => Protocol::Tcp(ports(random)),
