@@ -1,7 +1,7 @@
 //! Arguments and signals.
 
 use anyhow::Context;
-use block_server::standalone::Prepared;
+use block_server::{daemon, standalone};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -10,15 +10,15 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(version)]
 enum Arguments {
     /// Keep the volumes of a deployment and serve them; asked over its control socket.
-    Daemon(block_server::daemon::Options),
+    Daemon(daemon::Options),
     /// Serve files or devices to anyone who may reach the socket.
-    Serve(block_server::standalone::Options),
+    Serve(standalone::Options),
 }
 
 /// What is to be done once the process is confined.
 enum Work {
-    Daemon(block_server::daemon::Options),
-    Serve(Prepared),
+    Daemon(daemon::Prepared),
+    Serve(standalone::Prepared),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -33,11 +33,12 @@ fn main() -> anyhow::Result<()> {
     raise_limits();
     let work = match arguments {
         Arguments::Daemon(options) => {
-            options.confine()?;
-            Work::Daemon(options)
+            let prepared = daemon::Prepared::new(options)?;
+            prepared.confine()?;
+            Work::Daemon(prepared)
         }
         Arguments::Serve(options) => {
-            let Some(prepared) = Prepared::new(options)? else { return Ok(()) };
+            let Some(prepared) = standalone::Prepared::new(options)? else { return Ok(()) };
             prepared.confine();
             Work::Serve(prepared)
         }
@@ -49,10 +50,8 @@ fn main() -> anyhow::Result<()> {
         .context("cannot start the runtime")?
         .block_on(async {
             match work {
-                Work::Daemon(options) => block_server::daemon::run(options, asked_to_end()?).await,
-                Work::Serve(prepared) => {
-                    block_server::standalone::run(prepared, asked_to_end()?).await
-                }
+                Work::Daemon(prepared) => daemon::run(prepared, asked_to_end()?).await,
+                Work::Serve(prepared) => standalone::run(prepared, asked_to_end()?).await,
             }
         })
 }

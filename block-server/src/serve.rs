@@ -1,5 +1,6 @@
 //! The control socket: `rpc::block`, answered by the [`Depot`].
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,12 +53,13 @@ pub fn router(depot: Arc<Depot>) -> Router {
         .with_state(depot)
 }
 
-/// Listens at `path`; the returned future serves.
+/// Serves at a socket that listens at `path`; the returned future does it.
 pub fn listen(
+    socket: OwnedFd,
     path: &Path,
     router: Router,
 ) -> std::io::Result<impl Future<Output = std::io::Result<()>> + use<>> {
-    let listener = ControlListener::bind(path)?;
+    let listener = ControlListener::adopt(socket, path)?;
     let service = router.into_make_service_with_connect_info::<Peer>();
     Ok(async move { axum::serve(listener, service).await })
 }

@@ -320,7 +320,7 @@ impl Serving {
         for (export, backing) in opened.exports {
             let counters = Arc::<Counters>::default();
             metrics.push((export.path.display().to_string(), Arc::clone(&counters)));
-            exports.push(add(&worker, export, backing, &load.failed, counters).await?);
+            exports.push(add(&worker, export, backing, &load, counters).await?);
         }
         let mut serving =
             Self { worker, names: BTreeMap::new(), sockets: Sockets::default(), metrics };
@@ -350,10 +350,9 @@ impl Serving {
 
     async fn park(&self) -> std::io::Result<Load> {
         let still = self.worker.park().await.map_err(std::io::Error::other)?;
-        let still = still.map_err(std::io::Error::other)?;
         let name = |parked: Parked| Some((self.names.get(&parked.listener)?.clone(), parked));
         let connections = still.connections.into_iter().filter_map(name).collect();
-        Ok(Load { connections, failed: still.failed })
+        Ok(Load { connections, volumes: still.volumes })
     }
 
     /// `true`: a successor serves, and we must not.
@@ -488,14 +487,13 @@ async fn add(
     worker: &Handle,
     export: Export,
     backing: Backing,
-    failed: &[(String, String)],
+    load: &Load,
     counters: Arc<Counters>,
 ) -> anyhow::Result<Served> {
     let size = backing.geometry.size;
     let name = export.path.display().to_string();
-    let failed = failed.iter().find(|(volume, _)| *volume == name);
     let volume = NewVolume {
-        failed: failed.map(|(_, reason)| reason.clone()),
+        carried: load.carried(&name),
         name,
         fd: backing.fd,
         geometry: backing.geometry,

@@ -2,52 +2,16 @@
 
 mod fixture;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use block_server::vhost::memory::Memory;
 use fixture::front::{DATA, Front, Machine};
-use fixture::{Server, run, skip, succeed, text};
+use fixture::home::{Home, MIB, id, writer};
+use fixture::{run, skip, succeed, text};
 use model::VolumeId;
 use rpc::block::{NewExport, NewSize, NewVolume, Quality, Quiesce, SlowLog, VolumeHealth};
 use rpc::{Client, Kind};
-
-const MIB: u64 = 1 << 20;
-
-struct Home {
-    folder: tempfile::TempDir,
-}
-
-impl Home {
-    fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn start(&self) -> (Server, Client) {
-        let (state, run) = (self.path("s"), self.path("r"));
-        let arguments =
-            ["daemon", "--name", "blk", "--state-dir", text(&state), "--run-dir", text(&run)];
-        (Server::start(&arguments), Client::new(run.join("block-server.sock")))
-    }
-
-    fn source(&self, mib: u64) -> PathBuf {
-        let path = self.path("source.img");
-        std::fs::write(&path, vec![0x5a; (mib * MIB) as usize]).unwrap();
-        path
-    }
-}
-
-fn id(number: u128) -> VolumeId {
-    VolumeId::from_random(number)
-}
-
-fn writer(volume: VolumeId, generation: u64) -> NewExport {
-    NewExport { volume, read_only: false, generation, owner_uid: None }
-}
 
 async fn ready(client: &Client, volume: VolumeId) -> rpc::block::Volume {
     for _ in 0..200 {

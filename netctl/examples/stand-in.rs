@@ -43,6 +43,19 @@ async fn main() {
     }
 }
 
+/// As a block server does: asks the one that serves to end, and listens for the
+/// next. Without `--take-over` it finds its place taken.
+fn take_over(run_dir: &Path) -> tokio::net::UnixListener {
+    let path = run_dir.join("block-server-take-over.sock");
+    if let Ok(mut old) = std::os::unix::net::UnixStream::connect(&path) {
+        assert!(std::env::args().any(|a| a == "--take-over"), "another one serves");
+        std::io::copy(&mut old, &mut std::io::sink()).unwrap();
+        std::fs::write(run_dir.join("took-over"), "").unwrap();
+    }
+    let _ = std::fs::remove_file(&path);
+    tokio::net::UnixListener::bind(&path).unwrap()
+}
+
 async fn daemon(name: &str, run_dir: &Path, does: &str) {
     eprintln!("{name}: starting");
     let mut terminate = signal(SignalKind::terminate()).unwrap();
@@ -57,6 +70,7 @@ async fn daemon(name: &str, run_dir: &Path, does: &str) {
         }
         _ => {}
     }
+    let asked = (name == "block-server").then(|| take_over(run_dir));
     let version = env!("CARGO_PKG_VERSION");
     let status = match name {
         "block-server" => {
@@ -92,6 +106,13 @@ async fn daemon(name: &str, run_dir: &Path, does: &str) {
         axum::serve(listener, router.into_make_service_with_connect_info::<rpc::server::Peer>());
     tokio::select! {
         _ = async { serving.await } => {}
+        _ = async {
+            match &asked {
+                // Whoever asks may have it all: it sees our end.
+                Some(asked) => asked.accept().await,
+                None => std::future::pending().await,
+            }
+        } => {}
         () = async {
             terminate.recv().await;
             if does == "deaf" {

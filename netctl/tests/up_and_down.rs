@@ -4,8 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::UdpSocket;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -104,6 +105,16 @@ impl Host {
 
     fn kill(&self, process: &str) {
         kill_process(self.pid(process), Signal::KILL).unwrap();
+    }
+
+    /// Kills it, and waits until it is gone for everybody.
+    fn end(&self, process: &str) {
+        let pid = self.pid(process);
+        kill_process(pid, Signal::KILL).unwrap();
+        let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());
+        eventually("it has ended", || {
+            fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
+        });
     }
 
     /// A daemon's part of `netctl status -o json`.
@@ -314,7 +325,129 @@ fn up_after_the_supervisor_was_killed_takes_over() {
     assert_eq!(host.status_of("agent")["state"], "unsupervised");
     host.succeeds(&["up"]);
     assert_ne!(host.pid("supervisor"), supervisor);
+    assert!(host.path("run/took-over").exists(), "the block server was ended, not taken over from");
     host.succeeds(&["status"]);
+    host.succeeds(&["down"]);
+    host.assert_nothing_left();
+}
+
+/// Puts another file in the place of the installed block server.
+fn install(host: &Host, from: &Path) {
+    let (pending, place) = (host.path("libexec/new"), host.path("libexec/block-server"));
+    fs::copy(from, &pending).unwrap();
+    fs::rename(pending, place).unwrap();
+}
+
+#[test]
+fn a_newer_block_server_takes_the_place_of_the_one_that_serves() {
+    let Some(host) = Host::new("a_newer_block_server_takes_the_place", 'x') else { return };
+    host.succeeds(&["up"]);
+    let old = host.pid("block-server");
+    host.succeeds(&["up"]);
+    assert_eq!(host.pid("block-server"), old, "it is the one that is installed");
+    install(&host, &stand_in());
+    let told = said(&host.netctl(&["up"]));
+    assert!(told.contains("block-server: replaced"), "{told}");
+    let new = host.pid("block-server");
+    assert_ne!(new, old);
+    assert!(rustix::process::test_kill_process(old).is_err(), "the old one is gone");
+    assert!(host.path("run/took-over").exists());
+    let status = host.status_of("block-server");
+    assert_eq!((&status["state"], &status["restarts"]), (&"ready".into(), &0.into()), "{status}");
+
+    // One that cannot serve changes nothing.
+    install(&host, &stand_in());
+    host.misbehave("block-server", "crash");
+    let told = host.fails(&["up"], 1);
+    assert!(told.contains("exit status: 3; the one that ran before serves on"), "{told}");
+    assert!(told.contains("cannot find my glasses"), "{told}");
+    assert_eq!(host.pid("block-server"), new);
+    fs::remove_file(host.path("libexec/block-server.does")).unwrap();
+    host.succeeds(&["up"]);
+    assert_ne!(host.pid("block-server"), new);
+    // And it is watched like the first.
+    let victim = host.pid("block-server");
+    host.kill("block-server");
+    eventually("it is back", || host.pid("block-server") != victim);
+    eventually("it is ready", || host.status_of("block-server")["state"] == "ready");
+    host.succeeds(&["down"]);
+    host.assert_nothing_left();
+}
+
+/// Whoever is killed in the middle of a replacement: `up` again repairs it.
+#[test]
+fn up_after_a_replacement_was_cut_short_repairs_it() {
+    let Some(host) = Host::new("up_after_a_replacement_was_cut_short", 'y') else { return };
+    for victims in [&["supervisor"][..], &["supervisor", "block-server"], &["supervisor", "next"]] {
+        host.succeeds(&["up"]);
+        install(&host, &stand_in());
+        // The new one comes and never gets ready.
+        host.misbehave("block-server", "hang");
+        kill_process(host.pid("supervisor"), Signal::HUP).unwrap();
+        let next = || host.path("run/pids/block-server.next.json").exists();
+        eventually("the new one is there", next);
+        for victim in victims {
+            host.end(if *victim == "next" { "block-server.next" } else { victim });
+        }
+        fs::remove_file(host.path("libexec/block-server.does")).unwrap();
+        host.succeeds(&["up"]);
+        host.succeeds(&["status"]);
+        eventually("nothing is left over", || !next());
+        host.succeeds(&["down"]);
+        host.assert_nothing_left();
+    }
+}
+
+/// The real block server: a client goes on over the same connection.
+#[test]
+fn a_client_goes_on_while_up_replaces_the_block_server() {
+    const TEST: &str = "a_client_goes_on_while_up_replaces_the_block_server";
+    let real = Path::new(env!("CARGO_BIN_EXE_netctl")).with_file_name("block-server");
+    if !real.exists() {
+        return skip(TEST, "the block server is not built");
+    }
+    let Some(host) = Host::new(TEST, 'z') else { return };
+    install(&host, &real);
+    host.succeeds(&["up"]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let client = rpc::Client::new(host.path("run/block-server.sock"));
+    let volume = model::VolumeId::from_random(1);
+    let new = rpc::block::NewVolume { size_bytes: 1 << 20, source: None };
+    let export = rpc::block::NewExport { volume, read_only: false, generation: 1, owner_uid: None };
+    runtime.block_on(client.put_volume(volume, &new)).unwrap();
+    let export = runtime.block_on(client.put_export("e", &export)).unwrap();
+    let mut nbd = UnixStream::connect(&export.socket).unwrap();
+    nbd.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let mut exchange = |send: &[u8], receive: usize| {
+        nbd.write_all(send).unwrap();
+        let mut answer = vec![0; receive];
+        nbd.read_exact(&mut answer).unwrap();
+        answer
+    };
+    assert_eq!(&exchange(b"", 18)[..8], b"NBDMAGIC");
+    exchange(b"\0\0\0\x03IHAVEOPT\0\0\0\x01\0\0\0\x01e", 10);
+    let mut request = |kind: u8, payload: &[u8]| {
+        let mut bytes = vec![0x25, 0x60, 0x95, 0x13, 0, 0, 0, kind, 0, 0, 0, 0, 0, 0, 0, 9];
+        bytes.extend([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+        bytes.extend(payload);
+        let answer = exchange(&bytes, if kind == 0 { 16 + 512 } else { 16 });
+        assert_eq!(answer[4..8], [0; 4], "an error");
+        answer[16..].to_vec()
+    };
+    for round in 1..=3 {
+        request(1, &[round; 512]);
+        let old = host.pid("block-server");
+        install(&host, &real);
+        host.succeeds(&["up"]);
+        assert_ne!(host.pid("block-server"), old);
+        assert_eq!(request(0, &[]), [round; 512], "what was written by the same connection");
+    }
+    // The supervisor is killed: the next one's block server takes over, too.
+    host.end("supervisor");
+    let old = host.pid("block-server");
+    host.succeeds(&["up"]);
+    assert_ne!(host.pid("block-server"), old);
+    assert_eq!(request(0, &[]), [3; 512]);
     host.succeeds(&["down"]);
     host.assert_nothing_left();
 }

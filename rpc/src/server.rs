@@ -1,6 +1,7 @@
 //! Serves an `axum` router on a unix socket to those whom the kernel vouches for.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -47,6 +48,15 @@ impl ControlListener {
         std::fs::rename(&pending, path)?;
         let own_uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(path)?);
         Ok(Self { listener, path: path.to_owned(), own_uid })
+    }
+
+    /// Serves at a socket that is listening already: one that another process
+    /// handed on, or that will be handed on.
+    pub fn adopt(socket: OwnedFd, path: &Path) -> io::Result<Self> {
+        let listener = std::os::unix::net::UnixListener::from(socket);
+        listener.set_nonblocking(true)?;
+        let own_uid = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(path)?);
+        Ok(Self { listener: UnixListener::from_std(listener)?, path: path.to_owned(), own_uid })
     }
 
     fn admits(&self, stream: &UnixStream) -> bool {

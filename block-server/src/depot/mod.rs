@@ -17,9 +17,11 @@
 
 mod check;
 mod live;
+mod succession;
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,7 +30,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use model::VolumeId;
 use rpc::block::{NewExport, NewVolume, Status, VolumeHealth};
 use rpc::{Deployment, Error};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::block_in_place;
 
 use crate::backing::Backing;
@@ -36,6 +38,8 @@ use crate::catalogue::{self, Catalogue, Stage};
 use crate::metrics::{self, Counters};
 use crate::worker::{self, Access, Front, Handle, Served};
 use crate::{fill, socket};
+
+pub use succession::{CONTROL, Inheritance, KIND, TAKE_OVER};
 
 /// What our folders are called under the state and run directories.
 pub const DAEMON: &str = "block-server";
@@ -51,10 +55,20 @@ struct OpenVolume {
 /// An export that listens.
 #[derive(Debug)]
 struct OpenExport {
+    worker: usize,
     listener: u32,
     /// The same export for guests, on vhost-user.
     guests: u32,
+    /// What they listen at, to be handed on.
+    sockets: [OwnedFd; 2],
     served: Served,
+}
+
+/// A copy that runs.
+#[derive(Debug)]
+struct Filling {
+    cancelled: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
 }
 
 impl OpenExport {
@@ -77,8 +91,7 @@ struct State {
     catalogue: Catalogue,
     open_volumes: BTreeMap<VolumeId, OpenVolume>,
     open_exports: BTreeMap<String, OpenExport>,
-    /// Copies that run, and how to end them.
-    filling: BTreeMap<VolumeId, Arc<AtomicBool>>,
+    filling: BTreeMap<VolumeId, Filling>,
 }
 
 #[derive(Debug)]
@@ -89,13 +102,16 @@ pub struct Depot {
     workers: Vec<Handle>,
     state: Mutex<State>,
     /// Held for as long as we live, against a second daemon on the same volumes.
-    _lock: File,
+    lock: File,
 }
 
 impl Depot {
-    /// Takes up what an earlier daemon left: finishes deletions, begins fillings
-    /// anew, and listens for every export again.
-    pub async fn open(deployment: &Deployment, workers: Vec<Handle>) -> Result<Arc<Self>, Error> {
+    /// Reads what there is; nothing is changed or served before [`Self::recover`].
+    pub fn open(
+        deployment: &Deployment,
+        workers: Vec<Handle>,
+        from: &mut Inheritance,
+    ) -> Result<Arc<Self>, Error> {
         let home = deployment.state_of(DAEMON);
         let volumes_dir = home.join("volumes");
         let sockets_dir = deployment.run_dir().join("nbd");
@@ -104,9 +120,12 @@ impl Depot {
         // Passable for the users that own exports; each socket has its own guard.
         make_folder(&sockets_dir, 0o711)?;
         make_folder(&guests_dir, 0o711)?;
-        let lock = lock(&home.join("lock"))?;
+        let lock = match from.socket(succession::LOCK) {
+            Some(held) => held.into(),
+            None => lock(&home.join("lock"))?,
+        };
         let catalogue = Catalogue::open(home.join("catalogue.json")).map_err(of_catalogue)?;
-        let depot = Arc::new(Self {
+        Ok(Arc::new(Self {
             volumes_dir,
             sockets_dir,
             guests_dir,
@@ -117,13 +136,18 @@ impl Depot {
                 open_exports: BTreeMap::new(),
                 filling: BTreeMap::new(),
             }),
-            _lock: lock,
-        });
-        depot.recover().await?;
-        Ok(depot)
+            lock,
+        }))
     }
 
-    async fn recover(self: &Arc<Self>) -> Result<(), Error> {
+    /// Takes up what an earlier daemon left: finishes deletions, begins fillings
+    /// anew, listens for every export again, and goes on with its connections.
+    pub async fn recover(self: &Arc<Self>, mut from: Inheritance) -> Result<(), Error> {
+        for (name, carried) in &from.load.volumes {
+            if let Some(reason) = &carried.failed {
+                self.volume_failed(name, reason.clone()).await;
+            }
+        }
         let mut state = self.state.lock().await;
         self.name_strangers(&state);
         for (id, volume) in state.catalogue.volumes().clone() {
@@ -134,12 +158,12 @@ impl Depot {
             }
         }
         for (name, export) in state.catalogue.exports().clone() {
-            if let Err(error) = self.listen(&mut state, &name, &export).await {
+            if let Err(error) = self.listen(&mut state, &name, &export, &mut from).await {
                 // The others must not wait for this one.
                 tracing::error!("export {name}: {error}");
             }
         }
-        Ok(())
+        self.take_up(&state, from.load)
     }
 
     /// Files that are none of ours are left alone, and named.
@@ -277,7 +301,8 @@ impl Depot {
         volume: &catalogue::Volume,
     ) {
         let cancelled = Arc::new(AtomicBool::new(false));
-        state.filling.insert(id, Arc::clone(&cancelled));
+        let (tell, ended) = oneshot::channel();
+        state.filling.insert(id, Filling { cancelled: Arc::clone(&cancelled), ended });
         let depot = Arc::clone(self);
         let volume = volume.clone();
         tokio::spawn(async move {
@@ -287,6 +312,7 @@ impl Depot {
                 fill::fill(&file, size, source.as_deref(), &cancelled)
             })
             .await;
+            let _ = tell.send(());
             let stage = match copied {
                 Ok(Ok(())) => Stage::Ready,
                 Ok(Err(fill::Error::Cancelled)) => return depot.filling_ended(id, None).await,
@@ -297,7 +323,7 @@ impl Depot {
         });
     }
 
-    async fn filling_ended(&self, id: VolumeId, volume: Option<catalogue::Volume>) {
+    async fn filling_ended(self: &Arc<Self>, id: VolumeId, volume: Option<catalogue::Volume>) {
         let mut state = self.state.lock().await;
         state.filling.remove(&id);
         let stage = state.catalogue.volumes().get(&id).map(|v| v.stage.clone());
@@ -308,6 +334,13 @@ impl Depot {
                     tracing::error!("volume {id}: fill: {reason}");
                 }
                 block_in_place(|| state.catalogue.put_volume(id, volume)).map_err(of_catalogue)
+            }
+            (Some(Stage::Filling), None) => {
+                // Broken off for a successor that came to nothing.
+                if let Some(volume) = state.catalogue.volumes().get(&id).cloned() {
+                    self.start_filling(&mut state, id, &volume);
+                }
+                Ok(())
             }
             _ => Ok(()),
         };
@@ -325,9 +358,9 @@ impl Depot {
         }
         let deleting = catalogue::Volume { stage: Stage::Deleting, ..volume };
         block_in_place(|| state.catalogue.put_volume(id, deleting)).map_err(of_catalogue)?;
-        if let Some(cancelled) = state.filling.get(&id) {
+        if let Some(filling) = state.filling.get(&id) {
             // The copy removes what it made, and then the record.
-            cancelled.store(true, Ordering::Relaxed);
+            filling.cancelled.store(true, Ordering::Relaxed);
             return Ok(());
         }
         self.finish_deletion(&mut state, id)
@@ -388,7 +421,8 @@ impl Depot {
         };
         block_in_place(|| state.catalogue.put_export(name, export.clone()))
             .map_err(of_catalogue)?;
-        if let Err(error) = self.listen(&mut state, name, &export).await {
+        let nobody = &mut Inheritance::default();
+        if let Err(error) = self.listen(&mut state, name, &export, nobody).await {
             if !state.open_exports.contains_key(name) {
                 block_in_place(|| state.catalogue.remove_export(name)).map_err(of_catalogue)?;
             }
@@ -404,19 +438,21 @@ impl Depot {
         state: &mut State,
         name: &str,
         export: &catalogue::Export,
+        from: &mut Inheritance,
     ) -> Result<(), Error> {
         let id = export.volume;
         let Some(volume) = state.catalogue.volumes().get(&id).cloned() else {
             return Err(Error::not_found(format!("there is no volume {id}")));
         };
         if !state.open_volumes.contains_key(&id) {
-            let open = self.open_volume(id, &volume, state).await?;
+            let open = self.open_volume(id, &volume, state, from).await?;
             state.open_volumes.insert(id, open);
         }
         let Some(open) = state.open_volumes.get(&id) else {
             return Err(Error::not_found(format!("there is no volume {id}")));
         };
-        let worker = &self.workers[open.worker];
+        let at = open.worker;
+        let worker = &self.workers[at];
         if !export.read_only {
             worker.raise(open.index, export.generation).await.map_err(of_worker)?;
         }
@@ -441,8 +477,13 @@ impl Depot {
             }
             return present.tell(worker, &access);
         }
-        let [nbd, guests] = paths.map(|path| socket::listen(&path, export.owner_uid));
-        let (nbd, guests) = (nbd.map_err(unfit)?, guests.map_err(unfit)?);
+        let [nbd_name, guests_name] = succession::names_of(name);
+        let [nbd_path, guests_path] = &paths;
+        let owner = export.owner_uid;
+        let nbd = socket_at(nbd_path, owner, from.socket(&nbd_name)).map_err(unfit)?;
+        let guests = socket_at(guests_path, owner, from.socket(&guests_name)).map_err(unfit)?;
+        let copied = |e| Error::unavailable(format!("export {name}: its socket: {e}"));
+        let sockets = [nbd.try_clone().map_err(copied)?, guests.try_clone().map_err(copied)?];
         let listener = worker
             .add_listener(nbd, Front::Nbd, access.clone(), vec![served.clone()])
             .await
@@ -457,7 +498,9 @@ impl Depot {
                 worker.drain(listener, true).await.map_err(of_worker)?;
             }
         }
-        state.open_exports.insert(name.to_owned(), OpenExport { listener, guests, served });
+        state
+            .open_exports
+            .insert(name.to_owned(), OpenExport { worker: at, listener, guests, sockets, served });
         Ok(())
     }
 
@@ -466,13 +509,14 @@ impl Depot {
         id: VolumeId,
         volume: &catalogue::Volume,
         state: &State,
+        from: &Inheritance,
     ) -> Result<OpenVolume, Error> {
         let backing = block_in_place(|| Backing::open_sized(&self.file_of(id), volume.size_bytes))
             .map_err(|e| Error::damaged(format!("volume {id}: {e}")))?;
-        let failed = match &volume.stage {
-            Stage::Failed(reason) => Some(reason.clone()),
-            _ => None,
-        };
+        let mut carried = from.load.carried(&id.to_string());
+        if let Stage::Failed(reason) = &volume.stage {
+            carried.failed = Some(reason.clone());
+        }
         let worker = self.least_used(state);
         let counters = Arc::<Counters>::default();
         let new = worker::NewVolume {
@@ -480,7 +524,7 @@ impl Depot {
             fd: backing.fd,
             geometry: backing.geometry,
             generation: volume.generation,
-            failed,
+            carried,
             counters: Arc::clone(&counters),
             limits: volume.limits(),
         };
@@ -541,6 +585,18 @@ impl Depot {
         for worker in &self.workers {
             worker.await_stop();
         }
+    }
+}
+
+/// Where an export listens: as a predecessor did, or anew.
+fn socket_at(
+    path: &Path,
+    owner: Option<u32>,
+    inherited: Option<OwnedFd>,
+) -> Result<OwnedFd, socket::Error> {
+    match inherited {
+        Some(socket) => socket::set_owner(path, owner).map(|()| socket),
+        None => socket::listen(path, owner),
     }
 }
 

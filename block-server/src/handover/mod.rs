@@ -32,11 +32,11 @@ use rustix::io::retry_on_intr;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::nbd::Frozen;
-use crate::worker::Parked;
+use crate::worker::{Carried, Parked};
 use wire::{Channel, Message};
 
 /// Raised with every change of the messages: two that differ do not talk.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How long one side waits for the other, but for what follows.
 const WAIT_MAX: Duration = Duration::from_secs(10);
@@ -103,8 +103,8 @@ pub struct Sockets {
 pub struct Load {
     /// With the name of the socket that it came in by.
     pub connections: Vec<(String, Parked)>,
-    /// Volumes that failed for good: (name, why).
-    pub failed: Vec<(String, String)>,
+    /// By the volume's name.
+    pub volumes: Vec<(String, Carried)>,
 }
 
 /// The old side of one hand-over. `park` stops everything and says what there is
@@ -163,9 +163,9 @@ fn begin_giving(channel: &mut Channel, kind: &str, sockets: &Sockets) -> Result<
 
 fn hand_on(channel: &mut Channel, load: &Load) -> Result<(), Error> {
     channel.wait_at_most(WAIT_MAX)?;
-    for (name, reason) in &load.failed {
-        let (name, reason) = (name.clone(), reason.clone());
-        channel.send(&Message::Volume { name, reason })?;
+    for (name, carried) in &load.volumes {
+        let (name, carried) = (name.clone(), carried.clone());
+        channel.send(&Message::Volume { name, carried })?;
     }
     for (socket, parked) in &load.connections {
         let Frozen { terms, input, output } = &parked.session;
@@ -197,6 +197,14 @@ pub struct Taking {
     channel: Channel,
     /// Tells when the old process is dead.
     old: OwnedFd,
+}
+
+impl Load {
+    /// What a volume of that name must know again.
+    pub fn carried(&self, name: &str) -> Carried {
+        let found = self.volumes.iter().find(|(volume, _)| volume == name);
+        found.map(|(_, carried)| carried.clone()).unwrap_or_default()
+    }
 }
 
 impl Taking {
@@ -252,7 +260,7 @@ impl Taking {
         loop {
             let received = self.channel.receive()?;
             match (received.message, received.fd) {
-                (Message::Volume { name, reason }, _) => load.failed.push((name, reason)),
+                (Message::Volume { name, carried }, _) => load.volumes.push((name, carried)),
                 (Message::Connection { socket, export, terms, input }, Some(fd)) => {
                     let mut bytes = received.bytes;
                     if input > bytes.len() {

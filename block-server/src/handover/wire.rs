@@ -19,6 +19,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::nbd::Terms;
+use crate::worker::Carried;
 
 /// Names and terms; nothing that grows with what a peer sends.
 const JSON_MAX: usize = 64 << 10;
@@ -46,7 +47,7 @@ pub(super) enum Message {
     Prepared,
     Volume {
         name: String,
-        reason: String,
+        carried: Carried,
     },
     /// With a descriptor, and `input` bytes that were received, then those unsent.
     Connection {

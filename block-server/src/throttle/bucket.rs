@@ -10,6 +10,9 @@
 /// Bits behind the point of a unit's time: exact to 10^-10 at 10 GB/s.
 const FRACTION: u32 = 32;
 
+/// The greatest debt that is taken over from another process, in nanoseconds.
+const DEBT_MAX: u64 = 300_000_000_000;
+
 /// Times are nanoseconds on the caller's clock.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bucket {
@@ -33,6 +36,19 @@ impl Bucket {
 
     pub fn take(&mut self, now: u64, units: u64) {
         self.full_at = self.full_at.max(now).saturating_add(time_of(self.unit, units));
+    }
+
+    /// How long it needs to be full again, for another process to go on with.
+    pub const fn lacks(&self, now: u64) -> u64 {
+        self.full_at.saturating_sub(now)
+    }
+
+    /// Takes over what another of its kind lacked; never more than it is deep and a
+    /// debt beside, so that no number that is told can stop a volume for long.
+    pub fn owe(&mut self, now: u64, lack: u64) {
+        if self.unit > 0 {
+            self.full_at = now + lack.min(self.depth.saturating_add(DEBT_MAX));
+        }
     }
 
     /// What was taken and not filled up again stays so in a bucket of another

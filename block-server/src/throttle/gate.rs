@@ -75,6 +75,9 @@ impl Units {
     }
 }
 
+/// How long each of a volume's buckets needs to be full again, in nanoseconds.
+pub type Lack = [u64; 4];
+
 #[derive(Debug)]
 pub(super) struct Gate {
     /// Operations and bytes: what is sustained, and the peak.
@@ -111,6 +114,16 @@ impl Gate {
         }
         self.limited = !limits.is_none();
         self.units = Units::of(limits.unit_bytes);
+    }
+
+    pub fn lacks(&self, now: u64) -> Lack {
+        self.buckets.map(|bucket| bucket.lacks(now))
+    }
+
+    pub fn owe(&mut self, now: u64, lack: Lack) {
+        for (bucket, lack) in self.buckets.iter_mut().zip(lack) {
+            bucket.owe(now, lack);
+        }
     }
 
     pub fn price(&mut self, arrival: &Arrival) -> Priced {

@@ -30,7 +30,7 @@ mod gate;
 use model::Limits;
 
 use gate::Gate;
-pub use gate::{Arrival, Class};
+pub use gate::{Arrival, Class, Lack};
 
 /// Bytes on their way to the disk while several volumes are busy: two requests
 /// of 1 MiB keep a disk busy.
@@ -201,6 +201,18 @@ impl Admission {
         if let Some(gate) = gate_of(&mut self.gates, volume) {
             gate.set_limits(limits, now);
             self.look_at = 0;
+        }
+    }
+
+    /// What its buckets lack, for the process that goes on with the volume.
+    pub fn lacks(&self, now: u64, volume: u32) -> Lack {
+        let gate = self.gates.get(volume as usize).and_then(Option::as_ref);
+        gate.map_or([0; 4], |gate| gate.lacks(now))
+    }
+
+    pub fn owe(&mut self, now: u64, volume: u32, lack: Lack) {
+        if let Some(gate) = gate_of(&mut self.gates, volume) {
+            gate.owe(now, lack);
         }
     }
 

@@ -11,7 +11,7 @@ use model::Limits;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
-use super::{Busy, Parked, Still, Worker};
+use super::{Carried, Parked, Still, Worker};
 use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, Pool};
@@ -26,9 +26,9 @@ pub struct NewVolume {
     pub fd: OwnedFd,
     pub geometry: Geometry,
     pub generation: u64,
-    pub failed: Option<String>,
     pub counters: Arc<Counters>,
     pub limits: Limits,
+    pub carried: Carried,
 }
 
 /// Who may connect to a socket.
@@ -131,7 +131,7 @@ pub(crate) enum Command {
     List(oneshot::Sender<Vec<ConnectionInfo>>),
     Disconnect(u64),
     /// Puts every connection down, and hands them out when nothing runs any more.
-    Park(oneshot::Sender<Result<Still, Busy>>),
+    Park(oneshot::Sender<Still>),
     /// Takes up connections that were put down, and accepts again.
     AddConnections(Vec<Parked>),
     Stop,
@@ -308,8 +308,16 @@ impl Handle {
 
     /// Puts every connection down between two requests. From then on nothing is
     /// read, written or accepted until [`Self::add_connections`].
-    pub async fn park(&self) -> Result<Result<Still, Busy>, Gone> {
-        self.ask(Command::Park).await
+    pub async fn park(&self) -> Result<Still, Gone> {
+        self.begin_park()?.await.map_err(|_| Gone)
+    }
+
+    /// As [`Self::park`], for who has several workers: the answer comes when all
+    /// is still. Whoever drops it has the worker go on.
+    pub fn begin_park(&self) -> Result<oneshot::Receiver<Still>, Gone> {
+        let (done, answer) = oneshot::channel();
+        self.tell(Command::Park(done))?;
+        Ok(answer)
     }
 
     pub fn add_connections(&self, connections: Vec<Parked>) -> Result<(), Gone> {

@@ -44,7 +44,7 @@ pub use control::{
 };
 use control::{Command, Waiter};
 use device::{Device, GuestRequest};
-pub use park::{Busy, Parked, Still};
+pub use park::{Carried, Parked, Still};
 pub use quality::set_slow_log;
 
 /// How long a peer may take from connecting to transmission.
@@ -229,7 +229,7 @@ pub(crate) struct Worker<E> {
     waiters: Vec<Waiter>,
     stopping: bool,
     /// Who waits for all to fall still.
-    parking: Option<tokio::sync::oneshot::Sender<Result<Still, Busy>>>,
+    parking: Option<tokio::sync::oneshot::Sender<Still>>,
     is_parked: bool,
     /// When the engine last came back; nearer than that no time is asked for.
     now: Instant,

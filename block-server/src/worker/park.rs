@@ -16,12 +16,14 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::connection::{Chosen, Closing, Connection, Receiving};
-use super::{Access, HANDSHAKE_MAX, InFlight, Purpose, Worker};
+use super::{Access, HANDSHAKE_MAX, InFlight, Purpose, Volume, Worker};
 use crate::engine::{Engine, Window};
 use crate::nbd::{self, Frozen, Session};
+use crate::throttle::Lack;
 
 /// How long a TLS peer, or one on its way out, may take to fetch its last replies.
 const PARK_MAX: Duration = Duration::from_secs(1);
@@ -37,28 +39,27 @@ pub struct Parked {
     pub session: Frozen,
 }
 
-/// Why a worker is not parked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("volume {volume} is quiesced; resume it first")]
-pub struct Busy {
-    volume: String,
+/// What a volume must know again that its file does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Carried {
+    /// It failed for good, and why.
+    pub failed: Option<String>,
+    /// It is quiesced, for so long still.
+    pub held_ms: Option<u64>,
+    /// What its limits have already let through.
+    pub lack: Lack,
 }
 
 /// What a parked worker hands out.
 #[derive(Debug, Default)]
 pub struct Still {
     pub connections: Vec<Parked>,
-    /// Volumes that failed for good: (name, why).
-    pub failed: Vec<(String, String)>,
+    /// By the volume's name.
+    pub volumes: Vec<(String, Carried)>,
 }
 
 impl<E: Engine> Worker<E> {
-    pub(super) fn park(&mut self, done: oneshot::Sender<Result<Still, Busy>>, now: Instant) {
-        if let Some((_, volume)) = self.volumes.iter().find(|(_, v)| v.held_until.is_some()) {
-            // Whoever quiesced it counts on it, and its deadline is ours to keep.
-            let _ = done.send(Err(Busy { volume: volume.name.clone() }));
-            return;
-        }
+    pub(super) fn park(&mut self, done: oneshot::Sender<Still>, now: Instant) {
         self.parking = Some(done);
         let accepting: Vec<u32> =
             self.listeners.iter().filter(|(_, l)| l.accepting).map(|(index, _)| index).collect();
@@ -134,15 +135,21 @@ impl<E: Engine> Worker<E> {
         for id in all {
             still.connections.extend(self.put_down(id));
         }
-        still.failed = self
-            .volumes
-            .iter()
-            .filter_map(|(_, v)| Some((v.name.clone(), v.core.failed()?.to_owned())))
-            .collect();
-        if let Err(Ok(still)) = done.send(Ok(still)) {
+        still.volumes = self.volumes.iter().map(|(id, v)| self.carried(id, v, now)).collect();
+        if let Err(still) = done.send(still) {
             // Whoever asked is gone: on as before.
             self.add_connections(still.connections, now);
         }
+    }
+
+    fn carried(&self, id: u32, volume: &Volume, now: Instant) -> (String, Carried) {
+        let left = volume.held_until.map(|until| until.saturating_duration_since(now));
+        let carried = Carried {
+            failed: volume.core.failed().map(str::to_owned),
+            held_ms: left.map(|left| u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            lack: self.admission.lacks(self.clock_ns, id),
+        };
+        (volume.name.clone(), carried)
     }
 
     fn put_down(&mut self, id: u32) -> Option<Parked> {

@@ -180,10 +180,18 @@ impl<E: Engine> Worker<E> {
 
     /// Makes changes wait, and all that was acknowledged durable.
     pub(super) fn hold(&mut self, index: u32, until: Instant, done: super::control::Barrier) {
+        if self.volumes.get(index).is_none() {
+            return;
+        }
+        self.hold_on(index, until);
+        self.waiters.push(Waiter::Quiesced { volume: index, asked: false, done });
+    }
+
+    /// Makes changes wait; what was acknowledged is durable already, or will be asked for.
+    pub(super) fn hold_on(&mut self, index: u32, until: Instant) {
         let Some(volume) = self.volumes.get_mut(index) else { return };
         volume.held_until = Some(until);
         self.admission.hold(index);
-        self.waiters.push(Waiter::Quiesced { volume: index, asked: false, done });
     }
 
     pub(super) fn release(&mut self, index: u32) {

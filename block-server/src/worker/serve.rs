@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::border::{View, admits, error_of, kind_of, report, set_no_delay};
 use super::connection::{Chosen, Closing, Connection, Receiving};
@@ -31,7 +31,7 @@ impl<E: Engine> Worker<E> {
         match command {
             Command::AddVolume(new, done) => {
                 let file = self.engine.add_file(new.fd.as_fd());
-                let core = Core::new(new.geometry, new.generation, new.failed);
+                let core = Core::new(new.geometry, new.generation, new.carried.failed);
                 let volume = Volume {
                     name: new.name,
                     core,
@@ -45,6 +45,10 @@ impl<E: Engine> Worker<E> {
                 };
                 let index = self.volumes.insert(volume);
                 self.admission.add(index, new.limits);
+                self.admission.owe(self.clock_ns, index, new.carried.lack);
+                if let Some(ms) = new.carried.held_ms {
+                    self.hold_on(index, now + Duration::from_millis(ms));
+                }
                 let _ = done.send(index);
             }
             Command::RemoveVolume(volume, done) => {

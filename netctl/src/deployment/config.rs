@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::place::{DAEMONS, Files};
+use super::replace::TAKES_OVER;
 use crate::failure::{Failure, Outcome};
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +99,9 @@ impl Config {
     pub fn daemon_arguments(&self, daemon: &str) -> Vec<OsString> {
         debug_assert!(DAEMONS.contains(&daemon));
         let mut arguments = self.arguments("daemon");
+        if daemon == TAKES_OVER {
+            arguments.push("--take-over".into());
+        }
         if daemon == "control" {
             for (option, value) in [
                 ("--listen", self.listen.to_string()),

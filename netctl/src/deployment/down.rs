@@ -22,7 +22,7 @@ use rustix::process::Signal;
 use super::config::Config;
 use super::place::{Files, Place};
 use super::process::{Identity, end_by_file};
-use super::{leftovers, preflight, up, uplink};
+use super::{leftovers, preflight, replace, up, uplink};
 use crate::failure::{Failure, Outcome};
 use crate::output;
 
@@ -78,6 +78,7 @@ fn stop(deployment: &Deployment) -> Outcome {
     walk(end_by_file(&deployment.pid_file("control")).map(drop));
     walk(end_by_file(&deployment.pid_file("dataplane")).map(drop));
     walk(tear_down(deployment, "dataplane"));
+    walk(end_by_file(&replace::pid_file_of_next(deployment)).map(drop));
     walk(end_by_file(&deployment.pid_file("block-server")).map(drop));
     walk(uplink::remove(deployment));
     // The logs and the pid files are worth keeping while something is amiss.

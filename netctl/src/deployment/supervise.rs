@@ -5,7 +5,8 @@
 //! SIGTERM: it ends the daemons, last started first, and then itself. SIGUSR1:
 //! it lets go: it ends at once and leaves the daemons running, for `netctl
 //! down`, which ends them in an order of its own (guests before the block
-//! server), and for a new supervisor after an upgrade.
+//! server), and for a new supervisor after an upgrade. SIGHUP: it replaces the
+//! block server by the one that is installed now (`replace`).
 //!
 //! One task a daemon; the main task alone holds the picture of all and writes it.
 
@@ -19,7 +20,6 @@ use clap::Args;
 use rpc::Deployment;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use super::config::{Config, write_json};
 use super::place::{DAEMONS, Files};
 use super::process::{END_WITHIN, Identity, end_by_file};
+use super::replace::{self, Replaced, TAKES_OVER, pid_file_of_next, ready, said};
 use super::restart::Restarts;
 use crate::failure::{Failure, Outcome};
 
@@ -38,7 +39,7 @@ use crate::failure::{Failure, Outcome};
 const LOG_BYTES_MAX: u64 = 16 << 20;
 
 /// How `last_end` begins where a daemon was ended for being late.
-const LATE: &str = "not ready within";
+pub(super) const LATE: &str = "not ready within";
 
 #[derive(Debug, Args)]
 pub struct Supervise {
@@ -52,6 +53,9 @@ pub struct Supervise {
 pub struct Picture {
     pub supervisor: Identity,
     pub version: String,
+    /// On SIGHUP it replaces the block server; an older one would end.
+    #[serde(default)]
+    pub replaces: bool,
     pub daemons: Vec<DaemonPicture>,
 }
 
@@ -70,6 +74,14 @@ pub struct DaemonPicture {
     pub since_s: u64,
     /// How its last life ended, if it has.
     pub last_end: Option<String>,
+    /// How often another took its place while it served, and how often one
+    /// came and could not.
+    #[serde(default)]
+    pub replaced: u32,
+    #[serde(default)]
+    pub refused: u32,
+    #[serde(default)]
+    pub last_refusal: Option<String>,
 }
 
 impl DaemonPicture {
@@ -100,7 +112,7 @@ impl Phase {
     }
 }
 
-enum Event {
+pub(super) enum Event {
     Started {
         pid: Option<u32>,
     },
@@ -109,6 +121,14 @@ enum Event {
     Ended {
         how: String,
         looping: bool,
+    },
+    /// Another took its place while it served.
+    Replaced {
+        pid: Option<u32>,
+    },
+    /// One was to take its place and could not.
+    Refused {
+        how: String,
     },
     /// It was ended because the supervisor ends.
     Stopped,
@@ -135,19 +155,22 @@ async fn supervise_all(config: Config) -> Outcome {
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut release = signal(SignalKind::user_defined1()).map_err(failed)?;
+    let mut replace = signal(SignalKind::hangup()).map_err(failed)?;
     let supervisor = Identity::own(None).map_err(failed)?;
     supervisor.write(&deployment.pid_file("supervisor"))?;
 
     // Daemons of a supervisor that was killed: they are replaced, not adopted,
     // since only a parent learns how its child ended. Guests, flows and volumes
-    // outlive their daemons.
-    for daemon in DAEMONS.iter().rev() {
+    // outlive their daemons; the block server's connections go to its successor.
+    for daemon in DAEMONS.iter().rev().filter(|daemon| **daemon != TAKES_OVER) {
         end_by_file(&deployment.pid_file(daemon))?;
     }
+    replace::settle(&deployment)?;
 
     let mut picture = Picture {
         supervisor,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        replaces: true,
         daemons: DAEMONS
             .map(|name| DaemonPicture {
                 name: name.to_owned(),
@@ -158,12 +181,16 @@ async fn supervise_all(config: Config) -> Outcome {
                 looping: false,
                 since_s: now_s(),
                 last_end: None,
+                replaced: 0,
+                refused: 0,
+                last_refusal: None,
             })
             .to_vec(),
     };
     write_json(&deployment.status_file(), &picture)?;
 
     let (tell, mut events) = mpsc::unbounded_channel();
+    let (ask, asked) = watch::channel(());
     let mut keepers: Vec<(watch::Sender<bool>, JoinHandle<()>)> = Vec::new();
     for (index, daemon) in DAEMONS.into_iter().enumerate() {
         let (stop, stopped) = watch::channel(false);
@@ -174,6 +201,8 @@ async fn supervise_all(config: Config) -> Outcome {
             index,
             tell: tell.clone(),
             stopped,
+            asked: asked.clone(),
+            may_inherit: true,
         };
         keepers.push((stop, tokio::spawn(keeper.keep())));
     }
@@ -181,6 +210,10 @@ async fn supervise_all(config: Config) -> Outcome {
     loop {
         tokio::select! {
             Some((index, event)) = events.recv() => note(&deployment, &mut picture, index, event),
+            _ = replace.recv() => {
+                eprintln!("supervisor: asked to replace {TAKES_OVER}");
+                let _ = ask.send(());
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = release.recv() => {
@@ -230,6 +263,17 @@ fn note(deployment: &Deployment, picture: &mut Picture, index: usize, event: Eve
             daemon.looping = looping;
             daemon.last_end = Some(how);
         }
+        Event::Replaced { pid } => {
+            eprintln!("supervisor: {} replaced, pid {}", daemon.name, pid.unwrap_or_default());
+            daemon.pid = pid;
+            daemon.phase = Phase::Ready;
+            daemon.replaced += 1;
+        }
+        Event::Refused { how } => {
+            eprintln!("supervisor: {} is not replaced: {how}", daemon.name);
+            daemon.refused += 1;
+            daemon.last_refusal = Some(how);
+        }
         Event::Stopped => {
             eprintln!("supervisor: {} stopped", daemon.name);
             daemon.pid = None;
@@ -243,13 +287,17 @@ fn note(deployment: &Deployment, picture: &mut Picture, index: usize, event: Eve
 }
 
 /// Keeps one daemon alive.
-struct Keeper {
-    daemon: &'static str,
-    config: Config,
-    deployment: Deployment,
+pub(super) struct Keeper {
+    pub(super) daemon: &'static str,
+    pub(super) config: Config,
+    pub(super) deployment: Deployment,
     index: usize,
     tell: mpsc::UnboundedSender<(usize, Event)>,
-    stopped: watch::Receiver<bool>,
+    pub(super) stopped: watch::Receiver<bool>,
+    /// To replace it while it serves.
+    asked: watch::Receiver<()>,
+    /// Whether it was not tried yet to take over from an earlier supervisor's.
+    may_inherit: bool,
 }
 
 impl Keeper {
@@ -257,8 +305,8 @@ impl Keeper {
         let mut restarts = Restarts::default();
         loop {
             let born = Instant::now();
-            let how = match self.spawn() {
-                Ok(child) => match self.live(child).await {
+            let how = match self.begin() {
+                Ok((child, heir)) => match self.live(child, heir).await {
                     Some(how) => how,
                     None => return self.tell(Event::Stopped),
                 },
@@ -273,45 +321,68 @@ impl Keeper {
         }
     }
 
-    fn tell(&self, event: Event) {
+    pub(super) fn tell(&self, event: Event) {
         // The main task drops its end only when the whole supervisor ends.
         let _ = self.tell.send((self.index, event));
     }
 
-    fn spawn(&self) -> io::Result<Child> {
+    /// Once it may take over from one that an earlier supervisor left; the next
+    /// attempt ends that one first. `true`: it has such a predecessor.
+    fn begin(&mut self) -> io::Result<(Child, bool)> {
+        let own = self.deployment.pid_file(self.daemon);
+        if self.daemon == TAKES_OVER && replace::predecessor(&self.deployment) {
+            if self.may_inherit {
+                self.may_inherit = false;
+                return Ok((self.spawn(&replace::pid_file_of_next(&self.deployment))?, true));
+            }
+            end_by_file(&own).map_err(|failure| io::Error::other(failure.to_string()))?;
+        }
+        Ok((self.spawn(&own)?, false))
+    }
+
+    /// The heir is ready: its predecessor, which is not our child, is gone or goes.
+    fn inherit(&self) -> Outcome {
+        let (own, next) =
+            (self.deployment.pid_file(self.daemon), pid_file_of_next(&self.deployment));
+        end_by_file(&own)?;
+        fs::rename(&next, &own)
+            .map_err(|e| Failure::failed(format!("file {}: rename: {e}", next.display())))
+    }
+
+    pub(super) fn spawn(&self, pid_file: &Path) -> io::Result<Child> {
         let log = self.deployment.log_of(self.daemon);
         set_aside_if_large(&log)?;
         let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
         let mut command = Command::new(std::env::current_exe()?);
-        command.arg("launch").arg("--pid-file").arg(self.deployment.pid_file(self.daemon));
+        command.arg("launch").arg("--pid-file").arg(pid_file);
         command.arg("--").arg(self.config.executable(self.daemon));
         command.args(self.config.daemon_arguments(self.daemon));
         command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn()
     }
 
     /// Until the daemon ends (how), or is ended because we are (`None`).
-    async fn live(&mut self, mut child: Child) -> Option<String> {
+    async fn live(&mut self, mut child: Child, heir: bool) -> Option<String> {
         self.tell(Event::Started { pid: child.id() });
         let within = Duration::from_secs(self.config.ready_within_s);
         let deadline = Instant::now() + within;
         let mut is_ready = false;
-        let mut lines = child.stdout.take().map(|out| BufReader::new(out).lines());
+        let mut said = said(&mut child);
         loop {
-            let line = async {
-                match &mut lines {
-                    Some(lines) => lines.next_line().await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                line = line => match line {
-                    Ok(Some(line)) if line.trim() == "ready" && !is_ready => {
-                        is_ready = true;
-                        self.tell(Event::Ready);
+                () = ready(&mut said) => if !is_ready {
+                    is_ready = true;
+                    if heir && let Err(failure) = self.inherit() {
+                        eprintln!("supervisor: {failure}");
                     }
-                    Ok(Some(_)) => {}
-                    Ok(None) | Err(_) => lines = None,
+                    self.tell(Event::Ready);
                 },
+                Ok(()) = self.asked.changed(), if is_ready && self.daemon == TAKES_OVER => {
+                    match self.replace(&mut child).await {
+                        Replaced::By(successor, heard) => (child, said) = (*successor, heard),
+                        Replaced::Not => {}
+                        Replaced::Stopped => return None,
+                    }
+                }
                 end = child.wait() => return Some(describe(end)),
                 () = sleep_until(deadline), if !is_ready => {
                     end_child(&mut child).await;
@@ -326,7 +397,7 @@ impl Keeper {
     }
 }
 
-async fn end_child(child: &mut Child) {
+pub(super) async fn end_child(child: &mut Child) {
     // `id` is there until the child has been waited for, so it names no other.
     if let Some(pid) = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)) {
         let _ = kill_process(pid, Signal::TERM);
@@ -337,7 +408,7 @@ async fn end_child(child: &mut Child) {
     }
 }
 
-fn describe(end: io::Result<ExitStatus>) -> String {
+pub(super) fn describe(end: io::Result<ExitStatus>) -> String {
     match end {
         Ok(status) => status.to_string(),
         Err(e) => format!("cannot wait for it: {e}"),

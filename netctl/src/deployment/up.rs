@@ -20,7 +20,7 @@ use super::packets::Packets;
 use super::place::{DAEMONS, Files, Place};
 use super::process::{Identity, end_by_file};
 use super::supervise::{DaemonPicture, Phase, Picture};
-use super::{preflight, report, uplink};
+use super::{preflight, replace, report, uplink};
 use crate::failure::{Failure, Outcome};
 use crate::output::{self, Format};
 use crate::waiting::{self, now};
@@ -131,6 +131,7 @@ pub fn run(place: &Place, up: &Up, format: Format) -> Outcome {
                     place.as_options()
                 ));
             }
+            replace::replace_outdated(&deployment, &config)?;
             config
         }
         None => start(&deployment, up)?,
