@@ -1,21 +1,24 @@
 //! The changes that lead from one set of tables to another, make-before-break.
 //!
-//! Called by `load` with what the kernel has and what it should have. The order:
+//! Called by `load` with what the kernel has and what it should have. Records stand in two
+//! halves, of which packets meet one (`ebpf::layout::HALVES`). The order:
 //!
 //! ```text
-//!  1 policies written where nothing points yet       ┐ make
-//!  2 routes, private addresses and rates added       ┘
-//!  3 interface records exchanged: each at once names its new policies
-//!  4 elastic addresses, prefixes, configuration
-//!  5 guests' devices, the punt device, the uplink attached
-//!  6 devices detached; entries removed               ┐ break
-//!  7 (policies need no removal: nothing points there)┘
-//!  8 a wait until every packet has left the old policies
+//!  1 policies and routes written where nothing points yet; rates, blocks  ┐ make
+//!  2 devices detached that no state wants                                 │
+//!  3 the hidden half: records put and removed                             ┘
+//!  4 published: packets are judged by all of it from here on
+//!  5 devices attached; blocked prefixes and rates removed                 ┐
+//!  6 a wait until every packet has left the old records                   │ break
+//!  7 routes removed (policies need no removal: nothing points there)      ┘
 //! ```
-//! A device is attached only after its record is there, and its record is removed
-//! only after it is detached: a packet never meets a device without an interface.
+//! Every packet meets the old records or the new ones, whole: one between two interfaces too.
+//! A blocked prefix comes before anything else that a packet is asked, so what is blocked
+//! early or unblocked late is dropped as one of both states says. A device is attached only
+//! after its record is there, and its record is removed only after it is detached: a packet
+//! never meets a device without an interface.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use ebpf::V6;
 use ebpf::layout::{
@@ -71,8 +74,45 @@ pub enum Change {
     Unblock6(Prefix6),
     Unblock(Prefix),
     RemoveRange(Prefix),
-    /// Policies and route tables that nothing points to any more are free once this is done.
+    /// The hidden half is what packets are judged by from now on.
+    Publish,
+    /// Policies and route tables that nothing points to any more are free once this is done,
+    /// and nobody reads the half that was left.
     AwaitReaders,
+}
+
+impl Change {
+    /// Whether it is of a record that stands in both halves.
+    pub fn is_halved(&self) -> bool {
+        match self {
+            Self::PutLocal(..)
+            | Self::PutHolder(..)
+            | Self::PutSix(..)
+            | Self::PutInterface(_)
+            | Self::PutElastic { .. }
+            | Self::PutRange { .. }
+            | Self::PutConfig(_)
+            | Self::RemoveElastic(_)
+            | Self::RemoveInterface(_)
+            | Self::RemoveLocal(_)
+            | Self::RemoveHolder(_)
+            | Self::RemoveSix(_)
+            | Self::RemoveRange(_) => true,
+            Self::PutPolicy { .. }
+            | Self::PutRoute(..)
+            | Self::RemoveRoute(_)
+            | Self::AwaitReaders
+            | Self::Block(_)
+            | Self::Block6(_)
+            | Self::Unblock(_)
+            | Self::Unblock6(_)
+            | Self::ResetSlot(_)
+            | Self::PutRates { .. }
+            | Self::Attach { .. }
+            | Self::Detach { .. }
+            | Self::Publish => false,
+        }
+    }
 }
 
 pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
@@ -81,39 +121,58 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
         changes.push(Change::PutPolicy { slot: *slot, policy: policy.clone() });
     }
     changes.extend(added(&from.routes, &to.routes).map(|(k, hop)| Change::PutRoute(*k, *hop)));
-    for (key, local) in added(&from.locals, &to.locals) {
-        changes.push(Change::PutLocal(*key, *local));
-    }
     for (slot, rates) in added(&from.rates, &to.rates) {
         changes.push(Change::PutRates { slot: *slot, rates: *rates });
     }
-    changes.extend(added(&from.sixes, &to.sixes).map(|(i, six)| Change::PutSix(*i, *six)));
+    changes.extend(to.blocked.difference(&from.blocked).map(|p| Change::Block(*p)));
+    changes.extend(to.blocked6.difference(&from.blocked6).map(|p| Change::Block6(*p)));
     let slots: BTreeMap<u32, u64> = from.interfaces.values().map(|i| (i.slot, i.id)).collect();
     for (_, interface) in added(&from.interfaces, &to.interfaces) {
         if slots.get(&interface.slot) != Some(&interface.id) {
             changes.push(Change::ResetSlot(interface.slot));
         }
-        changes.push(Change::PutInterface(*interface));
     }
+    detach(from, to, &mut changes);
+    let records = records(from, to);
+    let published = !records.is_empty();
+    changes.extend(records);
+    if published {
+        changes.push(Change::Publish);
+    }
+    attach(from, to, &mut changes);
+    changes.extend(from.blocked.difference(&to.blocked).map(|p| Change::Unblock(*p)));
+    changes.extend(from.blocked6.difference(&to.blocked6).map(|p| Change::Unblock6(*p)));
+    let unlimited = gone(&from.rates, &to.rates);
+    changes.extend(unlimited.map(|k| Change::PutRates { slot: *k, rates: Rates::default() }));
+    if published {
+        changes.push(Change::AwaitReaders);
+    }
+    changes.extend(gone(&from.routes, &to.routes).map(|k| Change::RemoveRoute(*k)));
+    changes
+}
+
+/// The changes of what stands in both halves.
+pub fn records(from: &Tables, to: &Tables) -> Vec<Change> {
+    let mut changes = Vec::new();
+    changes.extend(added(&from.locals, &to.locals).map(|(k, l)| Change::PutLocal(*k, *l)));
+    changes.extend(added(&from.sixes, &to.sixes).map(|(i, six)| Change::PutSix(*i, *six)));
+    changes.extend(added(&from.interfaces, &to.interfaces).map(|(_, i)| Change::PutInterface(*i)));
     for (address, elastic) in added(&from.elastics, &to.elastics) {
         changes.push(Change::PutElastic { address: *address, elastic: *elastic });
     }
-    changes.extend(to.blocked.difference(&from.blocked).map(|p| Change::Block(*p)));
     for (prefix, kind) in added(&from.ranges, &to.ranges) {
         changes.push(Change::PutRange { prefix: *prefix, kind: *kind });
     }
     changes.extend(added(&from.holders, &to.holders).map(|(a, h)| Change::PutHolder(*a, *h)));
-    changes.extend(to.blocked6.difference(&from.blocked6).map(|p| Change::Block6(*p)));
     if from.config != to.config {
         changes.push(Change::PutConfig(to.config));
     }
-    exchange_attachments(from, to, &mut changes);
-    remove(from, to, &mut changes);
-    let freed = gone(&from.policies, &to.policies).next().is_some()
-        || gone(&from.routes, &to.routes).next().is_some();
-    if freed {
-        changes.push(Change::AwaitReaders);
-    }
+    changes.extend(gone(&from.elastics, &to.elastics).map(|k| Change::RemoveElastic(*k)));
+    changes.extend(gone(&from.holders, &to.holders).map(|k| Change::RemoveHolder(*k)));
+    changes.extend(gone(&from.sixes, &to.sixes).map(|k| Change::RemoveSix(*k)));
+    changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
+    changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
+    changes.extend(gone(&from.ranges, &to.ranges).map(|k| Change::RemoveRange(*k)));
     changes
 }
 
@@ -123,44 +182,26 @@ fn together(a: Role, b: Role) -> bool {
     a == b || uplink(a) && uplink(b)
 }
 
+fn role(tables: &Tables, ifindex: u32) -> Option<Role> {
+    tables.attachments.get(&ifindex).map(|a| a.role)
+}
+
 /// A device that changes its role is detached before it is attached anew, but for
 /// the uplink's two roles.
-fn exchange_attachments(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
-    let role = |tables: &Tables, i: &u32| tables.attachments.get(i).map(|a| a.role);
-    let detach = |ifindex: u32, attachment: &Attachment| Change::Detach {
-        ifindex,
-        attachment: attachment.clone(),
-    };
+fn detach(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
     for (ifindex, old) in &from.attachments {
-        if role(to, ifindex).is_some_and(|new| !together(new, old.role)) {
-            changes.push(detach(*ifindex, old));
-        }
-    }
-    for (ifindex, new) in &to.attachments {
-        if role(from, ifindex) != Some(new.role) {
-            changes.push(Change::Attach { ifindex: *ifindex, attachment: new.clone() });
-        }
-    }
-    for (ifindex, old) in &from.attachments {
-        if !to.attachments.contains_key(ifindex) {
-            changes.push(detach(*ifindex, old));
+        if role(to, *ifindex).is_none_or(|new| !together(new, old.role)) {
+            changes.push(Change::Detach { ifindex: *ifindex, attachment: old.clone() });
         }
     }
 }
 
-fn remove(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
-    changes.extend(gone(&from.elastics, &to.elastics).map(|k| Change::RemoveElastic(*k)));
-    changes.extend(gone(&from.holders, &to.holders).map(|k| Change::RemoveHolder(*k)));
-    changes.extend(gone(&from.sixes, &to.sixes).map(|k| Change::RemoveSix(*k)));
-    changes.extend(from.blocked6.difference(&to.blocked6).map(|p| Change::Unblock6(*p)));
-    changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
-    changes.extend(gone(&from.routes, &to.routes).map(|k| Change::RemoveRoute(*k)));
-    changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
-    let unblocked: BTreeSet<_> = from.blocked.difference(&to.blocked).collect();
-    changes.extend(unblocked.into_iter().map(|p| Change::Unblock(*p)));
-    changes.extend(gone(&from.ranges, &to.ranges).map(|k| Change::RemoveRange(*k)));
-    let unlimited = gone(&from.rates, &to.rates);
-    changes.extend(unlimited.map(|k| Change::PutRates { slot: *k, rates: Rates::default() }));
+fn attach(from: &Tables, to: &Tables, changes: &mut Vec<Change>) {
+    for (ifindex, new) in &to.attachments {
+        if role(from, *ifindex) != Some(new.role) {
+            changes.push(Change::Attach { ifindex: *ifindex, attachment: new.clone() });
+        }
+    }
 }
 
 /// New and changed entries.

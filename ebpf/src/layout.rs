@@ -134,12 +134,32 @@ pub const LIMITED: u16 = 0x100;
 /// reckons their checksums.
 pub const TAKES_FRAMES: u16 = 0x200;
 
+/// `HALF`, one entry: the half of the tables that packets are judged by.
+///
+/// `CONFIG`, `INTERFACES`, `LOCALS`, `ELASTICS`, `RANGES`, `SIXES` and `HOLDERS` have each
+/// entry twice. A program reads this word once and looks into its half alone; the daemon
+/// changes the other half, and then this word: all of a new state is seen at once.
+pub const HALVES: [u32; 2] = [0, 1 << 31];
+
+/// The place of a half's entry in `CONFIG`.
+#[inline(always)]
+pub const fn config_of(half: u32) -> u32 {
+    half >> 31
+}
+
+/// Key of an interface's records in `INTERFACES` and `SIXES`: ifindexes are positive.
+#[inline(always)]
+pub const fn interface_of(half: u32, ifindex: u32) -> u32 {
+    half | ifindex
+}
+
 /// `LOCALS`: whose is this private address?
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct LocalKey {
     pub vpc: u64,
     pub address: u32,
+    /// In the map: the half.
     pub zero: u32,
 }
 const _: () = assert!(size_of::<LocalKey>() == 16);
@@ -152,6 +172,15 @@ pub struct Local {
     pub zero: u32,
 }
 const _: () = assert!(size_of::<Local>() == 16);
+
+/// Key of `ELASTICS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct ElasticKey {
+    pub address: u32,
+    pub half: u32,
+}
+const _: () = assert!(size_of::<ElasticKey>() == 8);
 
 /// `ELASTICS`: who answers for an elastic address.
 ///
@@ -253,6 +282,16 @@ pub const TELL_FOUR: u32 = 3;
 pub const TELL_SIX: u32 = 4;
 pub const PROGRAMS_MAX: u32 = 5;
 
+/// Key of `HOLDERS`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct HolderKey {
+    pub address: V6,
+    pub half: u32,
+    pub zero: u32,
+}
+const _: () = assert!(size_of::<HolderKey>() == 24);
+
 /// `HOLDERS`: which interface has an IPv6 address. They are global: no two
 /// networks have the same.
 #[repr(C)]
@@ -314,7 +353,7 @@ pub struct Quota {
 }
 const _: () = assert!(size_of::<Quota>() == 16);
 
-/// `CONFIG`, one entry: what is not an interface's own.
+/// `CONFIG`, an entry a half: what is not an interface's own. The seed is one for both.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Config {
@@ -344,7 +383,18 @@ pub const RANGES_EARLY: u32 = 1;
 /// [`Config::ranges`]: the uplink's tc program does.
 pub const RANGES_LATE: u32 = 2;
 
-/// Key of the prefix tries `BLOCKED` and `RANGES`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
+/// Key of the prefix trie `RANGES`: the half's 32 bits are part of the length.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct RangeKey {
+    pub length: u32,
+    /// Network byte order, as the address.
+    pub half: [u8; 4],
+    pub address: [u8; 4],
+}
+const _: () = assert!(size_of::<RangeKey>() == 12);
+
+/// Key of the prefix trie `BLOCKED`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Prefix {

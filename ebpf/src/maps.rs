@@ -6,10 +6,10 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
 use ebpf::half::{Bucket, WORDS6};
 use ebpf::icmp::Room;
 use ebpf::layout::{
-    Config, ELASTICS_MAX, Elastic, FLOWS_MAX, FLOWS6_MAX, Flow, FlowKey, HALF_BUCKETS, HOLDERS_MAX,
-    Holder, Hop, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey, POLICIES_MAX,
-    PREFIXES_MAX, PROGRAMS_MAX, Policy, Quota, ROUTES_MAX, SLOTS_MAX, STEPS_MAX, STEPS6_MAX, Six,
-    Step, Step6, WORDS_MAX,
+    Config, ELASTICS_MAX, Elastic, ElasticKey, FLOWS_MAX, FLOWS6_MAX, Flow, FlowKey, HALF_BUCKETS,
+    HOLDERS_MAX, Holder, HolderKey, Hop, INTERFACES_MAX, Interface, LOCALS_MAX, Local, LocalKey,
+    POLICIES_MAX, PREFIXES_MAX, PROGRAMS_MAX, Policy, Quota, ROUTES_MAX, SLOTS_MAX, STEPS_MAX,
+    STEPS6_MAX, Six, Step, Step6, WORDS_MAX,
 };
 use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
 use ebpf::{Head6, REASONS_MAX, V6, Work};
@@ -20,15 +20,20 @@ const NO_PREALLOC: u32 = 1;
 /// daemon may write thousands of entries without a call for each.
 const MMAPABLE: u32 = 1 << 10;
 
+/// Which half of those that have two is looked into.
 #[map]
-pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
+pub static HALF: Array<u32> = Array::with_max_entries(1, 0);
+#[map]
+pub static CONFIG: Array<Config> = Array::with_max_entries(2, 0);
 #[map]
 pub static INTERFACES: HashMap<u32, Interface> =
-    HashMap::with_max_entries(INTERFACES_MAX, NO_PREALLOC);
+    HashMap::with_max_entries(2 * INTERFACES_MAX, NO_PREALLOC);
 #[map]
-pub static LOCALS: HashMap<LocalKey, Local> = HashMap::with_max_entries(LOCALS_MAX, NO_PREALLOC);
+pub static LOCALS: HashMap<LocalKey, Local> =
+    HashMap::with_max_entries(2 * LOCALS_MAX, NO_PREALLOC);
 #[map]
-pub static ELASTICS: HashMap<u32, Elastic> = HashMap::with_max_entries(ELASTICS_MAX, NO_PREALLOC);
+pub static ELASTICS: HashMap<ElasticKey, Elastic> =
+    HashMap::with_max_entries(2 * ELASTICS_MAX, NO_PREALLOC);
 #[map]
 pub static POLICIES: Array<Policy> = Array::with_max_entries(POLICIES_MAX, 0);
 #[map]
@@ -41,12 +46,13 @@ pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS_MAX, 
 pub static HALF_FLOWS: Array<Bucket> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
 /// IPv6 has tables of its own, so that an IPv4 key stays as short as it is.
 #[map]
-pub static SIXES: HashMap<u32, Six> = HashMap::with_max_entries(INTERFACES_MAX, NO_PREALLOC);
+pub static SIXES: HashMap<u32, Six> = HashMap::with_max_entries(2 * INTERFACES_MAX, NO_PREALLOC);
 /// The programs that others go on to, by [`ebpf::layout::SIX_GUEST`] and the like.
 #[map]
 pub static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(PROGRAMS_MAX, 0);
 #[map]
-pub static HOLDERS: HashMap<V6, Holder> = HashMap::with_max_entries(HOLDERS_MAX, NO_PREALLOC);
+pub static HOLDERS: HashMap<HolderKey, Holder> =
+    HashMap::with_max_entries(2 * HOLDERS_MAX, NO_PREALLOC);
 #[map]
 pub static STEPS6: Array<Step6> = Array::with_max_entries(STEPS6_MAX, MMAPABLE);
 #[map]
@@ -67,9 +73,9 @@ pub static QUOTAS: Array<Quota> = Array::with_max_entries(SLOTS_MAX, 0);
 pub static SWEPT: Array<u64> = Array::with_max_entries(SLOTS_MAX, 0);
 #[map]
 pub static BLOCKED: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIXES_MAX, NO_PREALLOC);
-/// 1: an elastic range; 0: an exception in it.
+/// The half and the address: 1: an elastic range; 0: an exception in it.
 #[map]
-pub static RANGES: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIXES_MAX, NO_PREALLOC);
+pub static RANGES: LpmTrie<[u8; 8], u32> = LpmTrie::with_max_entries(2 * PREFIXES_MAX, NO_PREALLOC);
 /// By slot and reason.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX * REASONS_MAX, 0);

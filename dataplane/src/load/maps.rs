@@ -8,8 +8,9 @@ use aya::Ebpf;
 use aya::maps::MapData;
 use ebpf::half::Bucket;
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, Policy, Prefix,
-    Prefix6, Quota, ROW_NONE, RouteKey, Six, Span, Step, Step6,
+    Config, Elastic, ElasticKey, Flow, FlowKey, HALVES, Holder, HolderKey, Hop, Interface, Local,
+    LocalKey, Policy, Prefix, Prefix6, Quota, ROW_NONE, RangeKey, RouteKey, Six, Span, Step, Step6,
+    config_of, interface_of,
 };
 use ebpf::{REASONS_MAX, V6};
 
@@ -22,7 +23,8 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 25] = [
+pub const NAMES: [&str; 26] = [
+    "HALF",
     "CONFIG",
     "INTERFACES",
     "LOCALS",
@@ -52,17 +54,18 @@ pub const NAMES: [&str; 25] = [
 
 #[derive(Debug)]
 pub struct Maps {
+    in_force: Map<u32, u32>,
     config: Map<u32, Config>,
     interfaces: Map<u32, Interface>,
     locals: Map<LocalKey, Local>,
-    elastics: Map<u32, Elastic>,
+    elastics: Map<ElasticKey, Elastic>,
     policies: Map<u32, Policy>,
     steps: Map<u32, Step>,
     words: Map<u32, u64>,
     pub flows: Map<FlowKey, Flow>,
     pub half: Map<u32, Bucket>,
     sixes: Map<u32, Six>,
-    holders: Map<V6, Holder>,
+    holders: Map<HolderKey, Holder>,
     steps6: Map<u32, Step6>,
     pub flows6: Map<FlowKey<V6>, Flow>,
     blocked6: Map<Prefix6, u32>,
@@ -70,7 +73,7 @@ pub struct Maps {
     pub quotas: Map<u32, Quota>,
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
-    ranges: Map<Prefix, u32>,
+    ranges: Map<RangeKey, u32>,
     pub counters: Map<u32, u64>,
     pub rates: Map<u32, Rates>,
     pub levels: Map<u32, Levels>,
@@ -93,6 +96,7 @@ impl Maps {
 
     fn with(bpf: Opener<'_>) -> Result<Self, Error> {
         Ok(Self {
+            in_force: map(bpf, "HALF")?,
             config: map(bpf, "CONFIG")?,
             interfaces: map(bpf, "INTERFACES")?,
             locals: map(bpf, "LOCALS")?,
@@ -119,36 +123,74 @@ impl Maps {
         })
     }
 
-    /// Attachments are none of its business: they are `Loaded`'s.
-    pub fn apply(&self, change: &Change) -> Result<(), Error> {
+    /// The half that packets are judged by.
+    pub fn in_force(&self) -> Result<u32, Error> {
+        let half = self.in_force.get(&0).map_err(|e| Error::new("read", "HALF", e))?;
+        Ok(half.unwrap_or(HALVES[0]))
+    }
+
+    pub fn hidden(&self) -> Result<u32, Error> {
+        Ok(self.in_force()? ^ HALVES[1])
+    }
+
+    /// From here on packets are judged by this half.
+    pub fn publish(&self, half: u32) -> Result<(), Error> {
+        self.in_force.put(&0, &half).map_err(|e| Error::new("publish", "HALF", e))
+    }
+
+    /// Attachments and what is published are none of its business: they are `Loaded`'s.
+    /// `half`: where records go.
+    pub fn apply(&self, change: &Change, half: u32) -> Result<(), Error> {
         let failed = |cause| Error::new("change", format!("{change:?}"), cause);
+        let local = |key: &LocalKey| LocalKey { zero: half, ..*key };
+        let elastic_key = |address: &u32| ElasticKey { address: *address, half };
+        let holder_key = |address: &V6| HolderKey { address: *address, half, zero: 0 };
         match change {
             Change::PutPolicy { slot, policy } => self.put_policy(*slot, policy),
-            Change::PutLocal(key, local) => self.locals.put(key, local),
-            Change::PutHolder(address, holder) => self.holders.put(address, holder),
+            Change::PutLocal(key, value) => self.locals.put(&local(key), value),
+            Change::PutHolder(address, holder) => self.holders.put(&holder_key(address), holder),
+            Change::PutSix(ifindex, six) => self.sixes.put(&interface_of(half, *ifindex), six),
             Change::PutRoute(key, hop) => self.routes.put(key, hop),
             Change::RemoveRoute(key) => self.routes.remove(key).map(drop),
-            Change::PutSix(ifindex, six) => self.sixes.put(ifindex, six),
             Change::Block6(prefix) => self.blocked6.put(prefix, &1),
             Change::ResetSlot(slot) => self.reset(*slot),
             Change::PutRates { slot, rates } => self.put_rates(*slot, rates),
-            Change::PutInterface(interface) => self.interfaces.put(&interface.ifindex, interface),
-            Change::PutElastic { address, elastic } => self.elastics.put(address, elastic),
+            Change::PutInterface(interface) => {
+                self.interfaces.put(&interface_of(half, interface.ifindex), interface)
+            }
+            Change::PutElastic { address, elastic } => {
+                self.elastics.put(&elastic_key(address), elastic)
+            }
             Change::Block(prefix) => self.blocked.put(prefix, &1),
-            Change::PutRange { prefix, kind } => self.ranges.put(prefix, kind),
-            Change::PutConfig(config) => self.config.put(&0, config),
-            Change::RemoveElastic(address) => self.elastics.remove(address).map(drop),
-            Change::RemoveInterface(ifindex) => self.interfaces.remove(ifindex).map(drop),
-            Change::RemoveLocal(key) => self.locals.remove(key).map(drop),
-            Change::RemoveHolder(address) => self.holders.remove(address).map(drop),
-            Change::RemoveSix(ifindex) => self.sixes.remove(ifindex).map(drop),
+            Change::PutRange { prefix, kind } => self.ranges.put(&range_key(half, prefix), kind),
+            Change::PutConfig(config) => self.put_config(half, config),
+            Change::RemoveElastic(address) => self.elastics.remove(&elastic_key(address)).map(drop),
+            Change::RemoveInterface(ifindex) => {
+                self.interfaces.remove(&interface_of(half, *ifindex)).map(drop)
+            }
+            Change::RemoveLocal(key) => self.locals.remove(&local(key)).map(drop),
+            Change::RemoveHolder(address) => self.holders.remove(&holder_key(address)).map(drop),
+            Change::RemoveSix(ifindex) => {
+                self.sixes.remove(&interface_of(half, *ifindex)).map(drop)
+            }
             Change::Unblock6(prefix) => self.blocked6.remove(prefix).map(drop),
             Change::Unblock(prefix) => self.blocked.remove(prefix).map(drop),
-            Change::RemoveRange(prefix) => self.ranges.remove(prefix).map(drop),
+            Change::RemoveRange(prefix) => self.ranges.remove(&range_key(half, prefix)).map(drop),
+            Change::Attach { .. } | Change::Detach { .. } | Change::Publish => Ok(()),
             Change::AwaitReaders => syscall::await_readers(),
-            Change::Attach { .. } | Change::Detach { .. } => Ok(()),
         }
         .map_err(failed)
+    }
+
+    /// The seed is both halves': half-open flows are found by it.
+    fn put_config(&self, half: u32, config: &Config) -> io::Result<()> {
+        let other = config_of(half ^ HALVES[1]);
+        let mut others = self.config.get(&other)?.unwrap_or_default();
+        if others.seed != config.seed {
+            others.seed = config.seed;
+            self.config.put(&other, &others)?;
+        }
+        self.config.put(&config_of(half), config)
     }
 
     fn put_policy(&self, slot: u32, policy: &Placed) -> io::Result<()> {
@@ -191,10 +233,10 @@ impl Maps {
     }
 
     /// What the kernel decides by. Attachments and names are not in the maps.
-    pub fn read_back(&self) -> Result<Tables, Error> {
+    pub fn read_back(&self, half: u32) -> Result<Tables, Error> {
         let failed = |cause| Error::new("read back", "maps", cause);
         let interfaces: BTreeMap<u32, Interface> =
-            self.interfaces.entries().map_err(failed)?.into_iter().collect();
+            by_ifindex(half, self.interfaces.entries().map_err(failed)?);
         let mut rates = BTreeMap::new();
         for slot in interfaces.values().map(|i| i.slot).chain([0]) {
             let found = self.rates.get(&slot).map_err(failed)?.unwrap_or_default();
@@ -209,12 +251,18 @@ impl Maps {
             }
         }
         Ok(Tables {
-            config: self.config.get(&0).map_err(failed)?.unwrap_or_default(),
+            config: self.config.get(&config_of(half)).map_err(failed)?.unwrap_or_default(),
             interfaces,
-            locals: self.locals.entries().map_err(failed)?.into_iter().collect(),
-            elastics: self.elastics.entries().map_err(failed)?.into_iter().collect(),
-            sixes: self.sixes.entries().map_err(failed)?.into_iter().collect(),
-            holders: self.holders.entries().map_err(failed)?.into_iter().collect(),
+            locals: of_half(self.locals.entries().map_err(failed)?, |key| {
+                (key.zero == half).then_some(LocalKey { zero: 0, ..*key })
+            }),
+            elastics: of_half(self.elastics.entries().map_err(failed)?, |key| {
+                (key.half == half).then_some(key.address)
+            }),
+            sixes: by_ifindex(half, self.sixes.entries().map_err(failed)?),
+            holders: of_half(self.holders.entries().map_err(failed)?, |key| {
+                (key.half == half).then_some(key.address)
+            }),
             routes: self.routes.entries().map_err(failed)?.into_iter().collect(),
             blocked6: self
                 .blocked6
@@ -226,7 +274,10 @@ impl Maps {
             policies,
             rates,
             blocked: self.blocked.entries().map_err(failed)?.into_iter().map(|(p, _)| p).collect(),
-            ranges: self.ranges.entries().map_err(failed)?.into_iter().collect(),
+            ranges: of_half(self.ranges.entries().map_err(failed)?, |key| {
+                let (length, address) = (key.length.wrapping_sub(32), key.address);
+                (key.half == half.to_be_bytes()).then_some(Prefix { length, address })
+            }),
             ..Tables::default()
         })
     }
@@ -275,6 +326,20 @@ impl Maps {
 fn policies_of(i: &Interface) -> impl Iterator<Item = u32> + use<> {
     let acls = [i.acl_ingress, i.acl_egress].map(|place| u32::from(place).checked_sub(1));
     [i.ingress, i.egress].into_iter().chain(acls.into_iter().flatten())
+}
+
+fn range_key(half: u32, prefix: &Prefix) -> RangeKey {
+    let Prefix { length, address } = *prefix;
+    RangeKey { length: length + 32, half: half.to_be_bytes(), address }
+}
+
+/// A half's entries, by the keys that are the same in both.
+fn of_half<K, V, P: Ord>(entries: Vec<(K, V)>, key: impl Fn(&K) -> Option<P>) -> BTreeMap<P, V> {
+    entries.into_iter().filter_map(|(k, value)| Some((key(&k)?, value))).collect()
+}
+
+fn by_ifindex<V>(half: u32, entries: Vec<(u32, V)>) -> BTreeMap<u32, V> {
+    of_half(entries, |key| (key & HALVES[1] == half).then_some(key & !HALVES[1]))
 }
 
 const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };

@@ -41,7 +41,7 @@ use rpc::dataplane::{
 };
 
 use crate::compile::Tables;
-use crate::diff::{Change, diff};
+use crate::diff::{Change, diff, records};
 
 use carry::{Carried, Carry};
 use maps::Maps;
@@ -103,6 +103,8 @@ pub struct Loaded {
     adopted: bool,
     /// Links that still run programs of another layout.
     outdated: bool,
+    /// The hidden half may differ from the one in force.
+    astray: bool,
     sweep: Sweep,
     pub watch: Watch,
 }
@@ -123,7 +125,7 @@ impl Loaded {
         let mut bpf = load(&pins)?;
         links::load_programs(&mut bpf)?;
         let maps = Maps::open(&bpf)?;
-        let mut tables = maps.read_back()?;
+        let mut tables = maps.read_back(maps.in_force()?)?;
         let adopted = !pins.pinned_links()?.is_empty();
         let outdated = others || adopted && !same_layout;
         carry::describe(&pins)?;
@@ -133,7 +135,8 @@ impl Loaded {
         }
         let sweep = Sweep::default();
         let watch = Watch::open(&bpf)?;
-        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, sweep })
+        let astray = true;
+        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, astray, sweep })
     }
 
     /// Whether pinned programs were found at `open` and taken over.
@@ -149,18 +152,34 @@ impl Loaded {
     /// Makes the kernel's tables and attachments into `next`; answers how many
     /// changes it took. Where one fails, what was changed before it stays, and
     /// [`Loaded::tables`] is read back from the kernel.
+    ///
+    /// Packets meet the old records until all of the new ones stand in the hidden half, and
+    /// then the new ones at once. When this returns, no packet is judged by the old ones.
     pub fn update(&mut self, next: Tables) -> Result<usize, Error> {
+        self.update_watched(next, &mut |_, _| {})
+    }
+
+    /// [`Loaded::update`], and `watch` is called after every change: for the proof that no
+    /// packet meets a mixture.
+    pub fn update_watched(
+        &mut self,
+        next: Tables,
+        watch: &mut dyn FnMut(&Self, &Change),
+    ) -> Result<usize, Error> {
+        self.bring_home()?;
         let changes = diff(&self.tables, &next);
         if !changes.is_empty() {
             self.watch.harvest(&self.tables)?;
         }
-        if let Err(error) = self.apply(&changes) {
+        if let Err(error) = self.apply(&changes, watch) {
+            self.astray = true;
             let names = std::mem::take(&mut self.tables.names);
-            self.tables = Tables { names, ..self.maps.read_back()? };
+            self.tables = Tables { names, ..self.maps.read_back(self.maps.in_force()?)? };
             self.tables.attachments = links::attachments(&self.pins)?;
             return Err(error);
         }
         self.tables = next;
+        self.repeat(&changes)?;
         if self.outdated {
             self.take_over()?;
         }
@@ -181,17 +200,51 @@ impl Loaded {
         Ok(())
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Result<(), Error> {
+    /// Makes the hidden half what the one in force is, whatever it was.
+    fn bring_home(&mut self) -> Result<(), Error> {
+        if self.astray {
+            let hidden = self.maps.hidden()?;
+            self.maps.apply(&Change::AwaitReaders, hidden)?;
+            for change in records(&self.maps.read_back(hidden)?, &self.tables) {
+                self.maps.apply(&change, hidden)?;
+            }
+            self.astray = false;
+        }
+        Ok(())
+    }
+
+    /// What was published is repeated in the half that was left, where nobody reads any more.
+    fn repeat(&mut self, changes: &[Change]) -> Result<(), Error> {
+        if !changes.contains(&Change::Publish) {
+            return Ok(());
+        }
+        self.astray = true;
+        let hidden = self.maps.hidden()?;
+        for change in changes.iter().filter(|change| change.is_halved()) {
+            self.maps.apply(change, hidden)?;
+        }
+        self.astray = false;
+        Ok(())
+    }
+
+    fn apply(
+        &mut self,
+        changes: &[Change],
+        watch: &mut dyn FnMut(&Self, &Change),
+    ) -> Result<(), Error> {
+        let hidden = self.maps.hidden()?;
         for change in changes {
             match change {
+                Change::Publish => self.maps.publish(hidden)?,
                 Change::Attach { ifindex, attachment } => {
                     links::attach(&mut self.bpf, &self.pins, *ifindex, attachment)?;
                 }
                 Change::Detach { ifindex, attachment } => {
                     links::detach(&self.pins, *ifindex, attachment.role)?;
                 }
-                change => self.maps.apply(change)?,
+                change => self.maps.apply(change, hidden)?,
             }
+            watch(self, change);
         }
         Ok(())
     }
@@ -342,7 +395,7 @@ impl Look {
             return Ok(None);
         }
         let maps = Maps::open_pinned(&pins)?;
-        let mut tables = maps.read_back()?;
+        let mut tables = maps.read_back(maps.in_force()?)?;
         tables.attachments = links::pinned_attachments(&pins)?;
         Ok(Some(Self { maps, tables }))
     }

@@ -78,6 +78,7 @@ fn now_s() -> u32 {
 }
 
 /// What the host's copy of the decision says of a frame, and makes of it.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Decided {
     action: Action,
     reason: Reason,
@@ -92,6 +93,25 @@ pub struct Decided {
 impl Decided {
     fn untold(action: Action, reason: Reason) -> Self {
         Self { action, reason, rules: (0, 0), bytes: None, told: false, answered: false }
+    }
+
+    /// Whether a program did the same.
+    pub fn is(&self, run: &load::Run) -> bool {
+        let told = (run.reason.unwrap_or(Reason::Undecided), (run.egress_rule, run.ingress_rule));
+        // Who only asks is not answered: a dropped packet stays one.
+        let bytes = self.bytes.as_ref().filter(|_| !self.answered);
+        (!self.told || told == (self.reason, self.rules))
+            && run.code == self.code(false)
+            && bytes.is_none_or(|bytes| *bytes == run.frame)
+    }
+
+    /// As tc knows it, where senders are told or not.
+    fn code(&self, telling: bool) -> i32 {
+        match self.action {
+            Action::Drop if !(telling && self.answered) => 2,
+            Action::Pass => -1,
+            _ => 7,
+        }
     }
 
     /// `error` goes back to the sender instead, if there is one.
@@ -110,15 +130,38 @@ impl Decided {
 
 /// Decides, and writes the flows that follow.
 fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Decided {
+    let (decided, written) = decide(host, ifindex, frame, tables);
+    match written {
+        Written::Nothing => {}
+        Written::Four(verdict) => host.account(&verdict),
+        Written::Six(verdict) => host.account(&verdict),
+    }
+    decided
+}
+
+/// Decides, and leaves no trace.
+pub fn decided_unwritten(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Decided {
+    decide(host, ifindex, frame, tables).0
+}
+
+/// The verdict whose flows are to be written.
+enum Written {
+    Nothing,
+    Four(Box<Verdict>),
+    Six(Box<Verdict<V6>>),
+}
+
+fn decide(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> (Decided, Written) {
     let uplink = tables.config.uplink == ifindex && ifindex != 0;
     let punt = tables.attachments.get(&ifindex).is_some_and(|a| a.device == PUNT);
     let six = frame.get(12..14) == Some(&[0x86, 0xdd]);
     if frame.len() < if six { HEAD6_LEN } else { HEAD_LEN } {
-        return match (uplink, punt) {
+        let untold = match (uplink, punt) {
             (true, _) => Decided::untold(Action::Pass, Reason::NotOurs),
             (_, true) => Decided::untold(Action::Drop, Reason::PuntStray),
             _ => Decided::untold(Action::Drop, Reason::Malformed),
         };
+        return (untold, Written::Nothing);
     }
     let to_host = frame[..6] == UPLINK_MAC.octets();
     let arrival = Arrival { ifindex, vlan: false, to_host, now_s: now_s() };
@@ -130,9 +173,9 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
             (_, true) => from_punt6(host, &head, &mut work),
             _ => from_instance6(host, frame, &head, &arrival, &mut work),
         }
-        host.account(&work.verdict);
         let told = told6(frame, &work.verdict, uplink);
-        return Decided::of(&work.verdict, carried_out6(frame, &work.verdict), told);
+        let decided = Decided::of(&work.verdict, carried_out6(frame, &work.verdict), told);
+        return (decided, Written::Six(Box::new(work.verdict)));
     }
     let head = Head::of(frame[..HEAD_LEN].try_into().unwrap());
     let mut work: Work = bytemuck::Zeroable::zeroed();
@@ -141,9 +184,9 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
         (_, true) => from_punt(host, &head, &mut work),
         _ => from_instance(host, frame, &head, &arrival, &mut work),
     }
-    host.account(&work.verdict);
     let told = told(frame, &work.verdict, uplink);
-    Decided::of(&work.verdict, carried_out(frame, &work.verdict), told)
+    let decided = Decided::of(&work.verdict, carried_out(frame, &work.verdict), told);
+    (decided, Written::Four(Box::new(work.verdict)))
 }
 
 #[derive(Default)]
@@ -194,11 +237,7 @@ pub fn compare_frame(
 ) -> Option<Vec<u8>> {
     let decided = decided(host, ifindex, frame, loaded.tables());
     let run = loaded.run(ifindex, frame, TRACE_MARK).unwrap();
-    let code = match decided.action {
-        Action::Drop if !decided.answered => 2,
-        Action::Pass => -1,
-        _ => 7,
-    };
+    let code = decided.code(true);
     let nothing = (Reason::Undecided, (0, 0));
     let verdict = if decided.told { (decided.reason, decided.rules) } else { nothing };
     let told = (run.reason.unwrap_or(Reason::Undecided), (run.egress_rule, run.ingress_rule));

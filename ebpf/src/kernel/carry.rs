@@ -227,7 +227,7 @@ fn answer_arp(skb: &Skb, mac: [u8; 6]) -> i32 {
 pub fn refuse(skb: &Skb, reason: Reason) -> i32 {
     // SAFETY: the context is valid for the program's run.
     let ifindex = unsafe { (*skb.0).ifindex };
-    let slot = Maps.interface(ifindex).map_or(0, |i| i.slot);
+    let slot = Maps::now().interface(ifindex).map_or(0, |i| i.slot);
     count(slot, reason);
     if let Some(work) = work() {
         work.begin();

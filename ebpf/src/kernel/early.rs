@@ -24,9 +24,10 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
     let frame = Xdp(&ctx);
     let Some(head) = frame.span().head() else { return xdp_action::XDP_PASS };
     let Some(work) = work() else { return xdp_action::XDP_PASS };
-    let reason = match early(&Maps, &frame, &head, work) {
-        Ok(()) if exceeds(&head, work) => Reason::SourceRate,
-        Ok(()) => match fast(&frame, &head, work) {
+    let maps = &Maps::now();
+    let reason = match early(maps, &frame, &head, work) {
+        Ok(()) if exceeds(maps, &head, work) => Reason::SourceRate,
+        Ok(()) => match fast(maps, &frame, &head, work) {
             Reason::Undecided => return xdp_action::XDP_PASS,
             Reason::Established => return deliver_frame(work),
             exceeded => exceeded,
@@ -51,8 +52,8 @@ fn drop_early(ctx: &XdpContext, work: &mut Work, reason: Reason) -> u32 {
 /// program would: then `Established`. `Undecided`: tc's may see to it, and nothing was
 /// changed. Else the reason why it has to be dropped.
 #[inline(always)]
-fn fast(frame: &Xdp<'_>, head: &Head, work: &mut Work) -> Reason {
-    let config = Maps.config();
+fn fast(maps: &Maps, frame: &Xdp<'_>, head: &Head, work: &mut Work) -> Reason {
+    let config = maps.config();
     if config.fast == 0 || work.verdict.slots[0] == 0 || !work.verdict.fast {
         return Reason::Undecided;
     }
@@ -67,7 +68,7 @@ fn fast(frame: &Xdp<'_>, head: &Head, work: &mut Work) -> Reason {
         to_host: head.destination_mac() == mac_number(config.uplink_mac),
         now_s: now_s(),
     };
-    from_world(&Maps, frame, head, &arrival, work);
+    from_world(maps, frame, head, &arrival, work);
     if work.verdict.reason != Reason::Established {
         return Reason::Undecided;
     }
@@ -118,8 +119,8 @@ fn complete(frame: &Xdp<'_>, head: &Head, transport: u32) -> bool {
 /// Whether the packet for an elastic address would open a flow, and its source has
 /// opened as many as it may.
 #[inline(always)]
-fn exceeds(head: &Head, work: &Work) -> bool {
-    let config = Maps.config();
+fn exceeds(maps: &Maps, head: &Head, work: &Work) -> bool {
+    let config = maps.config();
     config.sources != 0
         && work.verdict.slots[0] != 0
         && work.packet.opens_flow()

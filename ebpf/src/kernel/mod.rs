@@ -56,7 +56,7 @@ pub fn tap_ingress(ctx: TcContext) -> i32 {
         return go_on(&ctx, SIX_GUEST);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_instance(&Maps, &skb, &head, &skb.arrival(), work);
+    from_instance(&Maps::now(), &skb, &head, &skb.arrival(), work);
     match carry_out(skb.0) {
         TOLD => go_on(&ctx, TELL_FOUR),
         code => code,
@@ -73,7 +73,7 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         return go_on(&ctx, SIX_UPLINK);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_world(&Maps, &skb, &head, &skb.arrival(), work);
+    from_world(&Maps::now(), &skb, &head, &skb.arrival(), work);
     match carry_out(skb.0) {
         TOLD => go_on(&ctx, TELL_FOUR),
         code => code,
@@ -89,7 +89,7 @@ pub fn punt_ingress(ctx: TcContext) -> i32 {
         return go_on(&ctx, SIX_RESPONDER);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_punt(&Maps, &head, work);
+    from_punt(&Maps::now(), &head, work);
     carry_out(skb.0)
 }
 

@@ -79,7 +79,7 @@ fn decide_for_guest(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
     let Some(head) = head6(&skb) else { return refuse(&skb, Reason::Malformed) };
     let Some(work) = work6() else { return TC_ACT_SHOT };
-    from_instance6(&Maps, &skb, head, &skb.arrival(), work);
+    from_instance6(&Maps::now(), &skb, head, &skb.arrival(), work);
     DECIDED
 }
 
@@ -88,7 +88,7 @@ fn decide_for_uplink(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
     let Some(head) = head6(&skb) else { return TC_ACT_UNSPEC };
     let Some(work) = work6() else { return TC_ACT_SHOT };
-    from_world6(&Maps, &skb, head, &skb.arrival(), work);
+    from_world6(&Maps::now(), &skb, head, &skb.arrival(), work);
     DECIDED
 }
 
@@ -97,7 +97,7 @@ fn decide_for_responder(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
     let Some(head) = head6(&skb) else { return refuse(&skb, Reason::PuntStray) };
     let Some(work) = work6() else { return TC_ACT_SHOT };
-    from_punt6(&Maps, head, work);
+    from_punt6(&Maps::now(), head, work);
     DECIDED
 }
 

@@ -3,24 +3,35 @@
 use aya_ebpf::maps::lpm_trie::Key;
 use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
-    Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, Policy, Six, Step,
-    Step6,
+    Config, Elastic, ElasticKey, Flow, FlowKey, Holder, HolderKey, Hop, Interface, Local, LocalKey,
+    Policy, Six, Step, Step6, config_of, interface_of,
 };
 use ebpf::tables::{Question, classify};
 use ebpf::{Tables, V6};
 
 use super::routes::{find_hop, find_hop6};
 use crate::maps::{
-    BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, HALF_FLOWS, HALF_FLOWS6, HOLDERS,
+    BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, HALF, HALF_FLOWS, HALF_FLOWS6, HOLDERS,
     INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
 };
 
-pub struct Maps;
+/// One half of the tables, for one packet.
+pub struct Maps {
+    half: u32,
+}
+
+impl Maps {
+    /// The half that is in force: asked once by each program, so that it sees one state.
+    #[inline(always)]
+    pub fn now() -> Self {
+        Self { half: HALF.get(0).copied().unwrap_or(0) }
+    }
+}
 
 impl Tables for Maps {
     #[inline(always)]
     fn config(&self) -> Config {
-        match CONFIG.get(0) {
+        match CONFIG.get(config_of(self.half)) {
             Some(config) => *config,
             None => bytemuck::Zeroable::zeroed(),
         }
@@ -30,19 +41,19 @@ impl Tables for Maps {
     fn interface(&self, ifindex: u32) -> Option<&Interface> {
         // SAFETY: the map is not preallocated: an entry that was looked up stays as it is,
         // replaced or not, until this program ends (RCU).
-        unsafe { INTERFACES.get(ifindex) }
+        unsafe { INTERFACES.get(interface_of(self.half, ifindex)) }
     }
 
     #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<Local> {
         // SAFETY: as for `interface`.
-        unsafe { LOCALS.get(key) }.copied()
+        unsafe { LOCALS.get(LocalKey { zero: self.half, ..*key }) }.copied()
     }
 
     #[inline(always)]
     fn elastic(&self, address: u32) -> Option<&Elastic> {
         // SAFETY: as for `interface`.
-        unsafe { ELASTICS.get(address) }
+        unsafe { ELASTICS.get(ElasticKey { address, half: self.half }) }
     }
 
     #[inline(always)]
@@ -89,7 +100,8 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn in_elastic_range(&self, address: u32) -> bool {
-        matches!(RANGES.get(Key::new(32, address.to_be_bytes())), Some(1))
+        let key = (u64::from(self.half) << 32 | u64::from(address)).to_be_bytes();
+        matches!(RANGES.get(Key::new(64, key)), Some(1))
     }
 
     #[inline(always)]
@@ -101,13 +113,13 @@ impl Tables for Maps {
     #[inline(always)]
     fn six(&self, ifindex: u32) -> Option<&Six> {
         // SAFETY: as for `interface`.
-        unsafe { SIXES.get(ifindex) }
+        unsafe { SIXES.get(interface_of(self.half, ifindex)) }
     }
 
     #[inline(always)]
     fn holder(&self, address: &V6) -> Option<Holder> {
         // SAFETY: as for `interface`.
-        unsafe { HOLDERS.get(address) }.copied()
+        unsafe { HOLDERS.get(HolderKey { address: *address, half: self.half, zero: 0 }) }.copied()
     }
 
     #[inline(always)]
@@ -152,6 +164,9 @@ impl Tables for Maps {
     }
 }
 
+/// A classification looks at a policy's slot alone, which is the same in both halves.
+const SLOTS: Maps = Maps { half: 0 };
+
 /// The key's bucket in the half-open table.
 #[inline(always)]
 pub fn half_open(key: &FlowKey) -> Option<(&'static mut Bucket, [u64; 3])> {
@@ -188,7 +203,7 @@ pub extern "C" fn classify_flow6(slot_and_kind: u64, high: u64, low: u64, identi
     let (slot, kind) = ((slot_and_kind >> 32) as u32, slot_and_kind as u32);
     let (protocol, detail) = ((kind >> 16) as u8, kind as u16);
     let remote = V6 { high, low };
-    classify(&Maps, slot, &Question { remote, identity, protocol, detail })
+    classify(&SLOTS, slot, &Question { remote, identity, protocol, detail })
 }
 
 /// A global function of plain numbers: verified by itself.
@@ -196,5 +211,5 @@ pub extern "C" fn classify_flow6(slot_and_kind: u64, high: u64, low: u64, identi
 #[inline(never)]
 pub extern "C" fn classify_flow(slot: u32, remote: u32, identity: u64, kind: u32) -> u32 {
     let (protocol, detail) = ((kind >> 16) as u8, kind as u16);
-    classify(&Maps, slot, &Question { remote, identity, protocol, detail })
+    classify(&SLOTS, slot, &Question { remote, identity, protocol, detail })
 }

@@ -91,7 +91,7 @@ impl Back {
     fn of(skb: &Skb, destination_mac: u64) -> Self {
         // SAFETY: the context is valid for the program's run.
         let ifindex = unsafe { (*skb.0).ifindex };
-        let to_world = ifindex == Maps.config().uplink;
+        let to_world = ifindex == Maps::now().config().uplink;
         let mac = if to_world { destination_mac } else { mac_number(GATEWAY_MAC) };
         Self { ifindex, to_world, mac }
     }
