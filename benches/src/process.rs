@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -53,6 +54,16 @@ impl Drop for Background {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Lets this process have so many files open.
+pub fn allow_files(count: u64) -> anyhow::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    if soft < count {
+        setrlimit(Resource::RLIMIT_NOFILE, count, hard.max(count))
+            .with_context(|| format!("cannot have {count} files open"))?;
+    }
+    Ok(())
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

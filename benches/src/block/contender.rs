@@ -1,5 +1,6 @@
 //! Who serves the file: ours, the peers, and nobody at all (fio on the file).
 
+use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 use std::process::Command;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::address::{Address, Transport};
+use super::beside;
 use crate::machine;
 use crate::process::Background;
 
@@ -31,6 +33,8 @@ pub enum Contender {
     QemuUring,
     QemuNative,
     Nbdkit,
+    /// Ours, with nobody beside the one who is measured.
+    Alone,
     /// Another build of ours.
     Other,
     Ours,
@@ -40,7 +44,7 @@ impl Contender {
     /// Whether ours is compared with it.
     pub fn is_peer(self, medium: Medium) -> bool {
         match self {
-            Self::QemuUring | Self::QemuNative => true,
+            Self::QemuUring | Self::QemuNative | Self::Alone => true,
             // Its file plugin knows no O_DIRECT.
             Self::Nbdkit => medium == Medium::PageCache,
             Self::RawFile | Self::Other | Self::Ours => false,
@@ -58,7 +62,7 @@ impl Contender {
             Self::RawFile | Self::Other => None,
             Self::QemuUring | Self::QemuNative => absent("qemu-nbd"),
             Self::Nbdkit => absent("nbdkit"),
-            Self::Ours => match machine::own_program("block-server") {
+            Self::Ours | Self::Alone => match machine::own_program("block-server") {
                 None => {
                     Some("block-server is not built (HOSTPLANE_BIN_DIR names its folder)".into())
                 }
@@ -81,7 +85,7 @@ impl Contender {
             Self::QemuUring => qemu_nbd("io_uring", medium, &address, file),
             Self::QemuNative => qemu_nbd("native", medium, &address, file),
             Self::Nbdkit => nbdkit(&address, file),
-            Self::Ours => {
+            Self::Ours | Self::Alone => {
                 let program = machine::own_program("block-server").context("not built")?;
                 ours(&program, medium, &address, file)
             }
@@ -124,6 +128,11 @@ fn nbdkit(address: &Address, file: &Path) -> Command {
 fn ours(program: &Path, medium: Medium, address: &Address, file: &Path) -> Command {
     let mut command = Command::new(program);
     command.arg("serve").arg("--file").arg(file);
+    // A volume of its own for who stands beside the one who is measured.
+    let mut beside = OsString::from(beside::EXPORT);
+    beside.push("=");
+    beside.push(file);
+    command.arg("--export").arg(beside);
     if medium == Medium::PageCache {
         command.args(["--cache", "writeback"]);
     }
@@ -172,6 +181,7 @@ impl fmt::Display for Contender {
             Self::QemuUring => "qemu-nbd aio=io_uring",
             Self::QemuNative => "qemu-nbd aio=native",
             Self::Nbdkit => "nbdkit file",
+            Self::Alone => "ours, nobody beside",
             Self::Ours => "hostplane block-server",
             Self::Other => "another build of ours",
         })

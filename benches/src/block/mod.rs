@@ -14,6 +14,7 @@
 #![expect(clippy::disallowed_methods, reason = "a benchmark is a shell: it measures time")]
 
 pub mod address;
+pub mod beside;
 pub mod client;
 pub mod contender;
 pub mod file;
@@ -29,6 +30,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{cpu_seconds, interrupted};
 use crate::statistic::Sample;
+use beside::Beside;
 use contender::Contender;
 use file::DataFile;
 use load::Done;
@@ -115,7 +117,7 @@ fn spread(results: &Results, row: usize) -> f64 {
 impl Bench<'_> {
     fn contenders(&self, row: usize) -> Vec<Contender> {
         let mut all = self.plan.rows[row].contenders().to_vec();
-        all.retain(|c| *c == Contender::Ours || !self.plan.alone);
+        all.retain(|c| matches!(c, Contender::Ours | Contender::Alone) || !self.plan.alone);
         all.extend(self.plan.against.is_some().then_some(Contender::Other));
         all
     }
@@ -158,17 +160,25 @@ impl Bench<'_> {
             return Ok(Figure { done, cpu_us: None, client_us: None });
         };
         let (before, own_before) = (cpu_seconds(server.id())?, cpu_seconds(std::process::id())?);
-        let done = self.put_load(row, &server)?;
+        let done = self.put_load(row, contender, &server)?;
         let used = cpu_seconds(server.id())? - before;
         let own_used = cpu_seconds(std::process::id())? - own_before;
         let each = |seconds: f64| seconds * 1e6 / done.operations as f64;
-        let client_us = (row.client == Client::Lean).then(|| each(own_used));
-        Ok(Figure { done, cpu_us: Some(each(used)), client_us })
+        // What others ask costs the server, and us, as well.
+        let is_alone = row.beside == Beside::Nobody || contender == Contender::Alone;
+        let client_us = (row.client == Client::Lean && is_alone).then(|| each(own_used));
+        Ok(Figure { done, cpu_us: is_alone.then(|| each(used)), client_us })
     }
 
-    fn put_load(&self, row: &Row, server: &contender::Server) -> anyhow::Result<Done> {
+    fn put_load(
+        &self,
+        row: &Row,
+        contender: Contender,
+        server: &contender::Server,
+    ) -> anyhow::Result<Done> {
+        let beside = if contender == Contender::Alone { Beside::Nobody } else { row.beside };
         match row.client {
-            Client::Lean => client::run(server.address(), row.load, self.plan.duration),
+            Client::Lean => beside.run(server.address(), row.load, self.plan.duration),
             Client::Fio => {
                 fio::over_nbd(server.address(), &self.data, row.load, self.plan.duration)
             }

@@ -73,7 +73,7 @@ fn bar(svg: &mut String, x: f64, y: f64, ratio: Option<f64>, colour: &str) {
 
 fn colour(contender: Contender) -> &'static str {
     match contender {
-        Contender::RawFile => "#bbbbbb",
+        Contender::RawFile | Contender::Alone => "#bbbbbb",
         Contender::QemuUring => "#8da0cb",
         Contender::QemuNative => "#a6bddb",
         Contender::Nbdkit => "#fdb462",

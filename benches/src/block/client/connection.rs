@@ -58,9 +58,14 @@ impl AsFd for Connection {
 }
 
 impl Connection {
-    pub fn open(address: &Address, load: Load, index: u64) -> anyhow::Result<Self> {
+    pub fn open(
+        address: &Address,
+        export: &str,
+        load: Load,
+        index: u64,
+    ) -> anyhow::Result<Self> {
         let mut socket = address.connect()?;
-        let size = handshake::begin(&mut socket).context("handshake")?;
+        let size = handshake::begin(&mut socket, export).context("handshake")?;
         let blocks = size / u64::from(load.block_bytes);
         ensure!(blocks > 0, "the export has {size} bytes, less than one block");
         let flags = nix::fcntl::OFlag::O_NONBLOCK;

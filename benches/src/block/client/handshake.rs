@@ -1,4 +1,4 @@
-//! Fixed newstyle to the default export, with simple replies: blocking, once a
+//! Fixed newstyle to an export, with simple replies: blocking, once a
 //! connection.
 
 use std::fs::File;
@@ -21,18 +21,20 @@ const INFO_BLOCK_SIZE: u16 = 3;
 const REPLY_MAX: u32 = 4096;
 
 /// Brings a new connection to transmission; the export's size.
-pub fn begin(socket: &mut File) -> anyhow::Result<u64> {
+pub fn begin(socket: &mut File, export: &str) -> anyhow::Result<u64> {
     ensure!(u64_of(socket)? == MAGIC, "this is no NBD server");
     ensure!(u64_of(socket)? == OPTION_MAGIC, "the server speaks oldstyle");
     let mut flags = [0; 2];
     socket.read_exact(&mut flags)?;
-    // GO for the default export (an empty name), with one information asked for:
+    // GO, with one information asked for:
     // who does not ask for the block size must not send what is smaller than 512.
     let mut hello = CLIENT_FLAGS.to_be_bytes().to_vec();
     hello.extend(OPTION_MAGIC.to_be_bytes());
     hello.extend(OPTION_GO.to_be_bytes());
-    hello.extend(8_u32.to_be_bytes());
-    hello.extend(0_u32.to_be_bytes());
+    let length = export.len() as u32;
+    hello.extend((8 + length).to_be_bytes());
+    hello.extend(length.to_be_bytes());
+    hello.extend(export.as_bytes());
     hello.extend(1_u16.to_be_bytes());
     hello.extend(INFO_BLOCK_SIZE.to_be_bytes());
     socket.write_all(&hello)?;
@@ -50,7 +52,7 @@ pub fn begin(socket: &mut File) -> anyhow::Result<u64> {
                 size = s.first_chunk().map(|s| u64::from_be_bytes(*s));
             }
             (REPLY_INFO, _) => {}
-            _ => anyhow::bail!("the server refuses the default export: reply {kind:#x}"),
+            _ => anyhow::bail!("the server refuses export {export:?}: reply {kind:#x}"),
         }
     }
 }

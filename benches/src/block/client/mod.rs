@@ -26,29 +26,48 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Latencies above this count as this.
 const LATENCY_NS_MAX: u64 = 60_000_000_000;
 
-/// Puts `load` on the server at `address` for `duration`, and waits for the last answer.
+/// Connections that are open, and have asked for nothing yet.
+pub struct Client {
+    connections: Vec<Connection>,
+    epoll: Epoll,
+}
+
+impl Client {
+    /// Connects to an export of the server at `address`, as often as `load` says.
+    pub fn open(address: &Address, export: &str, load: Load) -> anyhow::Result<Self> {
+        let connections = (0..load.connections)
+            .map(|index| Connection::open(address, export, load, u64::from(index)))
+            .collect::<anyhow::Result<Vec<_>>>()?;
+        let epoll = Epoll::new(EpollCreateFlags::empty())?;
+        for (index, connection) in connections.iter().enumerate() {
+            epoll.add(connection, interest(index, false))?;
+        }
+        Ok(Self { connections, epoll })
+    }
+
+    /// Puts the load on the server for `duration`, and waits for the last answer.
+    pub fn run(mut self, duration: Duration) -> anyhow::Result<Done> {
+        let mut latencies = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)?;
+        let begin = Instant::now();
+        let end = begin + duration;
+        let elapsed = drive(&self.epoll, &mut self.connections, begin, end, &mut latencies)?;
+        for connection in self.connections {
+            connection.close().context("disconnect")?;
+        }
+        ensure!(!latencies.is_empty(), "not one operation");
+        let us = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+        Ok(Done {
+            operations: latencies.len(),
+            iops: latencies.len() as f64 / elapsed.as_secs_f64(),
+            p50_us: us(0.50),
+            p99_us: us(0.99),
+        })
+    }
+}
+
+/// Puts `load` on the default export for `duration`, and waits for the last answer.
 pub fn run(address: &Address, load: Load, duration: Duration) -> anyhow::Result<Done> {
-    let mut connections = (0..load.connections)
-        .map(|index| Connection::open(address, load, u64::from(index)))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let epoll = Epoll::new(EpollCreateFlags::empty())?;
-    for (index, connection) in connections.iter().enumerate() {
-        epoll.add(connection, interest(index, false))?;
-    }
-    let mut latencies = Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3)?;
-    let begin = Instant::now();
-    let elapsed = drive(&epoll, &mut connections, begin, begin + duration, &mut latencies)?;
-    for connection in connections {
-        connection.close().context("disconnect")?;
-    }
-    ensure!(!latencies.is_empty(), "not one operation");
-    let us = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
-    Ok(Done {
-        operations: latencies.len(),
-        iops: latencies.len() as f64 / elapsed.as_secs_f64(),
-        p50_us: us(0.50),
-        p99_us: us(0.99),
-    })
+    Client::open(address, "", load)?.run(duration)
 }
 
 /// Room to send is asked for only where something waits for it: else each request
