@@ -82,7 +82,15 @@ const fn disk(
     transport: Transport,
     goals: &'static [(Ratio, f64)],
 ) -> Row {
-    Row { id, load, transport, medium: Medium::Disk, client: Client::Lean, beside: Beside::Nobody, goals }
+    Row {
+        id,
+        load,
+        transport,
+        medium: Medium::Disk,
+        client: Client::Lean,
+        beside: Beside::Nobody,
+        goals,
+    }
 }
 
 const fn cached(
@@ -91,7 +99,15 @@ const fn cached(
     transport: Transport,
     goals: &'static [(Ratio, f64)],
 ) -> Row {
-    Row { id, load, transport, medium: Medium::PageCache, client: Client::Lean, beside: Beside::Nobody, goals }
+    Row {
+        id,
+        load,
+        transport,
+        medium: Medium::PageCache,
+        client: Client::Lean,
+        beside: Beside::Nobody,
+        goals,
+    }
 }
 
 use Ratio::{Cpu, OfRaw, Operations, P50, P99};

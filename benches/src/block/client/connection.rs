@@ -58,12 +58,7 @@ impl AsFd for Connection {
 }
 
 impl Connection {
-    pub fn open(
-        address: &Address,
-        export: &str,
-        load: Load,
-        index: u64,
-    ) -> anyhow::Result<Self> {
+    pub fn open(address: &Address, export: &str, load: Load, index: u64) -> anyhow::Result<Self> {
         let mut socket = address.connect()?;
         let size = handshake::begin(&mut socket, export).context("handshake")?;
         let blocks = size / u64::from(load.block_bytes);

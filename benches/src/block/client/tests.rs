@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::super::address::Address;
 use super::super::load::{Deed, Load};
-use super::run;
+use super::{Client, run};
 
 const SIZE: u64 = 1 << 20;
 
@@ -88,4 +88,26 @@ fn an_error_is_no_operation() {
     let load = Load { deed: Deed::Read, block_bytes: 4096, depth: 1, connections: 1 };
     let (done, _) = load_against(load, 5);
     assert!(done.unwrap_err().to_string().contains("error 5"));
+}
+
+#[test]
+fn an_export_is_asked_for_by_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("x.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        let mut socket = listener.accept().unwrap().0;
+        socket.write_all(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
+        // Flags, magic, GO, its length; the name's length, the name, one information.
+        let mut hello = [0; 34];
+        socket.read_exact(&mut hello).unwrap();
+        hello
+    });
+    let load = Load { deed: Deed::Read, block_bytes: 4096, depth: 1, connections: 1 };
+    // The server goes away without an answer.
+    assert!(Client::open(&Address::Unix(path), "beside", load).is_err());
+    let hello = server.join().unwrap();
+    assert_eq!(hello[16..20], 14_u32.to_be_bytes());
+    assert_eq!(hello[20..24], 6_u32.to_be_bytes());
+    assert_eq!(hello[24..30], *b"beside");
 }
