@@ -1,6 +1,6 @@
 //! Puts the daemon together.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -60,9 +60,10 @@ pub struct Options {
     /// Addresses of that range that others have.
     #[arg(long)]
     pub elastic_reserved: Vec<Ipv4Addr>,
-    /// A resolver that guests are told of, reachable from them.
+    /// A name server that is asked for what is no guest's name; without any, those of
+    /// /etc/resolv.conf.
     #[arg(long)]
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
     #[command(flatten)]
     pub packets: Packets,
     /// Endpoints of an etcd to keep the state in; where none is given, it is
@@ -171,9 +172,30 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
         elastic_range: options.elastic_range,
         elastic_reserved,
         flow_log: options.packets.flow_log(),
-        dns: options.dns.clone(),
+        name_servers: name_servers(&options.dns),
         endpoint: format!("http://{address}"),
     })
+}
+
+/// As many as resolv.conf(5) reads.
+const NAME_SERVERS_MAX: usize = 3;
+
+fn name_servers(named: &[IpAddr]) -> Vec<IpAddr> {
+    if !named.is_empty() {
+        return named.to_vec();
+    }
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    of_resolv_conf(&text)
+}
+
+/// A link-local server (`fe80::1%eth0`) is left out: its interface has no place here.
+fn of_resolv_conf(text: &str) -> Vec<IpAddr> {
+    let words = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let servers = words.filter_map(|words| match words[..] {
+        ["nameserver", address, ..] => address.parse().ok(),
+        _ => None,
+    });
+    servers.take(NAME_SERVERS_MAX).collect()
 }
 
 /// The uplink's own addresses, where it is there already.
@@ -215,5 +237,20 @@ async fn sweep(region: Arc<Region>) {
         }
         region.sweep_store().await;
         tokio::time::sleep(SWEEP_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_resolv_conf;
+
+    #[test]
+    fn the_hosts_name_servers_are_read_and_no_more_than_three() {
+        let text = "# nameserver 192.0.2.9\nsearch a b\nnameserver 127.0.0.53\n\
+                    nameserver fe80::1%eth0\n nameserver\t2001:db8::1 # why\n\
+                    nameserver 192.0.2.1\nnameserver 192.0.2.2\n";
+        let servers = of_resolv_conf(text).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(servers, ["127.0.0.53", "2001:db8::1", "192.0.2.1"]);
+        assert!(of_resolv_conf("").is_empty());
     }
 }

@@ -1,6 +1,6 @@
 //! What the daemon was told when it was started.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::Ipv4Net;
 
@@ -15,9 +15,8 @@ pub struct Settings {
     /// Addresses of the range that others have: the uplink's own, its gateway.
     pub elastic_reserved: Vec<Ipv4Addr>,
     pub flow_log: Option<rpc::dataplane::FlowLog>,
-    /// Resolvers that guests are told of. None unless named: nothing of ours
-    /// answers DNS.
-    pub dns: Vec<Ipv4Addr>,
+    /// Who is asked for names that are of no network here.
+    pub name_servers: Vec<IpAddr>,
     /// Where the API is reached: `http://127.0.0.1:8773`.
     pub endpoint: String,
 }
@@ -35,7 +34,7 @@ impl Settings {
             self.uplink,
             self.region,
             self.zone,
-            (&self.elastic_range, &self.dns, &self.flow_log)
+            (&self.elastic_range, &self.name_servers, &self.flow_log)
         )
     }
 }

@@ -40,7 +40,7 @@ impl Day {
             elastic_range: Some("198.51.100.0/29".parse().unwrap()),
             flow_log: None,
             elastic_reserved: vec![],
-            dns: vec![],
+            name_servers: vec![],
             endpoint: "http://127.0.0.1:8773".to_owned(),
         };
         let observed = Observed {

@@ -189,7 +189,8 @@ impl Applier {
         }
         self.applied = false;
         self.accepted = desired;
-        self.respond.configure(at_devices(served, &self.accepted, &devices));
+        let served = at_devices(served, &self.accepted, &devices);
+        self.respond.configure(served, self.accepted.name_servers.clone());
         let changed = self.loaded.update(tables)?;
         self.observe.know(Directory::new(self.loaded.tables()));
         if changed > 0 {

@@ -16,8 +16,8 @@ use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
-    Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, SOURCE_CHECK, TAKES_FRAMES,
-    TO_NAMESPACE,
+    DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SOURCE_CHECK,
+    TAKES_FRAMES, TO_NAMESPACE,
 };
 use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -28,12 +28,13 @@ use crate::tables::Tables;
 use crate::verdict::{
     Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Verdict, Work,
 };
-use crate::{GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
+use crate::{DNS_ADDRESS, GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
 const METADATA_PORT: u16 = 80;
 const TIME_PORT: u16 = 123;
+const DNS_PORT: u16 = 53;
 
 /// Where a frame came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,8 +116,23 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     if asks_time && packet.destination == TIME_ADDRESS {
         return punt(interface, head, Reason::PuntTime, work);
     }
+    if packet.destination_port == DNS_PORT && asks_name(tables, interface, packet) {
+        return punt(interface, head, Reason::PuntDns, work);
+    }
     let route = route(tables, interface, packet)?;
     forward(tables, frame, interface, &route, arrival.now_s, work)
+}
+
+/// Of a packet to port 53: whether it is for us.
+#[inline(always)]
+fn asks_name<T: Tables + ?Sized>(tables: &T, interface: &Interface, packet: &Packet) -> bool {
+    let transport = packet.kind == Kind::Udp || packet.kind == Kind::Tcp;
+    if !transport || interface.flags & DNS == 0 {
+        return false;
+    }
+    let address = packet.destination;
+    let key = LocalKey { vpc: interface.vpc, address, zero: 0 };
+    address == DNS_ADDRESS || tables.local(&key).is_some_and(|local| local.service == RESOLVER)
 }
 
 #[inline(always)]
@@ -148,7 +164,7 @@ fn arp_from_instance<F: Frame + ?Sized>(
         return Err(Reason::SpoofedArp);
     }
     let in_subnet = arp.target & interface.mask == interface.subnet;
-    let service = arp.target == METADATA_ADDRESS || arp.target == TIME_ADDRESS;
+    let service = [METADATA_ADDRESS, TIME_ADDRESS, DNS_ADDRESS].contains(&arp.target);
     let answered = in_subnet || service;
     if !arp.request || arp.target == interface.address || !answered {
         return Err(Reason::ArpIgnored);

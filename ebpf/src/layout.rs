@@ -134,6 +134,9 @@ pub const LIMITED: u16 = 0x100;
 /// reckons their checksums.
 pub const TAKES_FRAMES: u16 = 0x200;
 
+/// [`Interface::flags`]: names are resolved for it.
+pub const DNS: u16 = 0x400;
+
 /// `HALF`, one entry: the half of the tables that packets are judged by.
 ///
 /// `CONFIG`, `INTERFACES`, `LOCALS`, `ELASTICS`, `RANGES`, `SIXES` and `HOLDERS` have each
@@ -168,10 +171,15 @@ const _: () = assert!(size_of::<LocalKey>() == 16);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 pub struct Local {
     pub identity: u64,
+    /// 0: of no interface of this host.
     pub ifindex: u32,
-    pub zero: u32,
+    /// 0, or [`RESOLVER`].
+    pub service: u32,
 }
 const _: () = assert!(size_of::<Local>() == 16);
+
+/// [`Local::service`]: names are resolved there.
+pub const RESOLVER: u32 = 1;
 
 /// Key of `ELASTICS`.
 #[repr(C)]

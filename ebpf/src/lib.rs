@@ -61,6 +61,9 @@ pub const ROUTER_ADDRESS6: V6 = V6 { high: 0xfe80 << 48, low: 0x0068_70ff_fe00_0
 pub const METADATA_ADDRESS: u32 = 0xa9fe_a9fe;
 /// Where the time is, 169.254.169.123.
 pub const TIME_ADDRESS: u32 = 0xa9fe_a97b;
+/// Where names are resolved for every network, 169.254.169.253; each network has one
+/// more such address among its own.
+pub const DNS_ADDRESS: u32 = 0xa9fe_a9fd;
 
 /// A verdict's mark on an skb handed to a guest's device or the punt device; the
 /// guard there drops whatever does not carry it.

@@ -55,6 +55,8 @@ reasons! {
     PuntRouter = 10, accept, "router-solicitation";
     /// The time service, handed to the responder.
     PuntTime = 12, accept, "time";
+    /// A name to be resolved, handed to the responder.
+    PuntDns = 13, accept, "dns";
 
     /// A packet of a known flow, delivered before the kernel made anything of it.
     EstablishedEarly = 15, accept, "established-early";

@@ -14,7 +14,7 @@
 //! | `PUT /v1/interfaces/ID/flows` | [`MovedFlows`] → [`Imported`] |
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
@@ -51,6 +51,9 @@ pub struct Desired {
     /// one of these that no interface holds is dropped early.
     #[serde(default)]
     pub elastic_ranges: Vec<Ipv4Net>,
+    /// Who is asked for names that are of no network here, in this order.
+    #[serde(default)]
+    pub name_servers: Vec<SocketAddr>,
     /// Records of what passed and what did not, to files.
     #[serde(default)]
     pub flow_log: Option<FlowLog>,
@@ -253,6 +256,20 @@ pub struct Services {
     /// Routers that an answer of the metadata service may pass, from 1 to 64.
     pub metadata_hop_limit: u8,
     pub metadata_tokens: Tokens,
+    /// `None`: no names are resolved for it.
+    pub dns: Option<Dns>,
+}
+
+/// Names are resolved at 169.254.169.253, and at an address of the network's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// The network's own; with EC2 the base of its range plus two. DHCP tells it as
+    /// the resolver where [`Dhcp::dns`] names none. No interface may have it.
+    pub address: Option<Ipv4Addr>,
+    /// What the interface's addresses are called inside its network; the first is what
+    /// they are told to be called.
+    pub names: Vec<String>,
 }
 
 impl Default for Services {
@@ -263,6 +280,7 @@ impl Default for Services {
             netbios_node: None,
             metadata_hop_limit: 1,
             metadata_tokens: Tokens::Required,
+            dns: None,
         }
     }
 }

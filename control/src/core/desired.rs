@@ -1,5 +1,7 @@
 //! What a host should be, derived whole from the state each time.
 
+use std::net::Ipv4Addr;
+
 use model::{GroupId, SecurityGroup, VolumeKind};
 use rpc::block::Quality;
 use rpc::dataplane;
@@ -13,6 +15,8 @@ fn tap_name(interface: &Interface) -> String {
     let digits: String = interface.id.digits().chars().take(11).collect();
     format!("tap{digits}")
 }
+
+const DNS_PORT: u16 = 53;
 
 /// Ethernet's own: what the uplink carries without asking.
 const MTU: u16 = 1500;
@@ -40,6 +44,12 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             interfaces: interfaces.collect(),
             groups: state.groups.iter().map(group).collect(),
             elastic_ranges: context.settings.elastic_range.into_iter().collect(),
+            name_servers: context
+                .settings
+                .name_servers
+                .iter()
+                .map(|a| (*a, DNS_PORT).into())
+                .collect(),
             flow_log: context.settings.flow_log.clone(),
             ..dataplane::Desired::default()
         },
@@ -110,10 +120,14 @@ fn interface(
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),
-            dns: context.settings.dns.clone(),
+            dns: Vec::new(),
             mtu: MTU,
         },
         metadata: Some(metadata::documents(context, instance, interface)),
+        services: dataplane::Services {
+            dns: Some(names(context, instance, interface)),
+            ..dataplane::Services::default()
+        },
         ..dataplane::Interface::new(
             interface.id,
             dataplane::Device::Tap { name: tap_name(interface), owner_uid: instance.uid },
@@ -121,6 +135,18 @@ fn interface(
             interface.vpc,
             (interface.address, subnet.unwrap_or_else(|| interface.address.into())),
         )
+    }
+}
+
+/// EC2's names of an instance, by its address and by its id, and the network's resolver:
+/// the base of its range plus two.
+fn names(context: &Context<'_>, instance: &Instance, interface: &Interface) -> dataplane::Dns {
+    let base = context.state.vpcs.get(interface.vpc).map(|vpc| vpc.cidr.network());
+    let domain = format!("{}.compute.internal", context.settings.region);
+    let by_address = super::instance::private_dns_name(context.settings, interface);
+    dataplane::Dns {
+        address: base.map(|base| Ipv4Addr::from_bits(base.to_bits() + 2)),
+        names: vec![by_address, format!("{}.{domain}", instance.id)],
     }
 }
 

@@ -21,9 +21,9 @@ use std::sync::Arc;
 
 use ebpf::V6;
 use ebpf::layout::{
-    self, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
-    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES,
-    TO_NAMESPACE,
+    self, DNS, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
+    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SOURCE_CHECK, STEPS_A_TABLE_MAX,
+    TAKES_FRAMES, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -32,6 +32,8 @@ use model::{
 };
 use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
+
+use crate::respond::dns::UPSTREAMS_MAX;
 
 use place::Places;
 
@@ -135,6 +137,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     six::refuse(desired)?;
     limit("interfaces", desired.interfaces.len(), INTERFACES_MAX)?;
     limit("private addresses", desired.interfaces.len(), LOCALS_MAX)?;
+    limit("name servers", desired.name_servers.len(), UPSTREAMS_MAX as u32)?;
     let groups: BTreeMap<GroupId, &SecurityGroup> =
         desired.groups.iter().map(|g| (g.id, g)).collect();
     let identities = identities(desired)?;
@@ -187,8 +190,12 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
 
 fn refuse_duplicates(desired: &Desired) -> Result<(), Error> {
     let mut seen = BTreeSet::new();
+    let mut resolvers = Vec::new();
     for i in &desired.interfaces {
         let elastic = i.elastic.map(|e| format!("elastic address {e}"));
+        // Whoever resolves names is no interface.
+        let resolver = i.services.dns.as_ref().and_then(|dns| dns.address);
+        resolvers.extend(resolver.map(|address| (format!("address {address} in {}", i.vpc), i.id)));
         let own = [
             format!("interface {}", i.id),
             format!("device `{}`", i.device.name()),
@@ -200,7 +207,10 @@ fn refuse_duplicates(desired: &Desired) -> Result<(), Error> {
             }
         }
     }
-    Ok(())
+    match resolvers.into_iter().find(|(what, _)| seen.contains(what)) {
+        Some((what, interface)) => Err(Error::Duplicate { what, interface }),
+        None => Ok(()),
+    }
 }
 
 fn limit(table: &'static str, len: usize, limit: u32) -> Result<(), Error> {
@@ -369,7 +379,9 @@ impl Compiler<'_> {
         let key = LocalKey { vpc: record.vpc, address: record.address, zero: 0 };
         let tables = &mut self.tables;
         tables.interfaces.insert(ifindex, record);
-        tables.locals.insert(key, Local { identity: record.identity, ifindex, zero: 0 });
+        tables.locals.insert(key, Local { identity: record.identity, ifindex, service: 0 });
+        self.resolver(interface, record.vpc)?;
+        let tables = &mut self.tables;
         if record.elastic != 0 {
             let elastic = Elastic { interface: record, address: record.address, zero: 0 };
             tables.elastics.insert(record.elastic, elastic);
@@ -379,6 +391,18 @@ impl Compiler<'_> {
         tables.names.interfaces.insert(ifindex, interface.id);
         if let Some(table) = interface.route_table {
             tables.names.route_tables.insert(ifindex, table);
+        }
+        Ok(())
+    }
+
+    /// The network's own address for names, which every interface of it may name.
+    fn resolver(&mut self, interface: &dataplane::Interface, vpc: u64) -> Result<(), Error> {
+        let address = interface.services.dns.as_ref().and_then(|dns| dns.address);
+        if let Some(address) = address {
+            let key = LocalKey { vpc, address: address.into(), zero: 0 };
+            let local = Local { identity: 0, ifindex: 0, service: RESOLVER };
+            self.tables.locals.insert(key, local);
+            limit("private addresses", self.tables.locals.len(), LOCALS_MAX)?;
         }
         Ok(())
     }
@@ -395,6 +419,7 @@ impl Compiler<'_> {
         let idle = idle::of(&i.idle).map_err(|wrong| Error::Idle { interface: i.id, wrong })?;
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
+        let dns = if i.services.dns.is_some() { DNS } else { 0 };
         let to_namespace = match device.kind {
             DeviceKind::VethToNamespace => TO_NAMESPACE,
             _ => 0,
@@ -423,7 +448,7 @@ impl Compiler<'_> {
             udp_stream_idle_s: idle.udp_stream,
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
-            flags: source_check | metadata | to_namespace | takes_frames,
+            flags: source_check | metadata | dns | to_namespace | takes_frames,
             routes: self.route_tables.of(i)?,
             mtu: i.dhcp.mtu,
             uplink_mtu: self.uplink.as_ref().map_or(0, |u| u.mtu),

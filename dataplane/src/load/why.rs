@@ -315,7 +315,7 @@ fn route(
     };
     match (sender, receiver, reason) {
         (_, _, Reason::Arp) => "answered where it came in".into(),
-        (_, _, Reason::PuntDhcp | Reason::PuntMetadata | Reason::PuntTime) => {
+        (_, _, Reason::PuntDhcp | Reason::PuntMetadata | Reason::PuntTime | Reason::PuntDns) => {
             "the host's own service".into()
         }
         (_, _, Reason::NotOurs) => "the host's own stack".into(),

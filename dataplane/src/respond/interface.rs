@@ -22,6 +22,7 @@ use smoltcp::wire::{
 
 use super::Served;
 use super::dhcp::{self, METADATA_ADDRESS, Silence};
+use super::dns;
 use super::limit::Bucket;
 use super::metadata::{Service, TokenKey};
 use super::stream::Metadata;
@@ -30,6 +31,9 @@ use super::wire::Wire;
 
 /// Of answers over UDP.
 const HOP_LIMIT: u8 = 64;
+
+/// Of IPv4 and UDP.
+const HEADER_BYTES: usize = 20 + 8;
 
 pub const METADATA_PORT: u16 = 80;
 
@@ -40,6 +44,7 @@ pub struct Counters {
     pub dhcp_ignored: u64,
     pub metadata_answered: u64,
     pub time_answered: u64,
+    pub dns: dns::Counters,
     /// Neither DHCP nor metadata, or not from the interface's own addresses.
     pub ignored: u64,
     /// Beyond the rate that an interface has.
@@ -54,6 +59,11 @@ impl Counters {
             ("respond-dhcp-ignored", self.dhcp_ignored),
             ("respond-metadata-answered", self.metadata_answered),
             ("respond-time-answered", self.time_answered),
+            ("respond-dns-own", self.dns.own),
+            ("respond-dns-remembered", self.dns.remembered),
+            ("respond-dns-forwarded", self.dns.forwarded),
+            ("respond-dns-failed", self.dns.failed),
+            ("respond-dns-refused", self.dns.refused),
             ("respond-ignored", self.ignored),
             ("respond-limited", self.limited),
         ]
@@ -67,6 +77,9 @@ pub struct Responder {
     counters: Counters,
     wire: Wire,
     metadata: Option<Metadata>,
+    streams: Option<dns::Streams>,
+    /// What its guest wants resolved.
+    asked: Vec<(dns::Origin, Vec<u8>)>,
 }
 
 impl Responder {
@@ -78,11 +91,13 @@ impl Responder {
     ) -> Self {
         let mtu = usize::from(served.binding.mtu);
         let mut responder = Self {
-            served: Served { metadata: None, ..served.clone() },
+            served: Served { metadata: None, dns: None, ..served.clone() },
             bucket: Bucket::full(now),
             counters: Counters::default(),
             wire: Wire { incoming: None, outgoing: VecDeque::new(), mtu },
             metadata: None,
+            streams: None,
+            asked: Vec::new(),
         };
         responder.replace(served, key, random, now);
         responder
@@ -119,7 +134,48 @@ impl Responder {
                 *metadata = Some(Metadata::new(service, hops, &mut self.wire, random(), now));
             }
         }
+        let servers =
+            |served: &Served| served.dns.as_ref().map(|dns| dns.servers().collect::<Vec<_>>());
+        let asked_at = servers(&served);
+        if asked_at != servers(&self.served) {
+            self.streams = asked_at.map(|addresses| {
+                dns::Streams::new(addresses.into_iter(), &mut self.wire, random(), now)
+            });
+        }
         self.served = served;
+    }
+
+    /// Whose names its guest may ask for.
+    pub fn network(&self) -> Option<model::VpcId> {
+        self.served.dns.as_ref().map(|dns| dns.vpc)
+    }
+
+    pub fn take_asked(&mut self) -> Vec<(dns::Origin, Vec<u8>)> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// Tells its guest what was found out.
+    pub fn tell(&mut self, origin: dns::Origin, message: &[u8], now: Duration) {
+        match origin {
+            dns::Origin::Datagram { server, port, .. } => {
+                let to = (self.served.binding.address, port);
+                self.wire.push(udp_packet((server, dns::PORT), to, message));
+            }
+            dns::Origin::Stream(name) => {
+                if let Some(streams) = &mut self.streams {
+                    streams.answer(name, message, now);
+                }
+                self.turn_streams(now);
+            }
+        }
+    }
+
+    fn turn_streams(&mut self, now: Duration) {
+        let Some(streams) = &mut self.streams else { return };
+        let mut asked = Vec::new();
+        streams.turn(&mut self.wire, now, &mut asked);
+        let named = asked.into_iter().map(|(name, message)| (dns::Origin::Stream(name), message));
+        self.asked.extend(named);
     }
 
     /// Takes a frame without its destination address, as the guest sent it.
@@ -141,18 +197,30 @@ impl Responder {
                 }
                 None => self.counters.ignored += 1,
             },
+            Some(Question::Name { server, port, message }) => {
+                let bytes_max = self.wire.mtu - HEADER_BYTES;
+                let origin = dns::Origin::Datagram { server, port, bytes_max };
+                self.asked.push((origin, message.to_vec()));
+            }
+            Some(Question::NameStream(packet)) => {
+                self.wire.incoming = Some(packet.to_vec());
+                self.turn_streams(now);
+            }
             None => self.counters.ignored += 1,
         }
     }
 
     pub fn elapse(&mut self, now: Duration) {
+        self.turn_streams(now);
         if let Some(metadata) = &mut self.metadata {
             metadata.turn(&mut self.wire, &mut self.counters, now);
         }
     }
 
     pub fn next_due(&mut self, now: Duration) -> Option<Duration> {
-        self.metadata.as_mut()?.next_due(now)
+        let metadata = self.metadata.as_mut().and_then(|m| m.next_due(now));
+        let streams = self.streams.as_mut().and_then(|s| s.next_due(now));
+        metadata.into_iter().chain(streams).min()
     }
 
     /// Moves what is to be sent into `out`, as frames to `destination`.
@@ -208,6 +276,13 @@ enum Question<'a> {
     },
     /// The IPv4 packet.
     Metadata(&'a [u8]),
+    Name {
+        server: Ipv4Addr,
+        port: u16,
+        message: &'a [u8],
+    },
+    /// The IPv4 packet.
+    NameStream(&'a [u8]),
 }
 
 impl<'a> Question<'a> {
@@ -226,6 +301,8 @@ impl<'a> Question<'a> {
             return None;
         }
         let own = ip.src_addr() == served.binding.address;
+        let resolver =
+            own && served.dns.as_ref().is_some_and(|dns| dns.servers().any(|s| s == ip.dst_addr()));
         match ip.next_header() {
             IpProtocol::Udp if own || ip.src_addr().is_unspecified() => {
                 let length = usize::from(ip.total_len());
@@ -239,14 +316,19 @@ impl<'a> Question<'a> {
                 match (ip.dst_addr(), udp.dst_port()) {
                     (_, smoltcp::wire::DHCP_SERVER_PORT) => Some(Self::Dhcp(message)),
                     (time::ADDRESS, time::PORT) if own => Some(Self::Time { port, message }),
+                    (server, dns::PORT) if resolver => Some(Self::Name { server, port, message }),
                     _ => None,
                 }
             }
-            IpProtocol::Tcp if own && ip.dst_addr() == METADATA_ADDRESS => {
+            IpProtocol::Tcp if own && (resolver || ip.dst_addr() == METADATA_ADDRESS) => {
                 let length = usize::from(ip.total_len());
                 let tcp = packet.get(usize::from(ip.header_len())..length)?;
                 let tcp = TcpPacket::new_checked(tcp).ok()?;
-                (tcp.dst_port() == METADATA_PORT).then(|| Self::Metadata(&packet[..length]))
+                match tcp.dst_port() {
+                    dns::PORT if resolver => Some(Self::NameStream(&packet[..length])),
+                    METADATA_PORT if !resolver => Some(Self::Metadata(&packet[..length])),
+                    _ => None,
+                }
             }
             _ => None,
         }

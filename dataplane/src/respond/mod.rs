@@ -1,10 +1,11 @@
-//! Answers what guests ask of the host itself: DHCP, the time, instance metadata.
+//! Answers what guests ask of the host itself: DHCP, the time, names, instance metadata.
 //!
 //! ```text
 //! guest ─tap─▶ tcx ─redirect─▶ punt device ─▶ thread ─▶ Responders ─▶ one interface's responder
 //!                                                                     ├ DHCP      (dhcp)
 //!                                                                     ├ time      (time)
-//!                                                                     └ smoltcp ─ metadata
+//!                                                                     ├ smoltcp ─ metadata
+//!                                                                     └ names     (dns) ─▶ name servers
 //! guest ◀─tap─ tcx ◀────────── punt device ◀─ thread ◀─────────────────┘
 //! ```
 //! `thread` is the shell; the rest are cores: frame in and `now` in, frames out.
@@ -13,11 +14,14 @@
 //! meet. What may never be true: a frame of one interface is answered on another.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use model::{InterfaceId, VpcId};
 use rpc::dataplane::{Interface, Tokens};
 
 pub mod dhcp;
+pub mod dns;
 mod interface;
 pub mod limit;
 pub mod metadata;
@@ -26,6 +30,7 @@ pub mod thread;
 mod time;
 mod wire;
 
+use dns::{Action, Client, Forwarder, Zone};
 pub use interface::{Counters, Responder};
 use metadata::TokenKey;
 
@@ -35,6 +40,7 @@ pub struct Served {
     pub interface: model::InterfaceId,
     pub binding: dhcp::Binding,
     pub metadata: Option<metadata::Documents>,
+    pub dns: Option<dns::Resolved>,
     pub tokens: Tokens,
     pub hop_limit: u8,
 }
@@ -101,6 +107,10 @@ impl TryFrom<&Interface> for Served {
             .map(metadata::Documents::parse)
             .transpose()
             .map_err(|e| refused(e.to_string()))?;
+        let resolved = dns::Resolved::new(interface).map_err(&refused)?;
+        // Whoever names no resolver is told ours.
+        let resolver = resolved.iter().filter(|_| dhcp.dns.is_empty());
+        let resolver = resolver.flat_map(|dns| dns.servers().take(1));
         Ok(Self {
             interface: interface.id,
             binding: dhcp::Binding {
@@ -110,13 +120,14 @@ impl TryFrom<&Interface> for Served {
                 router,
                 hostname: dhcp.hostname.clone(),
                 domain: dhcp.domain.clone(),
-                dns: dhcp.dns.clone(),
+                dns: dhcp.dns.iter().copied().chain(resolver).collect(),
                 mtu: dhcp.mtu,
                 ntp: services.ntp.clone(),
                 netbios: services.netbios.clone(),
                 netbios_node: services.netbios_node,
             },
             metadata,
+            dns: resolved,
             tokens: services.metadata_tokens,
             hop_limit: hops,
         })
@@ -127,6 +138,8 @@ impl TryFrom<&Interface> for Served {
 pub struct Responders {
     by_ifindex: BTreeMap<u32, Responder>,
     key: TokenKey,
+    forwarder: Forwarder,
+    zones: BTreeMap<VpcId, Zone>,
     /// The boot clock's zero, since 1970: what the shell last read.
     pub booted_at: Duration,
     /// Frames that named no interface.
@@ -134,19 +147,33 @@ pub struct Responders {
 }
 
 impl Responders {
-    pub fn new(key: TokenKey) -> Self {
-        Self { by_ifindex: BTreeMap::new(), key, booted_at: Duration::ZERO, strays: 0 }
+    pub fn new(key: TokenKey, random: impl FnMut() -> u128 + Send + 'static) -> Self {
+        Self {
+            by_ifindex: BTreeMap::new(),
+            key,
+            forwarder: Forwarder::new(random),
+            zones: BTreeMap::new(),
+            booted_at: Duration::ZERO,
+            strays: 0,
+        }
     }
 
-    /// Serves exactly these from now on. A responder whose interface stays on
+    /// Serves exactly these from now on, and asks `servers` for names of others. A responder whose interface stays on
     /// its device keeps its connections. `random` seeds the new ones.
     pub fn configure(
         &mut self,
         served: Vec<(u32, Served)>,
+        servers: Vec<SocketAddr>,
         mut random: impl FnMut() -> u128,
         now: Duration,
     ) {
         let mut old = std::mem::take(&mut self.by_ifindex);
+        let before: BTreeMap<u32, InterfaceId> =
+            old.iter().map(|(ifindex, r)| (*ifindex, r.interface())).collect();
+        self.zones.clear();
+        for dns in served.iter().filter_map(|(_, served)| served.dns.as_ref()) {
+            self.zones.entry(dns.vpc).or_default().add(dns);
+        }
         for (ifindex, served) in served {
             let kept = old.remove(&ifindex).filter(|r| r.interface() == served.interface);
             let responder = match kept {
@@ -158,6 +185,10 @@ impl Responders {
             };
             self.by_ifindex.insert(ifindex, responder);
         }
+        let by_ifindex = &self.by_ifindex;
+        self.forwarder.configure(servers, |ifindex| {
+            by_ifindex.get(&ifindex).map(Responder::interface) == before.get(&ifindex).copied()
+        });
     }
 
     /// Takes a frame from the punt device; what it leads to is put into `out`,
@@ -171,28 +202,74 @@ impl Responders {
             Some((ifindex, responder)) => {
                 responder.receive(&frame[6..], now, self.booted_at);
                 responder.drain(ebpf::punt_mac(ifindex), out);
+                self.resolve(ifindex, now);
             }
             None => self.strays += 1,
         }
     }
 
-    /// Does what time has made due: retransmits, gives up, times out.
-    pub fn elapse(&mut self, now: Duration, out: &mut Vec<Vec<u8>>) {
-        for (ifindex, responder) in &mut self.by_ifindex {
-            if responder.next_due(now).is_some_and(|due| due <= now) {
-                responder.elapse(now);
-                responder.drain(ebpf::punt_mac(*ifindex), out);
+    /// Hands on what an interface's guest wants resolved.
+    fn resolve(&mut self, ifindex: u32, now: Duration) {
+        let Some(responder) = self.by_ifindex.get_mut(&ifindex) else { return };
+        let zone = responder.network().and_then(|vpc| self.zones.get(&vpc));
+        for (origin, message) in responder.take_asked() {
+            let client = Client { ifindex, origin };
+            self.forwarder.ask(client, &message, zone, now);
+        }
+    }
+
+    /// What an attempt's socket received; `None`: it has ended.
+    pub fn hear(&mut self, token: u64, message: Option<&[u8]>, now: Duration) {
+        match message {
+            Some(message) => self.forwarder.hear(token, message, now),
+            None => self.forwarder.give_up(token, now),
+        }
+    }
+
+    /// What is to be done for names; answers to guests are put into `out` meanwhile.
+    pub fn next_action(&mut self, now: Duration, out: &mut Vec<Vec<u8>>) -> Option<Action> {
+        loop {
+            match self.forwarder.next_action()? {
+                Action::Answer { client, message } => {
+                    let Client { ifindex, origin } = client;
+                    let Some(responder) = self.by_ifindex.get_mut(&ifindex) else { continue };
+                    responder.tell(origin, &message, now);
+                    responder.drain(ebpf::punt_mac(ifindex), out);
+                    self.resolve(ifindex, now);
+                }
+                action => return Some(action),
             }
         }
     }
 
+    /// Does what time has made due: retransmits, gives up, times out.
+    pub fn elapse(&mut self, now: Duration, out: &mut Vec<Vec<u8>>) {
+        let mut asking = Vec::new();
+        for (ifindex, responder) in &mut self.by_ifindex {
+            if responder.next_due(now).is_some_and(|due| due <= now) {
+                responder.elapse(now);
+                responder.drain(ebpf::punt_mac(*ifindex), out);
+                asking.push(*ifindex);
+            }
+        }
+        for ifindex in asking {
+            self.resolve(ifindex, now);
+        }
+        self.forwarder.elapse(now);
+    }
+
     /// When [`Self::elapse`] should be called next, if ever.
     pub fn next_due(&mut self, now: Duration) -> Option<Duration> {
-        self.by_ifindex.values_mut().filter_map(|r| r.next_due(now)).min()
+        let own = self.by_ifindex.values_mut().filter_map(|r| r.next_due(now)).min();
+        own.into_iter().chain(self.forwarder.next_due()).min()
     }
 
     pub fn counters(&self) -> BTreeMap<model::InterfaceId, Counters> {
-        self.by_ifindex.values().map(|r| (r.interface(), r.counters())).collect()
+        let named = |(ifindex, r): (&u32, &Responder)| {
+            let dns = self.forwarder.counters(*ifindex);
+            (r.interface(), Counters { dns, ..r.counters() })
+        };
+        self.by_ifindex.iter().map(named).collect()
     }
 }
 

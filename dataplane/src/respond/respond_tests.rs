@@ -29,14 +29,22 @@ fn served(n: u8) -> Served {
             netbios_node: None,
         },
         metadata: Some(metadata::Documents::parse(&map).unwrap()),
+        dns: Some(dns::Resolved {
+            vpc: VpcId::from_random(n.into()),
+            server: Some(Ipv4Addr::new(10, 0, 0, 2)),
+            names: vec![format!("ip-10-0-0-5.region-{n}.internal").parse().unwrap()],
+            addresses: vec![Ipv4Addr::new(10, 0, 0, 5).into()],
+            subnet: "10.0.0.0/24".parse().unwrap(),
+        }),
         tokens: Tokens::Required,
         hop_limit: 1,
     }
 }
 
 fn responders() -> Responders {
-    let mut responders = Responders::new(TokenKey::new([5; 32]));
-    responders.configure((1..=2).map(|n| (u32::from(n) + 10, served(n))).collect(), || 7, NOW);
+    let mut responders = Responders::new(TokenKey::new([5; 32]), || 9);
+    let served = (1..=2).map(|n| (u32::from(n) + 10, served(n))).collect();
+    responders.configure(served, vec![], || 7, NOW);
     responders
 }
 
@@ -220,7 +228,7 @@ fn answers_pass_as_many_routers_as_they_are_told_to() {
     let mut responders = responders();
     let mut before = Client::connect(1, PORT, NOW);
     token(&mut before, &mut responders);
-    responders.configure(vec![(11, Served { hop_limit: 3, ..served(1) })], || 8, NOW);
+    responders.configure(vec![(11, Served { hop_limit: 3, ..served(1) })], vec![], || 8, NOW);
     before.hops.clear();
     token(&mut before, &mut responders);
     let mut after = Client::connect(1, PORT + 1, NOW);
@@ -277,7 +285,7 @@ fn new_documents_keep_the_connection_and_the_token() {
     let mut changed = served(1);
     let map = [("meta-data/instance-id".to_owned(), "changed".to_owned())].into();
     changed.metadata = Some(metadata::Documents::parse(&map).unwrap());
-    responders.configure(vec![(11, changed)], || 8, NOW);
+    responders.configure(vec![(11, changed)], vec![], || 8, NOW);
     client.say(&mut responders, &get(&token));
     assert!(client.heard.ends_with(b"changed"));
 }

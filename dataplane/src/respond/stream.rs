@@ -231,10 +231,10 @@ impl Connection {
     }
 }
 
-fn instant(now: Duration) -> Instant {
+pub(super) fn instant(now: Duration) -> Instant {
     Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
 }
 
-fn duration(d: Duration) -> smoltcp::time::Duration {
+pub(super) fn duration(d: Duration) -> smoltcp::time::Duration {
     smoltcp::time::Duration::from_micros(u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +17,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::dns::Action;
+use super::dns::upstream::{Said, Sockets};
 use super::metadata::TokenKey;
 use super::{Counters, Responders, Served};
 
@@ -26,7 +29,7 @@ const FRAMES_A_TURN_MAX: usize = 64;
 const FRAME_BYTES_MAX: usize = 65_536 + 14;
 
 enum Command {
-    Configure(Vec<(u32, Served)>),
+    Configure(Vec<(u32, Served)>, Vec<SocketAddr>),
     Counters(Sender<BTreeMap<InterfaceId, Counters>>),
 }
 
@@ -41,14 +44,23 @@ impl RespondThread {
     pub fn start(punt: File, key: TokenKey) -> io::Result<Self> {
         let wake = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
         let (commands, inbox) = crossbeam_channel::unbounded();
-        let shell = Shell { punt, wake: wake.clone(), inbox, responders: Responders::new(key) };
+        let responders = Responders::new(key, random);
+        let shell = Shell {
+            punt,
+            wake: wake.clone(),
+            inbox,
+            responders,
+            sockets: Sockets::default(),
+            ready: Vec::new(),
+        };
         std::thread::Builder::new().name("respond".into()).spawn(move || shell.run())?;
         Ok(Self { commands, wake })
     }
 
-    /// Serves exactly these from now on, by their devices' ifindex.
-    pub fn configure(&self, served: Vec<(u32, Served)>) {
-        self.send(Command::Configure(served));
+    /// Serves exactly these from now on, by their devices' ifindex, and asks `servers`
+    /// for names of others.
+    pub fn configure(&self, served: Vec<(u32, Served)>, servers: Vec<SocketAddr>) {
+        self.send(Command::Configure(served, servers));
     }
 
     pub fn counters(&self) -> BTreeMap<InterfaceId, Counters> {
@@ -77,6 +89,9 @@ struct Shell {
     wake: Arc<EventFd>,
     inbox: Receiver<Command>,
     responders: Responders,
+    sockets: Sockets,
+    /// The sockets that have something to say.
+    ready: Vec<u64>,
 }
 
 impl Shell {
@@ -93,23 +108,67 @@ impl Shell {
                 return;
             }
             self.read(&mut out);
+            self.hear();
             self.responders.elapse(since_boot(), &mut out);
+            self.act(&mut out);
             self.write(&mut out);
         }
     }
 
-    fn wait(&self, limit: Option<Duration>) -> Result<(), Errno> {
+    fn wait(&mut self, limit: Option<Duration>) -> Result<(), Errno> {
         // Rounded up, so that what is due is due when it wakes.
         let timeout = limit.map_or(PollTimeout::NONE, |d| {
             PollTimeout::try_from(d.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
         });
-        let mut fds = [
+        let mut fds = vec![
             PollFd::new(self.punt.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.wake.as_fd(), PollFlags::POLLIN),
         ];
-        match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+        let own = fds.len();
+        let mut tokens = Vec::new();
+        for (token, fd, flags) in self.sockets.waiting() {
+            tokens.push(token);
+            fds.push(PollFd::new(fd, flags));
+        }
+        let polled = poll(&mut fds, timeout);
+        let ready = tokens.into_iter().zip(&fds[own..]).filter(|(_, fd)| fd.any() == Some(true));
+        self.ready = ready.map(|(token, _)| token).collect();
+        match polled {
+            Ok(_) => Ok(()),
+            Err(Errno::EINTR) => {
+                self.ready.clear();
+                Ok(())
+            }
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes what name servers answered.
+    fn hear(&mut self) {
+        for token in std::mem::take(&mut self.ready) {
+            match self.sockets.turn(token) {
+                Said::Nothing => {}
+                Said::Message(message) => {
+                    self.responders.hear(token, Some(&message), since_boot());
+                }
+                Said::Ended => self.responders.hear(token, None, since_boot()),
+            }
+        }
+    }
+
+    /// Sends what is to be asked of name servers, and what they answered to guests.
+    fn act(&mut self, out: &mut Vec<Vec<u8>>) {
+        while let Some(action) = self.responders.next_action(since_boot(), out) {
+            match action {
+                Action::Send { token, server, stream, message } => {
+                    if let Err(error) = self.sockets.send(token, server, stream, &message) {
+                        tracing::debug!(%server, %error, "name server: ask");
+                        self.responders.hear(token, None, since_boot());
+                    }
+                }
+                Action::Close { token } => self.sockets.close(token),
+                Action::Answer { .. } => {}
+            }
         }
     }
 
@@ -118,8 +177,8 @@ impl Shell {
         _ = self.wake.read();
         loop {
             match self.inbox.try_recv() {
-                Ok(Command::Configure(served)) => {
-                    self.responders.configure(served, random, since_boot());
+                Ok(Command::Configure(served, servers)) => {
+                    self.responders.configure(served, servers, random, since_boot());
                 }
                 Ok(Command::Counters(reply)) => _ = reply.send(self.responders.counters()),
                 Err(crossbeam_channel::TryRecvError::Empty) => return true,

@@ -11,6 +11,7 @@ mod elastic;
 mod fast;
 mod hops;
 mod moved;
+mod names;
 mod observe;
 mod rates;
 mod routes;

@@ -3,11 +3,13 @@
 use ebpf::layout::Interface;
 use ebpf::packet::mac_bytes;
 use ebpf::rewrite::corrected;
-use ebpf::{Action, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Verdict, punt_mac};
+use ebpf::{
+    Action, DNS_ADDRESS, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Verdict, punt_mac,
+};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 
 use crate::random::Random;
-use crate::world::{PORTS, UPLINK_MAC, any_address};
+use crate::world::{PORTS, RESOLVER, UPLINK_MAC, any_address};
 
 /// A frame that may arrive from this guest (or from the uplink: `None`).
 pub fn frame(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> Vec<u8> {
@@ -47,6 +49,7 @@ fn ends(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> 
             destination: match random.below(20) {
                 0 => METADATA_ADDRESS.to_be_bytes(),
                 1 => TIME_ADDRESS.to_be_bytes(),
+                2 => random.pick(&[DNS_ADDRESS.to_be_bytes(), RESOLVER.octets()]),
                 _ => any(random),
             },
         },
@@ -97,7 +100,13 @@ fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -
     let step = builder(&ends, ttl(random));
     let source = random.pick(&PORTS);
     let asks_time = ends.destination == TIME_ADDRESS.to_be_bytes() && random.chance(75);
-    let destination = if asks_time { 123 } else { random.pick(&PORTS) };
+    let resolver = [DNS_ADDRESS.to_be_bytes(), RESOLVER.octets()].contains(&ends.destination);
+    let asks_name = resolver && random.chance(75);
+    let destination = match (asks_time, asks_name) {
+        (true, _) => 123,
+        (_, true) => 53,
+        _ => random.pick(&PORTS),
+    };
     let payload = [0x5a; 24];
     let payload = &payload[..random.below(24) as usize];
     let mut frame = Vec::new();

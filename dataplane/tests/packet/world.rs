@@ -9,7 +9,7 @@ use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
     VpcId,
 };
-use rpc::dataplane::{Desired, Device, Interface, Uplink};
+use rpc::dataplane::{Desired, Device, Dns, Interface, Services, Uplink};
 
 use crate::acls::{acl_id, acls};
 use crate::random::Random;
@@ -142,6 +142,9 @@ pub fn group(n: u64) -> GroupId {
     GroupId::from_random(u128::from(n) + 100)
 }
 
+/// Where a network resolves names, if one of its interfaces may ask.
+pub const RESOLVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
 fn interface(random: &mut Random, n: usize) -> Interface {
     let pool = if n < 3 { [0, 1, 2, 3] } else { [4, 5, 4, 5] };
     let mut groups: Vec<GroupId> =
@@ -161,6 +164,10 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         }),
         network_acl: random.chance(30).then(|| acl_id(if n < 3 { random.below(2) } else { 2 })),
         metadata: random.chance(60).then(Default::default),
+        services: Services {
+            dns: random.chance(60).then(|| Dns { address: Some(RESOLVER), names: vec![] }),
+            ..Services::default()
+        },
         ..Interface::new(
             interface_id(n),
             Device::Existing { name: guest(n) },

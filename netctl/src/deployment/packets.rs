@@ -1,6 +1,6 @@
 //! Options of `up` that are passed on to `control` as they are.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -9,9 +9,9 @@ use crate::failure::{Failure, Outcome};
 
 #[derive(Debug, Clone, Args)]
 pub struct Packets {
-    /// A resolver that guests are told of by DHCP, several with commas; they reach it by their elastic addresses
+    /// A name server that the host asks for what is no guest's name, several with commas [default: those of /etc/resolv.conf]
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
-    pub dns: Vec<Ipv4Addr>,
+    pub dns: Vec<IpAddr>,
 
     /// A folder for flow logs of all interfaces, written by the dataplane
     #[arg(long, value_name = "DIRECTORY")]
