@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, StatxFlags};
 
@@ -30,6 +31,11 @@ pub enum Error {
     InUse { path: PathBuf },
     #[error("{}: it holds {size} bytes, less than one block of {alignment}", path.display())]
     Small { path: PathBuf, size: u64, alignment: u32 },
+    #[error(
+        "{}: {holder} has it open for writing, or operations of it still run; \
+         waited {} s", path.display(), FREED_WITHIN.as_secs()
+    )]
+    Held { path: PathBuf, holder: String },
     #[error("{}: it holds {found} bytes, and the volume has {wanted}", path.display())]
     Size { path: PathBuf, found: u64, wanted: u64 },
 }
@@ -99,13 +105,88 @@ impl Backing {
     /// Opens a volume's file, which must have the volume's size, or more: a crash
     /// in a resize leaves what is beyond it.
     pub fn open_sized(path: &Path, size: u64) -> Result<Self, Error> {
-        let backing = Self::open(path, false)?;
+        Self::open(path, false)?.sized(path, size)
+    }
+
+    /// The same, and nobody else has it: also no dead server's operation, which the
+    /// kernel may end after its process. A lock (flock) is the open file's and goes
+    /// with the last operation on it.
+    pub fn open_alone(path: &Path, size: u64) -> Result<Self, Error> {
+        let backing = Self::open_sized(path, size)?;
+        await_lock(&backing.fd, path)?;
+        Ok(backing)
+    }
+
+    /// An open file that another process handed on, with its lock.
+    pub fn adopt(fd: OwnedFd, path: &Path, size: u64) -> Result<Self, Error> {
+        let mut file = File::from(fd);
+        let failed = |cause| Error::Open { path: path.to_owned(), cause };
+        let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| failed(e.into()))?;
+        let is_direct = flags.contains(rustix::fs::OFlags::DIRECT);
+        let alignment = if is_direct { alignment(&file) } else { ALIGNMENT_MIN };
+        let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        let geometry = Geometry { size: length - length % u64::from(alignment), alignment };
+        Self { fd: file.into(), geometry }.sized(path, size)
+    }
+
+    fn sized(self, path: &Path, size: u64) -> Result<Self, Error> {
+        let backing = self;
         let found = backing.geometry.size;
         if found >= size {
             let geometry = Geometry { size, ..backing.geometry };
             return Ok(Self { geometry, ..backing });
         }
         Err(Error::Size { path: path.to_owned(), found, wanted: size })
+    }
+}
+
+/// How long operations of a server that was killed may take to end.
+const FREED_WITHIN: Duration = Duration::from_secs(30);
+
+#[expect(clippy::disallowed_methods, reason = "a dead process's operations are waited for")]
+fn await_lock(fd: &OwnedFd, path: &Path) -> Result<(), Error> {
+    use rustix::fs::{FlockOperation, flock};
+    let start = Instant::now();
+    let mut told = false;
+    loop {
+        match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            // A file system that has no locks leaves us as we were without them.
+            Err(rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => return Ok(()),
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < FREED_WITHIN => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!("{}: waiting for {}", path.display(), holder(fd));
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::Held { path: path.to_owned(), holder: holder(fd) });
+            }
+            Err(cause) => {
+                return Err(Error::Open { path: path.to_owned(), cause: cause.into() });
+            }
+        }
+    }
+}
+
+/// Who took the lock, as /proc/locks (proc_locks(5)) tells:
+/// `1: FLOCK  ADVISORY  WRITE 4711 fd:01:131 0 EOF`.
+fn holder(fd: &OwnedFd) -> String {
+    let find = || {
+        let inode = rustix::fs::fstat(fd).ok()?.st_ino.to_string();
+        let locks = std::fs::read_to_string("/proc/locks").ok()?;
+        locks.lines().find_map(|line| {
+            let mut words = line.split_ascii_whitespace().skip(1);
+            let is_flock = words.next() == Some("FLOCK");
+            let pid: u32 = words.nth(2)?.parse().ok()?;
+            let is_same = words.next()?.rsplit(':').next() == Some(inode.as_str());
+            (is_flock && is_same).then_some(pid)
+        })
+    };
+    match find() {
+        Some(pid) if Path::new(&format!("/proc/{pid}")).exists() => format!("process {pid}"),
+        Some(pid) => format!("process {pid}, which has ended,"),
+        None => "another process".to_owned(),
     }
 }
 

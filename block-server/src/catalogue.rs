@@ -52,6 +52,10 @@ pub struct Volume {
     /// How fast it may be; nothing is said in records from before there were limits.
     #[serde(default)]
     pub quality: Quality,
+    /// Until when it is quiesced, in milliseconds since the epoch; a time that is
+    /// over says nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until_ms: Option<u64>,
 }
 
 impl Volume {
@@ -218,6 +222,7 @@ mod tests {
             stage: Stage::Ready,
             generation: 1,
             quality: Quality::default(),
+            held_until_ms: None,
         }
     }
 

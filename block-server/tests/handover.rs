@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use block_server::vhost::memory::Memory;
-use fixture::client::{BLOCK, Client, Ledger, READ, WRITE, request};
+use fixture::client::{BLOCK, Client, FUA, Ledger, READ, WRITE, request};
 use fixture::engines;
 use fixture::front::{DATA, Front, Machine};
 use fixture::home::{Home, MIB, id, writer};
@@ -258,4 +258,132 @@ async fn a_successor_that_fails_before_it_is_ready_changes_nothing() {
     server.ended();
     assert_eq!(client.exports().await.unwrap().len(), 2);
     successor.terminate();
+}
+
+/// A file system on a device whose operations can be stopped on their way: a loop
+/// device on a file in another file system, which is frozen.
+struct Stoppable {
+    outer: PathBuf,
+    inner: PathBuf,
+}
+
+fn sh(line: &str) -> Result<(), String> {
+    let output = Command::new("sh").args(["-ec", line]).output().map_err(|e| e.to_string())?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    output.status.success().then_some(()).ok_or(said)
+}
+
+impl Stoppable {
+    fn new(home: &Home, inner: PathBuf) -> Result<Self, String> {
+        let outer = home.path("outer");
+        for folder in [&outer, &inner] {
+            std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
+        }
+        let disk = Self { outer, inner };
+        let (outer, inner) = (disk.outer.display(), disk.inner.display());
+        sh(&format!(
+            "truncate -s 128M {outer}.img; mke2fs -q -t ext4 {outer}.img; \
+             mount -o loop {outer}.img {outer}; dd if=/dev/zero of={outer}/disk bs=1M count=64; \
+             mke2fs -q -t ext4 {outer}/disk; mount -o loop {outer}/disk {inner}"
+        ))?;
+        Ok(disk)
+    }
+
+    fn stop(&self) {
+        sh(&format!("fsfreeze -f {}", self.outer.display())).unwrap();
+    }
+
+    fn go_on(&self) {
+        sh(&format!("fsfreeze -u {}", self.outer.display())).unwrap();
+    }
+}
+
+impl Drop for Stoppable {
+    fn drop(&mut self) {
+        let (outer, inner) = (self.outer.display(), self.inner.display());
+        let _ = sh(&format!("fsfreeze -u {outer}"));
+        for folder in [inner, outer] {
+            for _ in 0..100 {
+                if sh(&format!("! mountpoint -q {folder} || umount {folder}")).is_ok() {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+    }
+}
+
+/// A write of a killed server is still on its way to the disk: its successor
+/// serves the volume only when that has landed, so that nothing lands later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_server_s_write_does_not_land_after_its_successor_s() {
+    const TEST: &str = "a_dead_server_s_write_does_not_land_after_its_successor_s";
+    let home = Home::new();
+    let disk = match Stoppable::new(&home, home.volumes()) {
+        Ok(disk) => disk,
+        Err(reason) => return fixture::skip(TEST, &format!("no loop devices: {reason}")),
+    };
+    let (server, client) = home.start();
+    let socket = home.export(1, "e", 4).await;
+    let write = |byte: u8| [request(FUA, WRITE, 9, 0, 4096), vec![byte; 4096]].concat();
+    let mut old = Client::connect(&socket, "e").unwrap();
+    old.send(&write(1)).unwrap();
+    assert_eq!(old.reply().unwrap(), (9, 0));
+    disk.stop();
+    old.send(&write(2)).unwrap();
+    wait_for("the write is on its way", || {
+        let all = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(client.connections())
+        });
+        all.unwrap().iter().any(|c| c.in_flight == 1 && !c.waits)
+    });
+    server.kill();
+    let is_ready = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let start = scope.spawn(|| {
+            let (server, _) = home.start();
+            is_ready.store(true, Ordering::Relaxed);
+            server
+        });
+        std::thread::sleep(Duration::from_secs(1));
+        let was_ready = is_ready.load(Ordering::Relaxed);
+        disk.go_on();
+        let server = start.join().unwrap();
+        assert!(!was_ready, "it served while a write of the dead one was on its way");
+        let mut new = Client::connect(&socket, "e").unwrap();
+        let found = new.call(READ, 0, 4096).unwrap();
+        assert!(found == [1; 4096] || found == [2; 4096]);
+        new.send(&write(3)).unwrap();
+        assert_eq!(new.reply().unwrap(), (9, 0));
+        assert_eq!(new.call(READ, 0, 4096).unwrap(), [3; 4096]);
+        server.terminate();
+    });
+}
+
+/// A quiesce outlives kill -9: no change comes through before it is resumed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiesced_volume_stays_so_over_a_crash_until_it_is_resumed() {
+    let home = Home::new();
+    let (server, client) = home.start();
+    let socket = home.export(1, "e", 4).await;
+    client.quiesce_volume(id(1), Quiesce { deadline_ms: 60_000 }).await.unwrap();
+    server.kill();
+    let (server, client) = home.start();
+    let mut writer = Client::connect(&socket, "e").unwrap();
+    writer.send(&[request(0, WRITE, 9, 0, 512), vec![7; 512]].concat()).unwrap();
+    wait_for("the write waits", || {
+        let all = tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(client.connections())
+        });
+        all.unwrap().iter().any(|c| c.waits)
+    });
+    client.resume_volume(id(1)).await.unwrap();
+    assert_eq!(writer.reply().unwrap(), (9, 0));
+    // What was resumed stays resumed.
+    server.kill();
+    let (server, _) = home.start();
+    let mut writer = Client::connect(&socket, "e").unwrap();
+    writer.send(&[request(0, WRITE, 9, 0, 512), vec![8; 512]].concat()).unwrap();
+    assert_eq!(writer.reply().unwrap(), (9, 0));
+    server.terminate();
 }

@@ -103,11 +103,15 @@ impl Depot {
                  {QUIESCE_MS_MAX} ms"
             )));
         }
-        let Some((worker, index)) = self.place_of(id, "quiesce").await? else { return Ok(()) };
+        let until = Some(now_ms().saturating_add(deadline));
+        let Some((worker, index)) = self.remember_hold(id, "quiesce", until).await? else {
+            return Ok(());
+        };
         let held = self.workers[worker].hold(index, Duration::from_millis(deadline)).await;
         match held.map_err(of_worker)? {
             Ok(()) => Ok(()),
             Err(reason) => {
+                self.remember_hold(id, "quiesce", None).await?;
                 self.workers[worker].release(index).map_err(of_worker)?;
                 Err(Error::damaged(format!("volume {id}: quiesce: {reason}")))
             }
@@ -115,15 +119,23 @@ impl Depot {
     }
 
     pub async fn resume(&self, id: VolumeId) -> Result<(), Error> {
-        match self.place_of(id, "resume").await? {
+        match self.remember_hold(id, "resume", None).await? {
             Some((worker, index)) => self.workers[worker].release(index).map_err(of_worker),
             None => Ok(()),
         }
     }
 
-    async fn place_of(&self, id: VolumeId, deed: &str) -> Result<Option<(usize, u32)>, Error> {
-        let state = self.state.lock().await;
-        living(&state, id, deed)?;
+    /// Durable before it is in force, and until it is undone or over: a crash lets
+    /// no change through. Says where the volume is served.
+    async fn remember_hold(
+        &self,
+        id: VolumeId,
+        deed: &str,
+        held_until_ms: Option<u64>,
+    ) -> Result<Option<(usize, u32)>, Error> {
+        let mut state = self.state.lock().await;
+        let volume = catalogue::Volume { held_until_ms, ..living(&state, id, deed)? };
+        block_in_place(|| state.catalogue.put_volume(id, volume)).map_err(of_catalogue)?;
         Ok(state.open_volumes.get(&id).map(|open| (open.worker, open.index)))
     }
 
@@ -174,6 +186,18 @@ impl Depot {
         let state = self.state.lock().await;
         state.open_volumes.iter().map(|(id, open)| open.counters.look(id.to_string())).collect()
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a deadline that outlives the process")]
+fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// For how long it is quiesced still; a clock that was set back adds nothing.
+pub(super) fn still_held_ms(volume: &catalogue::Volume) -> Option<u64> {
+    let left = volume.held_until_ms?.saturating_sub(now_ms()).min(QUIESCE_MS_MAX);
+    (left > 0).then_some(left)
 }
 
 fn living(state: &State, id: VolumeId, deed: &str) -> Result<catalogue::Volume, Error> {

@@ -33,7 +33,7 @@ use rpc::{Deployment, Error};
 use tokio::sync::{Mutex, oneshot};
 use tokio::task::block_in_place;
 
-use crate::backing::Backing;
+use crate::backing::{self, Backing};
 use crate::catalogue::{self, Catalogue, Stage};
 use crate::metrics::{self, Counters};
 use crate::worker::{self, Access, Front, Handle, Served};
@@ -50,6 +50,8 @@ struct OpenVolume {
     worker: usize,
     index: u32,
     counters: Arc<Counters>,
+    /// The same open file as the worker's, with its lock, to be handed on.
+    file: OwnedFd,
 }
 
 /// An export that listens.
@@ -277,6 +279,7 @@ impl Depot {
             stage: Stage::Filling,
             generation: 0,
             quality: rpc::block::Quality::default(),
+            held_until_ms: None,
         };
         block_in_place(|| state.catalogue.put_volume(id, volume.clone())).map_err(of_catalogue)?;
         if volume.source.is_some() {
@@ -509,14 +512,26 @@ impl Depot {
         id: VolumeId,
         volume: &catalogue::Volume,
         state: &State,
-        from: &Inheritance,
+        from: &mut Inheritance,
     ) -> Result<OpenVolume, Error> {
-        let backing = block_in_place(|| Backing::open_sized(&self.file_of(id), volume.size_bytes))
-            .map_err(|e| Error::damaged(format!("volume {id}: {e}")))?;
+        let (path, size) = (self.file_of(id), volume.size_bytes);
+        let backing = match from.socket(&succession::volume_name(id)) {
+            Some(file) => Backing::adopt(file, &path, size),
+            None => block_in_place(|| Backing::open_alone(&path, size)),
+        };
+        let backing = backing.map_err(|error| match error {
+            backing::Error::Held { .. } => Error::unavailable(format!("volume {id}: {error}")),
+            _ => Error::damaged(format!("volume {id}: {error}")),
+        })?;
+        let file = backing
+            .fd
+            .try_clone()
+            .map_err(|e| Error::unavailable(format!("volume {id}: its file: {e}")))?;
         let mut carried = from.load.carried(&id.to_string());
         if let Stage::Failed(reason) = &volume.stage {
             carried.failed = Some(reason.clone());
         }
+        carried.held_ms = carried.held_ms.or_else(|| live::still_held_ms(volume));
         let worker = self.least_used(state);
         let counters = Arc::<Counters>::default();
         let new = worker::NewVolume {
@@ -529,7 +544,7 @@ impl Depot {
             limits: volume.limits(),
         };
         let index = self.workers[worker].add_volume(new).await.map_err(of_worker)?;
-        Ok(OpenVolume { worker, index, counters })
+        Ok(OpenVolume { worker, index, counters, file })
     }
 
     fn least_used(&self, state: &State) -> usize {

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use model::VolumeId;
 use rpc::Error;
 use tokio::sync::MutexGuard;
 use tokio::task::block_in_place;
@@ -50,6 +51,11 @@ pub(super) fn names_of(export: &str) -> [String; 2] {
     [format!("nbd {export}"), format!("vhost {export}")]
 }
 
+/// A volume's open file, by which it is locked.
+pub(super) fn volume_name(id: VolumeId) -> String {
+    format!("volume {id}")
+}
+
 impl Depot {
     /// `true`: a successor serves, and we must not. `own`: sockets that are not the
     /// depot's, handed on with it.
@@ -85,6 +91,9 @@ impl Depot {
             for (name, socket) in names_of(name).into_iter().zip(&export.sockets) {
                 sockets.listening.insert(name, socket.try_clone()?);
             }
+        }
+        for (id, open) in &state.open_volumes {
+            sockets.listening.insert(volume_name(*id), open.file.try_clone()?);
         }
         Ok(sockets)
     }
