@@ -346,6 +346,16 @@ impl Loaded {
         why::run_early_frame(&self.bpf, frame)
     }
 
+    /// How long a run of a guest's program takes on a frame that it drops.
+    pub fn time(
+        &self,
+        ifindex: u32,
+        frame: &[u8],
+        times: u32,
+    ) -> Result<std::time::Duration, Error> {
+        why::time(&self.bpf, ifindex, frame, times)
+    }
+
     /// Runs the uplink's early program on `frame`: whether it passes.
     pub fn run_early(&self, frame: &[u8]) -> Result<bool, Error> {
         why::run_early(&self.bpf, frame)

@@ -1,6 +1,7 @@
 //! Questions to the loaded programs, by BPF_PROG_TEST_RUN.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use aya::Ebpf;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
@@ -69,6 +70,20 @@ pub fn run(
         code: result.return_value as i32,
         frame: out,
     })
+}
+
+/// How long one run of a guest's program takes, of `times`, on a frame that it drops: what it
+/// lets pass it rewrites, and the next run would meet another frame.
+pub fn time(bpf: &Ebpf, ifindex: u32, frame: &[u8], times: u32) -> Result<Duration, Error> {
+    let mut context = [0; SKB_LEN];
+    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.ctx_in = Some(&context);
+    options.repeat = times;
+    let run = classifier(bpf, TAP_INGRESS)?.test_run(options);
+    Ok(run.map_err(|e| Error::new("run", TAP_INGRESS, e))?.duration)
 }
 
 pub fn classifier<'a>(bpf: &'a Ebpf, name: &str) -> Result<&'a SchedClassifier, Error> {

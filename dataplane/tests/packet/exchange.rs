@@ -7,7 +7,7 @@ use dataplane::compile::{Host, Placed, Role, Tables, compile};
 use dataplane::diff::{Change, diff};
 use dataplane::load::Loaded;
 use ebpf::ASK_MARK;
-use ebpf::layout::{Interface, Policy};
+use ebpf::layout::{Hop, Interface, Policy, RouteKey};
 use nix::net::if_::if_nametoindex;
 
 use crate::agree::{Bench, Decided, decided_unwritten};
@@ -122,6 +122,12 @@ fn with_records(tables: &Tables, half: Tables) -> Tables {
     }
 }
 
+/// What stands under a route table's number, whichever family.
+fn table(tables: &Tables, number: u32) -> Vec<(RouteKey, Hop)> {
+    let of = |key: &RouteKey| u32::from_be_bytes(key.table) >> 1 == number && number != 0;
+    tables.routes.iter().filter(|(key, _)| of(key)).map(|(key, hop)| (*key, *hop)).collect()
+}
+
 #[test]
 fn changes_lead_from_any_tables_to_any_others_without_half_a_policy() {
     let mut random = Random::seeded("exchange", 31);
@@ -140,9 +146,13 @@ fn changes_lead_from_any_tables_to_any_others_without_half_a_policy() {
             let published = with_records(&Tables::default(), met.clone());
             assert!([&from, &to].map(records).contains(&published), "a mixture after {change:?}");
             for interface in met.interfaces.values() {
-                for slot in [interface.ingress, interface.egress] {
+                let acls = [interface.acl_ingress, interface.acl_egress];
+                let acls = acls.into_iter().filter_map(|place| u32::from(place).checked_sub(1));
+                for slot in [interface.ingress, interface.egress].into_iter().chain(acls) {
                     assert!(kernel.holds(slot, &of.policies[&slot]), "after {change:?}");
                 }
+                let whole = table(&kernel.tables, interface.routes);
+                assert_eq!(whole, table(of, interface.routes), "after {change:?}");
             }
             for ifindex in kernel.tables.attachments.keys() {
                 let dressed = kernel.tables.interfaces.contains_key(ifindex);

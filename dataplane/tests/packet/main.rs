@@ -4,6 +4,7 @@
 mod acls;
 mod agree;
 mod checksum;
+mod cost;
 mod exchange;
 mod fast;
 mod flows;
