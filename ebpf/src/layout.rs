@@ -46,7 +46,7 @@ pub const ROUTES_MAX: u32 = 262_144;
 
 /// Rules that one policy can hold: bits of the longest row.
 pub const RULES_MAX: u32 = 1024;
-/// Words of the longest row.
+/// Words of the longest row, its summary aside.
 pub const ROW_WORDS_MAX: u32 = RULES_MAX / 64;
 /// Steps of one class table: 1000 prefixes have at most 2001 boundaries, and the
 /// search takes one round for each power of two.
@@ -221,7 +221,8 @@ pub struct Span {
 ///   protocol, port ─▶ tcp … others ─┘
 /// ```
 /// Each table is sorted by key; a step holds from its key up to the next one
-/// (`identities`: for exactly its key). Its row has `words` words, a bit a rule.
+/// (`identities`: for exactly its key). Its row has `words` words: a
+/// summary, whose bits name the words after it that are not 0, then a bit a rule.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Policy {

@@ -86,15 +86,22 @@ pub fn classify<A: Ip, T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question<A
         0 => ROW_NONE,
         identity => search(tables, policy.identities, identity, true),
     };
-    for w in 0..ROW_WORDS_MAX {
-        if w >= policy.words {
+    let common = |w| {
+        let remote = word_at(tables, by_address, w) | word_at(tables, by_identity, w);
+        remote & word_at(tables, by_port, w)
+    };
+    // Only words that both sides have can have a rule in common.
+    let mut summary = common(0);
+    for _ in 0..ROW_WORDS_MAX {
+        if summary == 0 {
             break;
         }
-        let remote = word_at(tables, by_address, w) | word_at(tables, by_identity, w);
-        let hit = remote & word_at(tables, by_port, w);
+        let w = lowest_bit(summary);
+        let hit = common(w + 1);
         if hit != 0 {
             return w * 64 + lowest_bit(hit) + 1;
         }
+        summary &= summary - 1;
     }
     NONE
 }

@@ -13,7 +13,8 @@ use model::{Direction, GroupId, Peer, Protocol, Rule, SecurityGroup};
 
 use super::tables::{Class, Content};
 
-/// Bits of a row, a word each 64.
+/// A summary, whose bits name the words after it that are not 0; then a bit a rule, a
+/// word each 64. Most rows have one or two such words.
 type Row = Vec<u64>;
 
 /// Every set of groups that an interface has, by the number that stands for it.
@@ -30,7 +31,7 @@ pub fn content(
 
 /// The content of rules in the order in which they are asked.
 pub fn of_rules(rules: Vec<&Rule>, identities: &Identities) -> Content {
-    let words = rules.len().div_ceil(64);
+    let words = if rules.is_empty() { 0 } else { 1 + rules.len().div_ceil(64) };
     let mut rows = Rows { words, by_row: BTreeMap::new(), content: Vec::new() };
     let members: Vec<(u64, Row)> = identities
         .iter()
@@ -60,7 +61,8 @@ fn row(rules: &[&Rule], words: usize, matches: impl Fn(&Rule) -> bool) -> Row {
     let mut row = vec![0; words];
     for (bit, rule) in rules.iter().enumerate() {
         if matches(rule) {
-            row[bit / 64] |= 1 << (bit % 64);
+            row[1 + bit / 64] |= 1 << (bit % 64);
+            row[0] |= 1 << (bit / 64);
         }
     }
     row
