@@ -89,6 +89,8 @@ pub struct Instance {
     #[serde(default)]
     pub tags: Tags,
     pub client_token: Option<String>,
+    #[serde(default)]
+    pub metadata_options: MetadataOptions,
     pub disable_api_termination: bool,
     pub disable_api_stop: bool,
     pub terminate_on_shutdown: bool,
@@ -100,6 +102,22 @@ pub struct Instance {
     #[serde(default)]
     pub finalizers: BTreeSet<Finalizer>,
     pub terminated_ms: Option<u64>,
+}
+
+/// How the metadata service is reached. As it was before there were options, unless told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataOptions {
+    pub disabled: bool,
+    /// Whether version 1 is answered too.
+    pub tokens_optional: bool,
+    /// Routers that an answer may pass, from 1 to 64.
+    pub hop_limit: u8,
+}
+
+impl Default for MetadataOptions {
+    fn default() -> Self {
+        Self { disabled: false, tokens_optional: false, hop_limit: 1 }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

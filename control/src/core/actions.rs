@@ -1,6 +1,6 @@
 //! The one definition of each action.
 
-use super::{Read, Write};
+use super::{Read, Write, metadata_options};
 use super::{
     address, attribute, group, group_rule, image, instance, key_pair, launch, region, tag,
 };
@@ -94,6 +94,9 @@ pub static ACTIONS: &[Action] = &[
         "Attribute", "BlockDeviceMapping", "DisableApiStop", "DisableApiTermination", "GroupId",
         "InstanceId", "InstanceInitiatedShutdownBehavior", "InstanceType", "SourceDestCheck", "UserData", "Value",
     ], attribute::modify_attribute),
+    write("ModifyInstanceMetadataOptions", "at once; not over IPv6 and without tags", &[
+        "HttpEndpoint", "HttpProtocolIpv6", "HttpPutResponseHopLimit", "HttpTokens", "InstanceId", "InstanceMetadataTags",
+    ], metadata_options::modify_metadata_options),
     Action { name: "GetConsoleOutput", about: "the last 64 KiB of the serial console", params: &["InstanceId", "Latest"], deed: Deed::Console },
     read("DescribeImages", "one's own; there are no others", &["ExecutableBy", "Filter", "ImageId", "IncludeDeprecated", "IncludeDisabled", "MaxResults", "NextToken", "Owner"], image::describe_images),
     write("RegisterImage", "ImageLocation is an image's name on the hosts", &[

@@ -8,7 +8,7 @@ use rpc::dataplane;
 use rpc::host::{self, AttachedInterface, Desired};
 
 use super::{Context, instance::public_address, metadata};
-use crate::record::{Group, Instance, Interface, Volume};
+use crate::record::{Group, Instance, Interface, MetadataOptions, Volume};
 
 /// The name of a tap: `IFNAMSIZ` leaves fifteen bytes.
 fn tap_name(interface: &Interface) -> String {
@@ -110,6 +110,7 @@ fn interface(
     interface: &Interface,
 ) -> dataplane::Interface {
     let [a, b, c, d] = interface.address.octets();
+    let options = instance.metadata_options;
     let subnet = context.state.subnets.get(interface.subnet).map(|s| s.cidr);
     dataplane::Interface {
         elastic: public_address(context.state, instance),
@@ -123,10 +124,10 @@ fn interface(
             dns: Vec::new(),
             mtu: MTU,
         },
-        metadata: Some(metadata::documents(context, instance, interface)),
+        metadata: (!options.disabled).then(|| metadata::documents(context, instance, interface)),
         services: dataplane::Services {
             dns: Some(names(context, instance, interface)),
-            ..dataplane::Services::default()
+            ..metadata_by(options)
         },
         ..dataplane::Interface::new(
             interface.id,
@@ -135,6 +136,17 @@ fn interface(
             interface.vpc,
             (interface.address, subnet.unwrap_or_else(|| interface.address.into())),
         )
+    }
+}
+
+fn metadata_by(options: MetadataOptions) -> dataplane::Services {
+    dataplane::Services {
+        metadata_hop_limit: options.hop_limit,
+        metadata_tokens: match options.tokens_optional {
+            true => dataplane::Tokens::Optional,
+            false => dataplane::Tokens::Required,
+        },
+        ..dataplane::Services::default()
     }
 }
 
@@ -176,7 +188,17 @@ fn group(group: &Group) -> SecurityGroup {
 
 #[cfg(test)]
 mod tests {
-    use super::rates;
+    use super::{MetadataOptions, dataplane, metadata_by, rates};
+
+    #[test]
+    fn metadata_is_served_as_the_instances_options_say() {
+        let plain = MetadataOptions::default();
+        assert_eq!(metadata_by(plain), dataplane::Services::default());
+        let open = MetadataOptions { tokens_optional: true, hop_limit: 7, ..plain };
+        let served = metadata_by(open);
+        assert_eq!(served.metadata_hop_limit, 7);
+        assert_eq!(served.metadata_tokens, dataplane::Tokens::Optional);
+    }
 
     #[test]
     fn an_interface_has_the_rates_of_its_instance_type() {

@@ -109,14 +109,7 @@ pub fn describe_one(context: &Context<'_>, instance: &Instance) -> Struct {
         .with("currentInstanceBootMode", "legacy-bios")
         .with("reason", &instance.transition)
         .with("monitoring", Struct::new().with("state", "disabled"))
-        .with(
-            "metadataOptions",
-            Struct::new()
-                .with("state", "applied")
-                .with("httpTokens", "required")
-                .with("httpEndpoint", "enabled")
-                .with("httpPutResponseHopLimit", 1u8),
-        )
+        .with("metadataOptions", super::metadata_options::shown(instance.metadata_options))
         .with(
             "placement",
             Struct::new().with("availabilityZone", &instance.zone).with("tenancy", "default"),

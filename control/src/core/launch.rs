@@ -16,7 +16,8 @@ use super::lookup::{find, find_all};
 use super::{Answer, Context, Draft, place, tag};
 use crate::api::{ApiError, Params};
 use crate::record::{
-    Attachment, Finalizer, Image, Instance, Interface, KeyPair, Name, Subnet, Tags, Token, Volume,
+    Attachment, Finalizer, Image, Instance, Interface, KeyPair, MetadataOptions, Name, Subnet,
+    Tags, Token, Volume,
 };
 
 /// A transaction has at most 128 operations, and an instance needs three
@@ -249,20 +250,18 @@ fn check_unsupported(params: &Params) -> Result<(), ApiError> {
             }
         }
     }
-    if let Some(options) = params.inner("MetadataOptions") {
-        if options.text("HttpTokens").is_some_and(|v| v != "required") {
-            return refuse(
-                "MetadataOptions.HttpTokens=optional: the metadata service is version 2 only; it",
-            );
-        }
-        if options.text("HttpEndpoint").is_some_and(|v| v != "enabled") {
-            return refuse("MetadataOptions.HttpEndpoint=disabled");
-        }
-    }
     if params.inner("Monitoring").and_then(|m| m.flag("Enabled")) == Some(true) {
         return refuse("Monitoring.Enabled");
     }
     Ok(())
+}
+
+fn metadata_options(params: &Params) -> Result<MetadataOptions, ApiError> {
+    let plain = MetadataOptions::default();
+    match params.inner("MetadataOptions") {
+        Some(given) => super::metadata_options::changed(plain, given),
+        None => Ok(plain),
+    }
 }
 
 fn default_subnet<'a>(context: &Context<'a>, params: &Params) -> Result<&'a Subnet, ApiError> {
@@ -605,6 +604,7 @@ fn instance(
         user_data: wish.user_data.clone(),
         tags: instance_tags.clone(),
         client_token: params.text("ClientToken").map(str::to_owned),
+        metadata_options: metadata_options(params)?,
         disable_api_termination: params.flag("DisableApiTermination").unwrap_or(false),
         disable_api_stop: params.flag("DisableApiStop").unwrap_or(false),
         terminate_on_shutdown: params.text("InstanceInitiatedShutdownBehavior")

@@ -18,6 +18,7 @@ mod key_pair;
 mod launch;
 mod lookup;
 mod metadata;
+mod metadata_options;
 mod modification;
 mod observe;
 mod place;

@@ -171,6 +171,14 @@ def attributes(instance):
     ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": True})
     refused("OperationNotPermitted", ec2.terminate_instances, InstanceIds=[instance])
     ec2.modify_instance_attribute(InstanceId=instance, DisableApiTermination={"Value": False})
+    told = ec2.modify_instance_metadata_options(InstanceId=instance, HttpTokens="optional",
+                                                HttpPutResponseHopLimit=2)
+    assert told["InstanceId"] == instance and told["InstanceMetadataOptions"]["HttpTokens"] == "optional", told
+    ec2.modify_instance_metadata_options(InstanceId=instance, HttpTokens="required")
+    shown = ec2.describe_instances(InstanceIds=[instance])["Reservations"][0]["Instances"][0]["MetadataOptions"]
+    assert (shown["HttpTokens"], shown["HttpPutResponseHopLimit"]) == ("required", 2), shown
+    assert refused("InvalidParameterValue", ec2.modify_instance_metadata_options, InstanceId=instance,
+                   HttpPutResponseHopLimit=65) == 400
     data = ec2.describe_instance_attribute(InstanceId=instance, Attribute="userData")["UserData"]["Value"]
     assert base64.b64decode(data) == b"#!/bin/sh\necho hello\n"
 
