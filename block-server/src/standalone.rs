@@ -446,7 +446,9 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     };
     let (engine, exports) = (serving.worker.engine(), plan.exports.len());
     tracing::info!(engine, exports, taken, "serving");
-    println!("ready");
+    if plan.listeners.iter().any(|listen| listen.place != Place::Activated) {
+        println!("ready");
+    } // Else whoever passed the sockets on has clients there already, and its output is not ours.
     tokio::select! {
         () = stop => {}
         ended = scraped => ended.context("the metrics' socket failed")?,

@@ -2,7 +2,8 @@
 //! on the simulated disk and on both real engines, must end the same on all.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
 use block_server::backing::Backing;
@@ -262,4 +263,53 @@ fn the_simulated_disk_and_both_engines_agree() {
             }
         }
     }
+}
+
+/// Starts to accept, and tells the kernel so.
+fn listen(engine: &mut dyn Engine, listener: &UnixListener) {
+    // SAFETY: accepting names no memory; the listener outlives the engine.
+    unsafe { engine.start(7, Io::Accept { listener: listener.as_raw_fd() }) }
+    engine.reap(Wait::No, &mut Vec::new()).unwrap();
+}
+
+/// As beside a ring whose server was killed, and which the kernel has not yet taken down.
+#[test]
+fn a_client_is_heard_beside_a_ring_that_does_nothing_any_more() {
+    const LOOKS_MAX: usize = 300;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (listens, wait) = std::sync::mpsc::channel();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let listener = &listener;
+        scope.spawn(move || {
+            let pool = Pool::new();
+            let Ok(mut stuck) = Uring::new(&pool) else { return };
+            listen(&mut stuck, listener);
+            listens.send(()).unwrap();
+            let _ = released.recv();
+        });
+        // No message: this host has no io_uring, and other tests say so.
+        if wait.recv().is_err() {
+            return;
+        }
+        let pool = Pool::new();
+        let mut engine = Uring::new(&pool).unwrap();
+        listen(&mut engine, listener);
+        let _client = UnixStream::connect(&path).unwrap();
+        let mut completions = Vec::new();
+        for _ in 0..LOOKS_MAX {
+            engine.reap(Wait::UpTo(Duration::from_millis(100)), &mut completions).unwrap();
+            if !completions.is_empty() {
+                break;
+            }
+        }
+        drop(release);
+        assert_eq!(completions.len(), 1, "the client waits in the backlog");
+        assert_eq!(completions[0].token, 7);
+        assert!(completions[0].result >= 0, "{}", completions[0].result);
+        // SAFETY: the kernel has just made it, for us.
+        drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(completions[0].result) });
+    });
 }

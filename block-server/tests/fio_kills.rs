@@ -159,6 +159,7 @@ fn kill_under_fio(engine: &'static str, kills: usize) -> Option<()> {
             // It dies at work, not while its client still looks for it.
             let at = 1 + random.below(400);
             wait_until("fio works", || {
+                assert_eq!(server.has_ended(), None, "nobody asked it to");
                 (fio.is_finished() || answered(&place.metrics())? >= at).then_some(())
             });
             if fio.is_finished() {

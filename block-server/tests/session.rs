@@ -8,7 +8,9 @@ use block_server::nbd::Session;
 use block_server::nbd::session::{Answer, HANDSHAKE_SPACE, IN_FLIGHT_MAX, TRANSMISSION_SPACE};
 use proptest::prelude::*;
 use sim::{Random, seed_from_environment};
-use talk::{Mode, One, SIZE, converse, extended_request, go, holds, option, request, talk};
+use talk::{
+    Mode, One, Reply, SIZE, converse, extended_request, go, holds, option, replies, request, talk,
+};
 
 /// All of a client's talk, then a payload that is too long, and more behind it.
 fn conversation(mode: Mode) -> Vec<u8> {
@@ -88,6 +90,38 @@ fn extended_headers_carry_lengths_of_64_bits() {
         })
         .collect();
     assert_eq!(chunks, [(1, 1, 8 + 1024), (0, 2, 0), (6, 3, 4 + 4 + 16), (0x8001, 4, 6)]);
+}
+
+/// A read of nothing succeeds, and has no chunk of data: libnbd ends the
+/// connection at one that carries none.
+#[test]
+fn a_read_of_nothing_is_answered_without_data() {
+    for mode in [Mode::Simple, Mode::Structured, Mode::Extended] {
+        let mut bytes = 3_u32.to_be_bytes().to_vec();
+        match mode {
+            Mode::Simple => {}
+            Mode::Structured => bytes.extend(option(8, b"")),
+            Mode::Extended => bytes.extend(option(11, b"")),
+        }
+        bytes.extend(go("", &[3]));
+        bytes.extend(match mode {
+            Mode::Extended => extended_request(0, 0, 9, 512, 0),
+            Mode::Simple | Mode::Structured => request(0, 0, 9, 512, 0),
+        });
+        let (requests, output) = converse(&bytes, 0, |_| usize::MAX);
+        assert_eq!(requests.len(), 1);
+        let replies = replies(&output, &requests).unwrap();
+        assert_eq!(replies, [Reply { cookie: 9, error: 0, length: 0 }], "{mode:?}");
+    }
+}
+
+/// A client that lists the exports is told what each is.
+#[test]
+fn a_list_tells_names_and_descriptions() {
+    let bytes = [&3_u32.to_be_bytes()[..], &option(3, b"")].concat();
+    let (_, output) = converse(&bytes, 0, |_| usize::MAX);
+    let entry = b"\0\0\0\x02\0\0\0\x0e\0\0\0\x04diska disk";
+    assert!(output.windows(entry.len()).any(|w| w == entry), "{output:x?}");
 }
 
 #[test]

@@ -26,6 +26,12 @@ const FILES_MAX: u32 = 1024;
 /// Marks completions that nobody waits for.
 const NOBODY: u64 = u64::MAX;
 
+/// Marks the wait for a client before it is accepted. An accept that waits by itself
+/// is woken alone, as one of all that wait at the socket: a predecessor that was
+/// killed waits there until the kernel has taken its ring down, and a wake that it
+/// got would leave the client in the backlog for ever. A poll is woken with all.
+const HEARD: u64 = 1 << 63;
+
 pub struct Uring {
     ring: IoUring,
     free_files: Vec<u32>,
@@ -200,7 +206,7 @@ impl Uring {
         completions.extend(
             self.ring
                 .completion()
-                .filter(|c| c.user_data() != NOBODY)
+                .filter(|c| c.user_data() & HEARD == 0)
                 .map(|c: cqueue::Entry| Completion { token: c.user_data(), result: c.result() }),
         );
         completions.len() > before
@@ -233,6 +239,12 @@ impl Engine for Uring {
     }
 
     unsafe fn start(&mut self, token: Token, io: Io) {
+        if let Io::Accept { listener } = io {
+            let heard = opcode::PollAdd::new(Fd(listener), libc::POLLIN as u32).build();
+            let heard = heard.user_data(token | HEARD).flags(squeue::Flags::IO_LINK);
+            // SAFETY: a poll names no memory.
+            unsafe { self.push(heard) }
+        }
         let entry = self.entry(io).user_data(token);
         // SAFETY: the caller's promise is the one that `push` asks for.
         unsafe { self.push(entry) }
@@ -275,9 +287,11 @@ impl Engine for Uring {
     }
 
     fn cancel(&mut self, token: Token) {
-        let entry = opcode::AsyncCancel::new(token).build().user_data(NOBODY);
-        // SAFETY: a cancellation names no memory.
-        unsafe { self.push(entry) }
+        for target in [token, token | HEARD] {
+            let entry = opcode::AsyncCancel::new(target).build().user_data(NOBODY);
+            // SAFETY: a cancellation names no memory.
+            unsafe { self.push(entry) }
+        }
     }
 
     fn add_file(&mut self, fd: BorrowedFd<'_>) -> FileId {

@@ -235,9 +235,10 @@ impl Handshake {
                 return Step::Close;
             }
             option::LIST if data.is_empty() => {
-                for name in exports.names() {
+                for (name, description) in exports.list() {
                     let mut entry = (name.len() as u32).to_be_bytes().to_vec();
                     entry.extend_from_slice(name.as_bytes());
+                    entry.extend_from_slice(description.as_bytes());
                     replies.send(rep::SERVER, &entry);
                 }
                 replies.ack();

@@ -86,7 +86,8 @@ impl Export {
 pub trait Exports {
     /// `""` is the default export, where there is one.
     fn find(&self, name: &str) -> Option<Export>;
-    fn names(&self) -> Vec<String>;
+    /// Names and descriptions.
+    fn list(&self) -> Vec<(String, String)>;
 }
 
 /// Bytes that a reply carries, owned by whoever read them.

@@ -178,6 +178,10 @@ impl Transmission {
                 // Lawful for all but READ, and four bytes shorter.
                 Mode::Simple | Mode::Structured => simple(cookie, 0),
             }),
+            // A chunk of data has some; libnbd ends the connection at one that has none.
+            Answer::Data(data) if data.bytes().is_empty() && self.mode != Mode::Simple => {
+                out.push_back(self.chunk(cookie, chunk::NONE, offset, 0, &[]));
+            }
             Answer::Data(data) => {
                 out.push_back(match self.mode {
                     Mode::Simple => simple(cookie, 0),

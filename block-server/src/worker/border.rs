@@ -54,8 +54,9 @@ impl nbd::Exports for View<'_> {
         })
     }
 
-    fn names(&self) -> Vec<String> {
-        self.exports.iter().filter(|s| self.is_open(s)).map(|s| s.name.clone()).collect()
+    fn list(&self) -> Vec<(String, String)> {
+        let open = self.exports.iter().filter(|served| self.is_open(served));
+        open.map(|served| (served.name.clone(), served.description.clone())).collect()
     }
 }
 

@@ -22,8 +22,8 @@ impl Exports for One {
         })
     }
 
-    fn names(&self) -> Vec<String> {
-        vec!["disk".to_owned()]
+    fn list(&self) -> Vec<(String, String)> {
+        vec![("disk".to_owned(), "a disk".to_owned())]
     }
 }
 
@@ -163,6 +163,9 @@ pub fn replies(output: &[u8], requests: &[Request]) -> Result<Vec<Reply>, String
                     return Err("a reply of several chunks".to_owned());
                 }
                 let failed = field(6, 8)? == 0x8001;
+                if field(6, 8)? == 1 && length <= 8 {
+                    return Err("a chunk of data without any".to_owned());
+                }
                 let error = if failed { field(header, header + 4)? as u32 } else { 0 };
                 (header, Reply { cookie: field(8, 16)?, error, length })
             }
