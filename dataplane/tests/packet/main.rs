@@ -11,6 +11,7 @@ mod flows;
 mod frames;
 mod frames6;
 mod fuzz;
+mod history;
 mod hostile;
 mod permits;
 mod random;
