@@ -342,6 +342,7 @@ impl Applier {
                 device: interface.device.name().to_owned(),
                 address: interface.address,
                 elastic: interface.elastic,
+                secondary: interface.secondary.clone(),
                 reasons: own,
                 traffic: traffic.get(interface.device.name()).copied().unwrap_or_default(),
                 flows: self.loaded.flows_open(interface.id).unwrap_or(0),

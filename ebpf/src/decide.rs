@@ -16,8 +16,8 @@ use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
-    DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SOURCE_CHECK,
-    TAKES_FRAMES, TO_NAMESPACE,
+    DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SECONDARIES,
+    SOURCE_CHECK, TAKES_FRAMES, TO_NAMESPACE,
 };
 use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -84,15 +84,14 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
     match head.ether_type {
         IPV4 => {}
-        ARP => return arp_from_instance(frame, interface, work),
+        ARP => return arp_from_instance(tables, frame, interface, work),
         VLAN | VLAN_OUTER => return Err(Reason::Vlan),
         _ => return Err(Reason::EtherType),
     }
     work.packet.parse(frame, head)?;
     let packet = &work.packet;
-    let own_source = packet.source == interface.address;
     if packet.is_dhcp_request() {
-        if !own_source && packet.source != 0 {
+        if packet.source != interface.address && packet.source != 0 {
             return Err(Reason::SpoofedAddress);
         }
         return punt(interface, head, Reason::PuntDhcp, work);
@@ -100,7 +99,8 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     if packet.is_dhcp_reply() {
         return Err(Reason::SpoofedDhcp);
     }
-    if !own_source && interface.flags & SOURCE_CHECK != 0 {
+    let source = own(tables, interface, packet.source);
+    if !source.is() && interface.flags & SOURCE_CHECK != 0 {
         return Err(Reason::SpoofedAddress);
     }
     if packet.destination == METADATA_ADDRESS {
@@ -119,7 +119,7 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     if packet.destination_port == DNS_PORT && asks_name(tables, interface, packet) {
         return punt(interface, head, Reason::PuntDns, work);
     }
-    let route = route(tables, interface, packet)?;
+    let route = route(tables, interface, packet, source)?;
     forward(tables, frame, interface, &route, arrival.now_s, work)
 }
 
@@ -133,6 +133,40 @@ fn asks_name<T: Tables + ?Sized>(tables: &T, interface: &Interface, packet: &Pac
     let address = packet.destination;
     let key = LocalKey { vpc: interface.vpc, address, zero: 0 };
     address == DNS_ADDRESS || tables.local(&key).is_some_and(|local| local.service == RESOLVER)
+}
+
+/// Whether a private address is the interface's own, and the elastic one that stands for
+/// it (0: none); in one register, for the verifier takes no half of a pair that was
+/// never written.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Own(u64);
+
+impl Own {
+    #[inline(always)]
+    const fn is(self) -> bool {
+        self.0 != 0
+    }
+
+    #[inline(always)]
+    const fn elastic(self) -> u32 {
+        self.0 as u32
+    }
+}
+
+#[inline(always)]
+fn own<T: Tables + ?Sized>(tables: &T, interface: &Interface, address: u32) -> Own {
+    const IS: u64 = 1 << 32;
+    if address == interface.address {
+        return Own(IS | u64::from(interface.elastic));
+    }
+    if interface.flags & SECONDARIES == 0 {
+        return Own(0);
+    }
+    match tables.local(&LocalKey { vpc: interface.vpc, address, zero: 0 }) {
+        Some(local) if local.ifindex == interface.ifindex => Own(IS | u64::from(local.elastic)),
+        _ => Own(0),
+    }
 }
 
 #[inline(always)]
@@ -152,21 +186,22 @@ fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> 
 /// ARP for any other address of the subnet, and for the host's services, is
 /// answered with the gateway's address: guests never see each other's frames.
 #[inline(always)]
-fn arp_from_instance<F: Frame + ?Sized>(
+fn arp_from_instance<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
     frame: &F,
     interface: &Interface,
     work: &mut Work,
 ) -> Result<(), Reason> {
     let arp = Arp::parse(frame).ok_or(Reason::Malformed)?;
     // A probe (RFC 5227) has no sender address yet.
-    let own = arp.sender == interface.address || arp.sender == 0;
-    if mac_number(arp.sender_mac) != interface.mac_number() || !own {
+    let as_itself = arp.sender == 0 || own(tables, interface, arp.sender).is();
+    if mac_number(arp.sender_mac) != interface.mac_number() || !as_itself {
         return Err(Reason::SpoofedArp);
     }
     let in_subnet = arp.target & interface.mask == interface.subnet;
     let service = [METADATA_ADDRESS, TIME_ADDRESS, DNS_ADDRESS].contains(&arp.target);
     let answered = in_subnet || service;
-    if !arp.request || arp.target == interface.address || !answered {
+    if !arp.request || !answered || own(tables, interface, arp.target).is() {
         return Err(Reason::ArpIgnored);
     }
     work.verdict.rewrite.source_mac = GATEWAY;
@@ -244,18 +279,19 @@ impl<A: Ip> Route<A> {
     }
 }
 
+/// `source`: the packet's.
 #[inline(always)]
 fn route<T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
     packet: &Packet,
+    source: Own,
 ) -> Result<Route, Reason> {
     let to = packet.destination;
-    let own_source = packet.source == interface.address;
     let same_subnet = to & interface.mask == interface.subnet;
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {
-        return Ok(Route::by_appliance(tables, interface, packet, ifindex, own_source));
+        return Ok(Route::by_appliance(tables, interface, packet, ifindex, source.is()));
     }
     if way != Way::Internet
         && let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 })
@@ -269,7 +305,7 @@ fn route<T: Tables + ?Sized>(
             next_hop: 0,
             source: packet.source,
             destination: to,
-            sender_identity: if own_source { interface.identity } else { 0 },
+            sender_identity: if source.is() { interface.identity } else { 0 },
             receiver_identity: local.identity,
             same_subnet,
             on_link: same_subnet,
@@ -278,14 +314,15 @@ fn route<T: Tables + ?Sized>(
     if way == Way::Local || to.is_unroutable() {
         return Err(Reason::NoRoute);
     }
-    // Only the interface's own address has a public one.
-    if interface.elastic == 0 || !own_source {
+    // Only the interface's own addresses have public ones.
+    let elastic = source.elastic();
+    if elastic == 0 {
         return Err(Reason::NoElastic);
     }
     let mut out = Route {
         ifindex: 0,
         next_hop: interface.next_hop,
-        source: interface.elastic,
+        source: elastic,
         destination: to,
         sender_identity: 0,
         receiver_identity: 0,
@@ -353,6 +390,10 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
             return Err(too_big(packet, A::router(sender), sender.uplink_mtu, verdict));
         }
         if is_error {
+            // What stands for the packet's source in the world does not for another address.
+            if route.source != work.packet.source && work.inner.destination != work.packet.source {
+                return Err(Reason::Unrelated);
+            }
             A::rewrite_inner(work, None, Some(route.source));
         }
         work.verdict.ifindex = sender.uplink;
@@ -399,7 +440,7 @@ fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     if work.packet.kind == Kind::IcmpError {
         // The packet inside travelled the other way: its source is the receiver.
         let by_receiver = work.inner.source == work.packet.destination;
-        let to_sender = work.inner.destination.is_private_of(sender);
+        let to_sender = work.inner.destination == work.packet.source;
         let source = if by_receiver { Some(route.destination) } else { None };
         let destination = if to_sender { Some(route.source) } else { None };
         A::rewrite_inner(work, source, destination);

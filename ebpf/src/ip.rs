@@ -82,9 +82,6 @@ pub trait Ip: Pod + Eq + Hash {
     /// Never the other end of what is forwarded.
     fn is_unroutable(self) -> bool;
 
-    /// Whether it is the address that an elastic one stands for.
-    fn is_private_of(self, interface: &Interface) -> bool;
-
     /// Whether an interface here has it towards the world.
     fn is_ours<T: Tables + ?Sized>(self, tables: &T) -> bool;
 
@@ -143,11 +140,6 @@ impl Ip for u32 {
     fn is_unroutable(self) -> bool {
         let first = self >> 24;
         first == 0 || first == 127 || first >= 224 || self >> 16 == 0xa9fe
-    }
-
-    #[inline(always)]
-    fn is_private_of(self, interface: &Interface) -> bool {
-        self == interface.address
     }
 
     #[inline(always)]
@@ -246,12 +238,6 @@ impl Ip for V6 {
     #[inline(always)]
     fn is_unroutable(self) -> bool {
         self.high == 0 || self.is_link_local() || self.is_multicast()
-    }
-
-    /// No address stands for another one.
-    #[inline(always)]
-    fn is_private_of(self, _: &Interface) -> bool {
-        false
     }
 
     #[inline(always)]

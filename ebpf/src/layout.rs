@@ -16,8 +16,8 @@ pub const INTERFACES_MAX: u32 = 1023;
 pub const SLOTS_MAX: u32 = INTERFACES_MAX + 1;
 /// Private addresses known on a host: its own and other hosts' of the same networks.
 pub const LOCALS_MAX: u32 = 65_536;
-/// Elastic addresses on a host: one an interface.
-pub const ELASTICS_MAX: u32 = 1024;
+/// Elastic addresses on a host.
+pub const ELASTICS_MAX: u32 = 8192;
 /// Two policies (ingress, egress) an interface and two a network ACL, and as many again while
 /// they are exchanged.
 pub const POLICIES_MAX: u32 = 8192;
@@ -133,6 +133,8 @@ pub const LIMITED: u16 = 0x100;
 /// [`Interface::flags`]: its device takes frames from XDP, and whoever is behind it
 /// reckons their checksums.
 pub const TAKES_FRAMES: u16 = 0x200;
+/// [`Interface::flags`]: `LOCALS` has more private addresses of it than the one in its record.
+pub const SECONDARIES: u16 = 0x800;
 
 /// [`Interface::flags`]: names are resolved for it.
 pub const DNS: u16 = 0x400;
@@ -175,8 +177,11 @@ pub struct Local {
     pub ifindex: u32,
     /// 0, or [`RESOLVER`].
     pub service: u32,
+    /// What stands for it in the world; 0: nothing does.
+    pub elastic: u32,
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Local>() == 16);
+const _: () = assert!(size_of::<Local>() == 24);
 
 /// [`Local::service`]: names are resolved there.
 pub const RESOLVER: u32 = 1;

@@ -179,6 +179,7 @@ mod tests {
             device: "tap".into(),
             address: [10, 0, 0, 1].into(),
             elastic: None,
+            secondary: vec![],
             reasons: [("ingress-denied".into(), denied), ("established".into(), 9)].into(),
             traffic: Traffic { from_bytes, ..Traffic::default() },
             flows: 3,

@@ -36,6 +36,9 @@ pub struct Why {
     /// A packet from the instance to this address
     #[arg(long, value_name = "ADDRESS")]
     pub to: Option<Ipv4Addr>,
+    /// Which of the interface's private addresses; by default its first
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "packet")]
+    pub address: Option<Ipv4Addr>,
     /// The packet's protocol
     #[arg(long, short, value_enum, default_value_t = Protocol::Tcp)]
     pub protocol: Protocol,
@@ -166,6 +169,7 @@ fn question(interface: InterfaceId, direction: Direction, remote: Ipv4Addr, why:
     Question {
         interface,
         direction,
+        local: why.address,
         protocol: why.protocol.number(),
         remote,
         remote_port,

@@ -176,6 +176,9 @@ pub struct Interface {
     pub subnet6: Option<Ipv6Net>,
     /// The 1:1 public address, answered for on the uplink.
     pub elastic: Option<Ipv4Addr>,
+    /// Private addresses beside the first, inside `subnet` too.
+    #[serde(default)]
+    pub secondary: Vec<PrivateAddress>,
     pub groups: Vec<GroupId>,
     /// Off for guests that route for others.
     pub source_check: bool,
@@ -230,6 +233,7 @@ impl Interface {
             ipv6: Vec::new(),
             subnet6: None,
             elastic: None,
+            secondary: Vec::new(),
             groups: Vec::new(),
             source_check: true,
             route_table: None,
@@ -242,6 +246,15 @@ impl Interface {
             services: Services::default(),
         }
     }
+}
+
+/// A secondary private address of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrivateAddress {
+    pub address: Ipv4Addr,
+    /// Its own 1:1 public address.
+    #[serde(default)]
+    pub elastic: Option<Ipv4Addr>,
 }
 
 /// What the responder gives an interface beyond address and documents.
@@ -365,6 +378,8 @@ pub struct InterfaceStatus {
     pub device: String,
     pub address: Ipv4Addr,
     pub elastic: Option<Ipv4Addr>,
+    #[serde(default)]
+    pub secondary: Vec<PrivateAddress>,
     /// Packets by reason, drops and accepts alike.
     pub reasons: BTreeMap<String, u64>,
     /// Of its device, as the kernel counts them since it was made.
@@ -402,6 +417,9 @@ pub struct Traffic {
 pub struct Question {
     pub interface: InterfaceId,
     pub direction: Direction,
+    /// Which of its addresses; `None`: the first.
+    #[serde(default)]
+    pub local: Option<Ipv4Addr>,
     pub protocol: u8,
     pub remote: Ipv4Addr,
     pub remote_port: u16,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use model::{Direction, NetworkAcl, RouteTable, SecurityGroup};
-use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface};
+use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface, PrivateAddress};
 use serde::Serialize;
 
 use super::{acl, rate, route, rule};
@@ -149,6 +149,7 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("address", format!("{} in {}", i.address, i.subnet)),
         ("network", i.vpc.to_string()),
         ("elastic", i.elastic.map_or_else(|| NONE.into(), |e| e.to_string())),
+        ("secondary", told_secondary(i)),
         ("groups", if groups.is_empty() { NONE.into() } else { groups.join(" ") }),
         (
             "route-table",
@@ -165,6 +166,15 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("source-check", if i.source_check { "on" } else { "off" }.into()),
         ("dhcp", format!("{} {} {} {:?}", i.dhcp.hostname, i.dhcp.domain, i.dhcp.mtu, i.dhcp.dns)),
     ]
+}
+
+fn told_secondary(i: &Interface) -> String {
+    let one = |s: &PrivateAddress| match s.elastic {
+        Some(elastic) => format!("{}={elastic}", s.address),
+        None => s.address.to_string(),
+    };
+    let told: Vec<String> = i.secondary.iter().map(one).collect();
+    if told.is_empty() { NONE.into() } else { told.join(" ") }
 }
 
 fn told_rate(allowance: Option<Allowance>) -> String {

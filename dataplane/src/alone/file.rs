@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
 use rpc::dataplane::{
-    Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, IdleTimeouts, Interface, Uplink,
+    Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, IdleTimeouts, Interface,
+    PrivateAddress, Uplink,
 };
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
@@ -125,6 +126,8 @@ pub struct InterfaceEntry {
     pub network: Option<String>,
     elastic: Option<Spanned<String>>,
     #[serde(default)]
+    secondary: Vec<SecondaryEntry>,
+    #[serde(default)]
     groups: Vec<Spanned<String>>,
     source_check: Option<bool>,
     pub route_table: Option<Spanned<String>>,
@@ -138,6 +141,13 @@ pub struct InterfaceEntry {
     #[serde(default)]
     dns: Vec<Spanned<String>>,
     mtu: Option<u16>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecondaryEntry {
+    address: Spanned<String>,
+    elastic: Option<Spanned<String>>,
 }
 
 /// Places in the text, as lines.
@@ -317,7 +327,8 @@ impl Reader<'_> {
         let interface = Interface {
             ipv6,
             subnet6,
-            elastic: self.elastic(entry, file)?,
+            elastic: self.elastic(entry.elastic.as_ref(), file)?,
+            secondary: self.secondary(entry, subnet, file)?,
             groups: self.groups(entry, file)?,
             source_check: entry.source_check.unwrap_or(true),
             route_table: route::of(text, entry, file)?,
@@ -396,8 +407,34 @@ impl Reader<'_> {
         Ok((addresses, subnet))
     }
 
-    fn elastic(&self, entry: &InterfaceEntry, file: &File) -> Result<Option<Ipv4Addr>, Wrong> {
-        let Some(word) = &entry.elastic else { return Ok(None) };
+    fn secondary(
+        &self,
+        entry: &InterfaceEntry,
+        subnet: Ipv4Net,
+        file: &File,
+    ) -> Result<Vec<PrivateAddress>, Wrong> {
+        let one = |entry: &SecondaryEntry| {
+            let word = &entry.address;
+            let address: Ipv4Addr =
+                self.text.parse("address", word, "an IPv4 address", "10.0.0.11")?;
+            let taken = [Some(subnet.network()), Some(subnet.broadcast()), subnet.hosts().next()];
+            if !subnet.contains(&address) || taken.contains(&Some(address)) {
+                let what = format!("secondary: `{address}` is no host of {subnet}");
+                let instead = "a later address of the interface's subnet than its router's";
+                return Err(self.text.wrong(word.span(), what, instead));
+            }
+            let elastic = self.elastic(entry.elastic.as_ref(), file)?;
+            Ok(PrivateAddress { address, elastic })
+        };
+        entry.secondary.iter().map(one).collect()
+    }
+
+    fn elastic(
+        &self,
+        word: Option<&Spanned<String>>,
+        file: &File,
+    ) -> Result<Option<Ipv4Addr>, Wrong> {
+        let Some(word) = word else { return Ok(None) };
         if file.uplink.is_none() {
             let what = "elastic: it is reached by the uplink, and the file names none";
             let instead = "a table [uplink] with device and gateway";

@@ -281,3 +281,25 @@ fn a_network_acl_is_read_and_what_is_wrong_in_it_is_told() {
     assert!(said.contains(&"~ interface a: network-acl none → edge".to_owned()), "{said:#?}");
     assert!(said.iter().any(|l| l.starts_with("+ entry edge: 100 deny ingress")), "{said:#?}");
 }
+
+#[test]
+fn secondary_addresses_are_read_and_what_is_wrong_with_one_is_told() {
+    let with = |secondary: &str| {
+        let elastic = "elastic = \"198.51.100.130\"";
+        WHOLE.replace(elastic, &format!("{elastic}\nsecondary = [{secondary}]"))
+    };
+    let two =
+        "{ address = \"10.0.0.20\", elastic = \"198.51.100.131\" }, { address = \"10.0.0.21\" }";
+    let plan = read(&with(two)).unwrap();
+    let [first, second] = plan.desired.interfaces[0].secondary[..] else { panic!("two") };
+    assert_eq!(first.address, Ipv4Addr::new(10, 0, 0, 20));
+    assert_eq!(first.elastic, Some(Ipv4Addr::new(198, 51, 100, 131)));
+    assert_eq!((second.address, second.elastic), (Ipv4Addr::new(10, 0, 0, 21), None));
+    let before = read(WHOLE).unwrap().desired;
+    let told = difference(&before, &plan.desired, &plan.names);
+    assert!(format!("{told:?}").contains("10.0.0.20=198.51.100.131 10.0.0.21"), "{told:?}");
+    for wrong in ["10.0.1.20", "10.0.0.1", "10.0.0.255", "here"] {
+        let error = read(&with(&format!("{{ address = \"{wrong}\" }}"))).unwrap_err();
+        assert!(error.to_string().contains(wrong), "{error}");
+    }
+}

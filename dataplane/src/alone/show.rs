@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use ebpf::Reason;
 use rpc::Deployment;
+use rpc::dataplane::PrivateAddress;
 use serde::Serialize;
 
 use super::{Names, accepted, named};
@@ -29,6 +30,7 @@ pub struct ShownInterface {
     pub device: String,
     pub address: String,
     pub elastic: Option<String>,
+    pub secondary: Vec<PrivateAddress>,
     pub groups: Vec<String>,
     /// Whether its device carries the programs now.
     pub attached: bool,
@@ -59,6 +61,7 @@ pub fn look(deployment: &Deployment) -> anyhow::Result<Shown> {
             device: device.to_owned(),
             address: interface.address.to_string(),
             elastic: interface.elastic.map(|e| e.to_string()),
+            secondary: interface.secondary.clone(),
             groups: interface.groups.iter().map(|g| named(&g.to_string(), &names)).collect(),
             attached: found.is_some(),
             flows,
@@ -85,6 +88,10 @@ impl Shown {
             let state = if i.attached { "" } else { ": NOT IN FORCE: its device is gone or bare" };
             let (name, device, address) = (&i.name, &i.device, &i.address);
             _ = writeln!(text, "{name}: {device}, {address}{elastic}{state}");
+            for s in &i.secondary {
+                let elastic = s.elastic.map(|e| format!(", elastic {e}")).unwrap_or_default();
+                _ = writeln!(text, "  secondary: {}{elastic}", s.address);
+            }
             _ = writeln!(text, "  groups: {}", i.groups.join(" "));
             _ = writeln!(text, "  flows: {}", i.flows);
             _ = writeln!(text, "  passed: {}", told(&i.packets, true));

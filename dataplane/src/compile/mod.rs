@@ -10,6 +10,7 @@ mod host;
 pub mod idle;
 mod place;
 mod policy;
+mod private;
 mod rate;
 mod routes;
 mod six;
@@ -21,9 +22,9 @@ use std::sync::Arc;
 
 use ebpf::V6;
 use ebpf::layout::{
-    self, DNS, Elastic, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
-    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SOURCE_CHECK, STEPS_A_TABLE_MAX,
-    TAKES_FRAMES, TO_NAMESPACE,
+    self, DNS, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, Local, LocalKey, METADATA,
+    PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SECONDARIES, SOURCE_CHECK,
+    STEPS_A_TABLE_MAX, TAKES_FRAMES, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -39,6 +40,7 @@ use place::Places;
 
 pub use host::Host;
 pub use idle::{OTHER_IDLE_S, TCP_IDLE_S, UDP_IDLE_S, UDP_STREAM_IDLE_S};
+pub use private::SECONDARIES_AN_INTERFACE_MAX;
 pub use six::IPV6_AN_INTERFACE_MAX;
 pub use tables::{Attachment, Class, Content, Names, Placed, Role, Tables};
 
@@ -101,6 +103,10 @@ pub enum Error {
     TooManyRules { interface: InterfaceId, direction: Direction, count: usize },
     #[error("interface {interface}: compile: address {address} is not inside its subnet {subnet}")]
     OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
+    #[error(
+        "interface {interface}: compile: {count} secondary addresses, but {SECONDARIES_AN_INTERFACE_MAX} are the most"
+    )]
+    TooManySecondaries { interface: InterfaceId, count: usize },
     #[error("interface {interface}: compile: idle: {wrong}; give it {least} to {most}, or nothing", least = wrong.least, most = wrong.most)]
     Idle { interface: InterfaceId, wrong: idle::Wrong },
     #[error("{object}: compile: rates: {which}: {cause}")]
@@ -136,7 +142,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     refuse_duplicates(desired)?;
     six::refuse(desired)?;
     limit("interfaces", desired.interfaces.len(), INTERFACES_MAX)?;
-    limit("private addresses", desired.interfaces.len(), LOCALS_MAX)?;
+    private::refuse(desired)?;
     limit("name servers", desired.name_servers.len(), UPSTREAMS_MAX as u32)?;
     let groups: BTreeMap<GroupId, &SecurityGroup> =
         desired.groups.iter().map(|g| (g.id, g)).collect();
@@ -192,16 +198,11 @@ fn refuse_duplicates(desired: &Desired) -> Result<(), Error> {
     let mut seen = BTreeSet::new();
     let mut resolvers = Vec::new();
     for i in &desired.interfaces {
-        let elastic = i.elastic.map(|e| format!("elastic address {e}"));
         // Whoever resolves names is no interface.
         let resolver = i.services.dns.as_ref().and_then(|dns| dns.address);
         resolvers.extend(resolver.map(|address| (format!("address {address} in {}", i.vpc), i.id)));
-        let own = [
-            format!("interface {}", i.id),
-            format!("device `{}`", i.device.name()),
-            format!("address {} in {}", i.address, i.vpc),
-        ];
-        for what in own.into_iter().chain(elastic) {
+        let own = [format!("interface {}", i.id), format!("device `{}`", i.device.name())];
+        for what in own.into_iter().chain(private::told(i)) {
             if !seen.insert(what.clone()) {
                 return Err(Error::Duplicate { what, interface: i.id });
             }
@@ -362,13 +363,6 @@ impl Compiler<'_> {
             interface: interface.id.to_string(),
             device: name.to_owned(),
         })?;
-        if !interface.subnet.contains(&interface.address) {
-            return Err(Error::OutsideSubnet {
-                interface: interface.id,
-                address: interface.address,
-                subnet: interface.subnet,
-            });
-        }
         let ifindex = device.ifindex;
         let mut record = self.record(interface, device)?;
         let rates = rate::of(interface)?;
@@ -376,16 +370,14 @@ impl Compiler<'_> {
             record.flags |= LIMITED;
             self.tables.rates.insert(record.slot, rates);
         }
-        let key = LocalKey { vpc: record.vpc, address: record.address, zero: 0 };
+        if !interface.secondary.is_empty() {
+            record.flags |= SECONDARIES;
+        }
         let tables = &mut self.tables;
         tables.interfaces.insert(ifindex, record);
-        tables.locals.insert(key, Local { identity: record.identity, ifindex, service: 0 });
+        private::add(interface, &record, tables);
         self.resolver(interface, record.vpc)?;
         let tables = &mut self.tables;
-        if record.elastic != 0 {
-            let elastic = Elastic { interface: record, address: record.address, zero: 0 };
-            tables.elastics.insert(record.elastic, elastic);
-        }
         let attachment = Attachment { device: name.to_owned(), role: Role::Guest };
         tables.attachments.insert(ifindex, attachment);
         tables.names.interfaces.insert(ifindex, interface.id);
@@ -400,7 +392,7 @@ impl Compiler<'_> {
         let address = interface.services.dns.as_ref().and_then(|dns| dns.address);
         if let Some(address) = address {
             let key = LocalKey { vpc, address: address.into(), zero: 0 };
-            let local = Local { identity: 0, ifindex: 0, service: RESOLVER };
+            let local = Local { identity: 0, ifindex: 0, service: RESOLVER, elastic: 0, zero: 0 };
             self.tables.locals.insert(key, local);
             limit("private addresses", self.tables.locals.len(), LOCALS_MAX)?;
         }

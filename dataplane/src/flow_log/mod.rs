@@ -12,11 +12,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use ebpf::event::{Tally, TallyKey};
-use ebpf::layout::Interface;
+use ebpf::layout::{Interface, LocalKey};
 use model::InterfaceId;
 use rpc::dataplane::FlowLogFormat;
 use serde_json::json;
 
+use crate::compile::Tables;
 use crate::observe::Directory;
 
 pub mod file;
@@ -105,18 +106,26 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
         keys.push(key(id, tally.source, tally.destination, left));
     }
     if let Some((id, interface)) = receiver {
-        let by_elastic = interface.elastic != 0 && tally.destination == interface.elastic;
-        let source = match sender {
-            Some((_, sender)) if by_elastic && sender.elastic != 0 => sender.elastic,
+        let tables = directory.tables();
+        let elastic = tables.elastics.get(&tally.destination);
+        let elastic = elastic.filter(|e| e.interface.id == interface.id);
+        let source = match (elastic, sender) {
+            (Some(_), Some((_, sender))) => stands_for(tables, sender.vpc, tally.source),
             _ => tally.source,
         };
-        let destination = if by_elastic { interface.address } else { tally.destination };
+        let destination = elastic.map_or(tally.destination, |e| e.address);
         // The responder's answers come out of the punt device, from these.
         if !of_the_host(interface, source, tally) {
             keys.push(key(id, source, destination, accepted));
         }
     }
     keys
+}
+
+/// A private address as the world sees it.
+fn stands_for(tables: &Tables, vpc: u64, address: u32) -> u32 {
+    let local = tables.locals.get(&LocalKey { vpc, address, zero: 0 });
+    local.map(|l| l.elastic).filter(|elastic| *elastic != 0).unwrap_or(address)
 }
 
 /// Whether it is between a guest and the host's own services.

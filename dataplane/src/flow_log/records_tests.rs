@@ -1,5 +1,5 @@
 use bytemuck::Zeroable as _;
-use ebpf::layout::Interface as Record;
+use ebpf::layout::{Elastic, Interface as Record, Local};
 
 use super::*;
 use crate::compile::Tables;
@@ -24,6 +24,12 @@ fn directory() -> Directory {
             ..Record::zeroed()
         };
         tables.interfaces.insert(10 + n, record);
+        let Record { vpc, identity, ifindex, address, elastic, .. } = record;
+        let key = LocalKey { vpc, address, zero: 0 };
+        tables.locals.insert(key, Local { identity, ifindex, service: 0, elastic, zero: 0 });
+        if elastic != 0 {
+            tables.elastics.insert(elastic, Elastic { interface: record, address, zero: 0 });
+        }
         tables.names.interfaces.insert(10 + n, InterfaceId::from_random(n.into()));
     }
     Directory::new(&tables)

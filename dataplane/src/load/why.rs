@@ -122,9 +122,19 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
         return Err(Error::new("ask", question.interface, cause));
     };
     let remote = u32::from(question.remote);
+    let own = question.local.map_or(interface.address, u32::from);
+    let key = LocalKey { vpc: interface.vpc, address: own, zero: 0 };
+    let Some(local) = tables.locals.get(&key).filter(|l| l.ifindex == interface.ifindex) else {
+        let cause = format!(
+            "interface {}: ask: {} is not its address",
+            question.interface,
+            Ipv4Addr::from(own)
+        );
+        return Err(Refused(cause).into());
+    };
     let (ifindex, frame) = match question.direction {
         Direction::Egress => {
-            let ends = (interface.address, remote);
+            let ends = (own, remote);
             let macs = (interface.mac, GATEWAY_MAC);
             (
                 interface.ifindex,
@@ -138,18 +148,18 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
             match sender {
                 Some(sender) => {
                     let macs = (sender.mac, GATEWAY_MAC);
-                    (sender.ifindex, frame(question, macs, (remote, interface.address), ports))
+                    (sender.ifindex, frame(question, macs, (remote, own), ports))
                 }
                 None => {
                     let refused = |reason: Reason| refusal(reason);
-                    if interface.elastic == 0 {
+                    if local.elastic == 0 {
                         return Ok(refused(Reason::NoElastic));
                     }
                     if interface.uplink == 0 {
                         return Ok(refused(Reason::NoUplink));
                     }
                     let macs = (GATEWAY_MAC, tables.config.uplink_mac);
-                    (interface.uplink, frame(question, macs, (remote, interface.elastic), ports))
+                    (interface.uplink, frame(question, macs, (remote, local.elastic), ports))
                 }
             }
         }
@@ -316,7 +326,7 @@ fn receiver<'a>(
         let key = LocalKey { vpc: sender.vpc, address: to, zero: 0 };
         tables.interfaces.get(&tables.locals.get(&key)?.ifindex)
     });
-    near.or_else(|| tables.interfaces.values().find(|i| i.elastic != 0 && i.elastic == to))
+    near.or_else(|| Some(&tables.elastics.get(&to)?.interface))
 }
 
 fn route(

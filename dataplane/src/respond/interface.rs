@@ -157,9 +157,8 @@ impl Responder {
     /// Tells its guest what was found out.
     pub fn tell(&mut self, origin: dns::Origin, message: &[u8], now: Duration) {
         match origin {
-            dns::Origin::Datagram { server, port, .. } => {
-                let to = (self.served.binding.address, port);
-                self.wire.push(udp_packet((server, dns::PORT), to, message));
+            dns::Origin::Datagram { server, asker, .. } => {
+                self.wire.push(udp_packet((server, dns::PORT), asker, message));
             }
             dns::Origin::Stream(name) => {
                 if let Some(streams) = &mut self.streams {
@@ -187,8 +186,8 @@ impl Responder {
         }
         match Question::parse(rest, &self.served) {
             Some(Question::Dhcp(message)) => self.answer_dhcp(message),
-            Some(Question::Time { port, message }) => {
-                self.answer_time(port, message, booted_at + now);
+            Some(Question::Time { asker, message }) => {
+                self.answer_time(asker, message, booted_at + now);
             }
             Some(Question::Metadata(packet)) => match &mut self.metadata {
                 Some(metadata) => {
@@ -197,9 +196,9 @@ impl Responder {
                 }
                 None => self.counters.ignored += 1,
             },
-            Some(Question::Name { server, port, message }) => {
+            Some(Question::Name { server, asker, message }) => {
                 let bytes_max = self.wire.mtu - HEADER_BYTES;
-                let origin = dns::Origin::Datagram { server, port, bytes_max };
+                let origin = dns::Origin::Datagram { server, asker, bytes_max };
                 self.asked.push((origin, message.to_vec()));
             }
             Some(Question::NameStream(packet)) => {
@@ -254,12 +253,11 @@ impl Responder {
 }
 
 impl Responder {
-    fn answer_time(&mut self, port: u16, message: &[u8], since_1970: Duration) {
+    fn answer_time(&mut self, asker: (Ipv4Addr, u16), message: &[u8], since_1970: Duration) {
         match time::answer(message, since_1970) {
             Some(reply) => {
                 self.counters.time_answered += 1;
-                let to = (self.served.binding.address, port);
-                self.wire.push(udp_packet((time::ADDRESS, time::PORT), to, &reply));
+                self.wire.push(udp_packet((time::ADDRESS, time::PORT), asker, &reply));
             }
             None => self.counters.ignored += 1,
         }
@@ -271,14 +269,14 @@ enum Question<'a> {
     /// The UDP payload.
     Dhcp(&'a [u8]),
     Time {
-        port: u16,
+        asker: (Ipv4Addr, u16),
         message: &'a [u8],
     },
     /// The IPv4 packet.
     Metadata(&'a [u8]),
     Name {
         server: Ipv4Addr,
-        port: u16,
+        asker: (Ipv4Addr, u16),
         message: &'a [u8],
     },
     /// The IPv4 packet.
@@ -300,7 +298,8 @@ impl<'a> Question<'a> {
         if ip.more_frags() || ip.frag_offset() != 0 || !ip.verify_checksum() {
             return None;
         }
-        let own = ip.src_addr() == served.binding.address;
+        let asker = ip.src_addr();
+        let own = asker == served.binding.address || served.secondary.contains(&asker);
         let resolver =
             own && served.dns.as_ref().is_some_and(|dns| dns.servers().any(|s| s == ip.dst_addr()));
         match ip.next_header() {
@@ -315,8 +314,12 @@ impl<'a> Question<'a> {
                 let (port, message) = (udp.src_port(), udp.payload());
                 match (ip.dst_addr(), udp.dst_port()) {
                     (_, smoltcp::wire::DHCP_SERVER_PORT) => Some(Self::Dhcp(message)),
-                    (time::ADDRESS, time::PORT) if own => Some(Self::Time { port, message }),
-                    (server, dns::PORT) if resolver => Some(Self::Name { server, port, message }),
+                    (time::ADDRESS, time::PORT) if own => {
+                        Some(Self::Time { asker: (asker, port), message })
+                    }
+                    (server, dns::PORT) if resolver => {
+                        Some(Self::Name { server, asker: (asker, port), message })
+                    }
                     _ => None,
                 }
             }

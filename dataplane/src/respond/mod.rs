@@ -39,6 +39,8 @@ use metadata::TokenKey;
 pub struct Served {
     pub interface: model::InterfaceId,
     pub binding: dhcp::Binding,
+    /// Its addresses beside the one that DHCP gives it.
+    pub secondary: Vec<std::net::Ipv4Addr>,
     pub metadata: Option<metadata::Documents>,
     pub dns: Option<dns::Resolved>,
     pub tokens: Tokens,
@@ -126,6 +128,7 @@ impl TryFrom<&Interface> for Served {
                 netbios: services.netbios.clone(),
                 netbios_node: services.netbios_node,
             },
+            secondary: interface.secondary.iter().map(|s| s.address).collect(),
             metadata,
             dns: resolved,
             tokens: services.metadata_tokens,

@@ -28,6 +28,7 @@ fn served(n: u8) -> Served {
             netbios: vec![],
             netbios_node: None,
         },
+        secondary: vec![],
         metadata: Some(metadata::Documents::parse(&map).unwrap()),
         dns: Some(dns::Resolved {
             vpc: VpcId::from_random(n.into()),

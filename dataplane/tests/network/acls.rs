@@ -73,8 +73,15 @@ fn an_acl_guards_the_border_of_a_subnet_each_way_and_not_what_stays_in_it() {
 
     let asked = |direction, remote: Ipv4Addr, local_port, remote_port| {
         let interface = world.desired.interfaces[0].id;
-        let question =
-            Question { interface, direction, protocol: 6, remote, remote_port, local_port };
+        let question = Question {
+            interface,
+            direction,
+            local: None,
+            protocol: 6,
+            remote,
+            remote_port,
+            local_port,
+        };
         let told = world.why(&question);
         (told.reason, told.denied.map(|AclDenied { entry, .. }| entry))
     };

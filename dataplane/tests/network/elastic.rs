@@ -168,6 +168,7 @@ fn why_names_the_rule_and_leaves_no_trace() {
     let question = |port| Question {
         interface: world.desired.interfaces[0].id,
         direction: Direction::Ingress,
+        local: None,
         protocol: 6,
         remote: Ipv4Addr::new(203, 0, 113, 9),
         remote_port: 40_000,

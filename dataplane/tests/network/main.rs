@@ -15,6 +15,7 @@ mod names;
 mod observe;
 mod rates;
 mod routes;
+mod secondary;
 mod services;
 mod six;
 mod strangers;

@@ -106,6 +106,7 @@ fn asked(world: &World, to: Ipv4Addr) -> rpc::dataplane::Verdict {
     world.why(&Question {
         interface: InterfaceId::from_random(1),
         direction: Direction::Egress,
+        local: None,
         protocol: 6,
         remote: to,
         remote_port: 7,

@@ -64,6 +64,10 @@ pub fn tcp(port: u16) -> Protocol {
     Protocol::Tcp(PortRange::single(port))
 }
 
+pub fn udp(port: u16) -> Protocol {
+    Protocol::Udp(PortRange::single(port))
+}
+
 pub fn ping() -> Protocol {
     Protocol::Icmp { kind: Some(8), code: None }
 }

@@ -10,9 +10,12 @@ use ebpf::layout::Interface;
 use ebpf::packet::{HEAD_LEN, HEAD6_LEN};
 use ebpf::six::{from_instance6, from_punt6, from_world6};
 use ebpf::{Action, Arrival, Head, Head6, Reason, TRACE_MARK, V6, Verdict, Work};
+use ipnet::Ipv6Net;
+use model::{Peer, Protocol, Rule, RuleId};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, unshare};
 use rpc::Deployment;
+use rpc::dataplane::Desired;
 
 use crate::frames::{carried_out, frame, responder_frame};
 use crate::frames6::{self, carried_out6};
@@ -419,6 +422,34 @@ fn a_restarted_loader_adopts_what_is_pinned() {
     assert!(!bench.deployment.bpf_dir().exists());
 }
 
+/// A world in which flows of both families come about soon, whatever the dice say.
+fn talkative(random: &mut Random) -> Desired {
+    let mut made = desired(random, 0);
+    while made.interfaces.len() < GUESTS || made.uplink.is_none() {
+        made = desired(random, 0);
+    }
+    made.blocklist.clear();
+    made.uplink.as_mut().unwrap().bogons = false;
+    for group in &mut made.groups {
+        let anything = |n: u128, net: &str| Rule {
+            id: RuleId::from_random(n),
+            protocol: Protocol::Any,
+            peer: Peer::Cidr(net.parse().unwrap()),
+        };
+        let rules = vec![anything(1, "0.0.0.0/0"), anything(2, "::/0")];
+        (group.ingress, group.egress) = (rules.clone(), rules);
+    }
+    for (n, interface) in made.interfaces.iter_mut().enumerate() {
+        interface.groups = vec![crate::world::group(if n < 3 { 0 } else { 4 })];
+        interface.elastic = Some(crate::world::elastic(n));
+        interface.ipv6 = vec![crate::world::address6(n, 0)];
+        interface.subnet6 = Some(Ipv6Net::new(interface.ipv6[0], 64).unwrap().trunc());
+        interface.route_table = None;
+        interface.network_acl = None;
+    }
+    made
+}
+
 /// A confirmed flow is counted, by the programs and by the sweep, and goes with its interface.
 #[test]
 fn the_sweep_forgets_the_flows_of_an_interface_that_left() {
@@ -429,7 +460,7 @@ fn the_sweep_forgets_the_flows_of_an_interface_that_left() {
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let mut host = Host::default();
     let mut tally = Tally::default();
-    let mut desired = desired(&mut random, 30);
+    let mut desired = talkative(&mut random);
     let tables = compile(&desired, &devices, loaded.tables()).unwrap();
     loaded.update(tables.clone()).unwrap();
     host.load(tables);

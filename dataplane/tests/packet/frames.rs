@@ -9,7 +9,7 @@ use ebpf::{
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 
 use crate::random::Random;
-use crate::world::{PORTS, RESOLVER, UPLINK_MAC, any_address};
+use crate::world::{PORTS, RESOLVER, TO_SECONDARY, UPLINK_MAC, any_address};
 
 /// A frame that may arrive from this guest (or from the uplink: `None`).
 pub fn frame(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> Vec<u8> {
@@ -45,7 +45,11 @@ fn ends(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> 
         Some(interface) => Ends {
             source_mac: if random.chance(97) { interface.mac } else { [2, 0, 0, 0, 9, 9] },
             destination_mac: GATEWAY_MAC,
-            source: if random.chance(93) { interface.address.to_be_bytes() } else { any(random) },
+            source: match random.below(100) {
+                0..=6 => any(random),
+                7..=20 => (interface.address + TO_SECONDARY).to_be_bytes(),
+                _ => interface.address.to_be_bytes(),
+            },
             destination: match random.below(20) {
                 0 => METADATA_ADDRESS.to_be_bytes(),
                 1 => TIME_ADDRESS.to_be_bytes(),
@@ -60,7 +64,8 @@ fn ends(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -> 
             destination: match others.is_empty() {
                 false if random.chance(75) => {
                     let i = random.below(others.len() as u64) as usize;
-                    others[i].elastic.to_be_bytes()
+                    let second = if random.chance(25) { TO_SECONDARY } else { 0 };
+                    (others[i].elastic + second).to_be_bytes()
                 }
                 _ => any(random),
             },

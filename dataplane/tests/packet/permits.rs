@@ -22,7 +22,9 @@ fn groups<'a>(desired: &'a Desired, interface: &Interface) -> Vec<&'a SecurityGr
 /// Groups of whoever has that address in the same network.
 fn remote_groups(desired: &Desired, of: &Interface, address: IpAddr) -> BTreeSet<GroupId> {
     let has = |i: &Interface| match address {
-        IpAddr::V4(address) => i.address == address,
+        IpAddr::V4(address) => {
+            i.address == address || i.secondary.iter().any(|s| s.address == address)
+        }
         IpAddr::V6(address) => i.ipv6.contains(&address),
     };
     let owner = |i: &&Interface| i.vpc == of.vpc && has(i);

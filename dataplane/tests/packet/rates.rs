@@ -51,6 +51,8 @@ pub fn open_world() -> Desired {
     found.groups[0].ingress = vec![anything(1)];
     found.groups[0].egress = vec![anything(2)];
     found.blocklist.clear();
+    // The world's addresses here are documentation's.
+    found.uplink.as_mut().unwrap().bogons = false;
     for interface in &mut found.interfaces {
         let Device::Existing { name } = &interface.device else { unreachable!() };
         interface.elastic = Some(elastic(usize::from(*name == guest(1))));

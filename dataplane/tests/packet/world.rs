@@ -9,7 +9,7 @@ use model::{
     Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
     VpcId,
 };
-use rpc::dataplane::{Desired, Device, Dns, Interface, Services, Uplink};
+use rpc::dataplane::{Desired, Device, Dns, Interface, PrivateAddress, Services, Uplink};
 
 use crate::acls::{acl_id, acls};
 use crate::random::Random;
@@ -35,6 +35,15 @@ pub const UPLINK_MAC: Mac = Mac([0x02, 0, 0, 0, 2, 0]);
 pub fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, (n == 2).into(), 10 + (n % 3) as u8)
 }
+
+/// Its second address, where it has one.
+pub fn secondary(n: usize) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(address(n)) + TO_SECONDARY)
+}
+
+/// From a guest's first address to its second, and from what stands for the one to
+/// what stands for the other.
+pub const TO_SECONDARY: u32 = 20;
 
 /// The fourth's network has addresses of its own: there is but one IPv6.
 pub fn address6(n: usize, k: u64) -> Ipv6Addr {
@@ -156,6 +165,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         ipv6: (0..if six { random.below(3) } else { 0 }).map(|k| address6(n, k)).collect(),
         subnet6: six.then(|| Ipv6Net::new(address6(n, 0), 64).unwrap().trunc()),
         elastic: random.chance(70).then(|| elastic(n)),
+        secondary: (0..random.below(2)).map(|_| second(random, n)).collect(),
         groups,
         source_check: random.chance(75),
         route_table: random.chance(55).then(|| match n {
@@ -176,6 +186,11 @@ fn interface(random: &mut Random, n: usize) -> Interface {
             (address(n), Ipv4Net::new(address(n), 24).unwrap().trunc()),
         )
     }
+}
+
+fn second(random: &mut Random, n: usize) -> PrivateAddress {
+    let elastic = Ipv4Addr::from(u32::from(elastic(n)) + TO_SECONDARY);
+    PrivateAddress { address: secondary(n), elastic: random.chance(70).then_some(elastic) }
 }
 
 pub fn rule(random: &mut Random, id: u64) -> Rule {
@@ -223,7 +238,8 @@ fn peer(random: &mut Random) -> Peer {
 
 pub fn any_address(random: &mut Random) -> Ipv4Addr {
     match random.below(10) {
-        0..=3 => address(random.below(GUESTS as u64) as usize),
+        0..=2 => address(random.below(GUESTS as u64) as usize),
+        3 => secondary(random.below(GUESTS as u64) as usize),
         4 | 5 => elastic(random.below(GUESTS as u64 + 1) as usize),
         6..=8 => Ipv4Addr::from(random.pick(&WORLD)),
         _ => Ipv4Addr::from(random.next() as u32),

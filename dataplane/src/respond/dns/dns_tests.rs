@@ -16,7 +16,14 @@ const TWO: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2)),
 
 fn client(ifindex: u32) -> Client {
     let server = Ipv4Addr::new(10, 0, 0, 2);
-    Client { ifindex, origin: Origin::Datagram { server, port: 4000, bytes_max: 1472 } }
+    Client {
+        ifindex,
+        origin: Origin::Datagram {
+            server,
+            asker: (Ipv4Addr::new(10, 0, 0, 5), 4000),
+            bytes_max: 1472,
+        },
+    }
 }
 
 fn streaming(ifindex: u32) -> Client {
