@@ -7,7 +7,7 @@
 
 use crate::ip::Ip;
 use crate::layout::Interface;
-use crate::packet::Packet;
+use crate::packet::{Kind, Packet};
 use crate::reason::Reason;
 use crate::tables::{Question, Tables};
 
@@ -57,6 +57,10 @@ pub fn enters<A: Ip, T: Tables + ?Sized>(
 /// A function of its own in the kernel too: a packet between two subnets asks both.
 #[inline(never)]
 fn ask<A: Ip, T: Tables + ?Sized>(tables: &T, place: u16, packet: &Packet<A>, remote: &A) -> u32 {
+    // It has no ports: its first one was asked.
+    if packet.kind == Kind::Later {
+        return PERMITTED;
+    }
     let slot = u32::from(place) - 1;
     let question =
         Question { remote: *remote, identity: 0, protocol: packet.protocol, detail: packet.detail };

@@ -12,6 +12,7 @@
 //! What comes from a guest never reaches the host's own stack.
 
 use crate::acl::{enters, leaves};
+use crate::fragment::follows;
 use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
@@ -19,7 +20,7 @@ use crate::layout::{
     DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SECONDARIES,
     SOURCE_CHECK, TAKES_FRAMES, TO_NAMESPACE,
 };
-use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, VLAN, VLAN_OUTER, mac_number};
+use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, Part, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
@@ -173,6 +174,9 @@ fn own<T: Tables + ?Sized>(tables: &T, interface: &Interface, address: u32) -> O
 fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> Result<(), Reason> {
     if interface.punt == 0 {
         return Err(Reason::NoRoute);
+    }
+    if work.packet.part != Part::Whole {
+        return Err(Reason::Fragment);
     }
     let verdict = &mut work.verdict;
     verdict.rewrite = Rewrite::of(head);
@@ -361,6 +365,9 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     let (sent, rule) = if is_error {
         change.key = sent_by_remote(sender.id, inner);
         related(tables, sender, &change.key, now_s)?
+    } else if packet.kind == Kind::Later {
+        follows(tables, (sender.id, sender.slot), packet, now_s)?;
+        (Reason::FragmentFollows, 0)
     } else {
         change.key = FlowKey {
             interface: sender.id,
@@ -399,6 +406,7 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         work.verdict.ifindex = sender.uplink;
         work.verdict.next_hop = route.next_hop;
         work.verdict.accept(Action::Leave, sent);
+        work.verdict.keep(&work.packet, sender.id);
         return Ok(());
     }
     let received = receive(tables, frame, sender, route, now_s, work);
@@ -409,6 +417,7 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     let received = received?;
     let new = received == Reason::NewFlow;
     work.verdict.reason = if new { received } else { sent };
+    work.verdict.keep(&work.packet, sender.id);
     Ok(())
 }
 
@@ -451,6 +460,13 @@ fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         return related(tables, receiver, key, now_s).map(|(reason, _)| reason);
     }
     let Work { packet, verdict, .. } = work;
+    // The receiver was asked about the first one.
+    if packet.kind == Kind::Later {
+        return match packet.exceeds(frame, receiver.mtu) {
+            true => Err(too_big(packet, A::router(sender), receiver.mtu, verdict)),
+            false => Ok(Reason::FragmentFollows),
+        };
+    }
     verdict.receiver.key = FlowKey {
         interface: receiver.id,
         local: route.destination,
@@ -557,6 +573,9 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         change.key = sent_by_instance(receiver.id, inner);
         change.key.local = address;
         related(tables, receiver, &change.key, now_s)?
+    } else if packet.kind == Kind::Later {
+        follows(tables, (receiver.id, receiver.slot), packet, now_s)?;
+        (Reason::FragmentFollows, 0)
     } else {
         change.key = FlowKey {
             interface: receiver.id,
@@ -592,6 +611,7 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     };
     verdict.ifindex = receiver.ifindex;
     verdict.accept(hand_over(receiver), reason);
+    verdict.keep(packet, receiver.id);
     if is_error {
         A::rewrite_inner(work, Some(address), None);
     }
@@ -614,12 +634,13 @@ fn too_big<A: Ip>(packet: &Packet<A>, teller: A, mtu: u16, verdict: &mut Verdict
 }
 
 /// What is dropped opens nothing and keeps nothing alive. Nobody is told about an
-/// ICMP error, nor is one who is not there (RFC 1122, 3.2.2; RFC 4443, 2.4).
+/// ICMP error or a later fragment, nor is one who is not there (RFC 1122, 3.2.2; RFC 4443, 2.4).
 #[inline(always)]
 fn tell<A: Ip>(packet: &Packet<A>, what: Tell, teller: A, verdict: &mut Verdict<A>) {
     verdict.sender.write = FlowWrite::Nothing;
     verdict.receiver.write = FlowWrite::Nothing;
-    let hears = packet.kind != Kind::IcmpError && !packet.source.is_unroutable();
+    let silent = matches!(packet.kind, Kind::IcmpError | Kind::Later);
+    let hears = !silent && !packet.source.is_unroutable();
     if hears && !teller.is_none() {
         verdict.tell = what;
         verdict.teller = teller;
@@ -679,7 +700,8 @@ pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
             // From here on it is this interface's, and `work.packet` is worth looking at.
             Ok(()) => {
                 work.verdict.slots[0] = elastic.interface.slot;
-                work.verdict.fast = elastic.interface.flags & TAKES_FRAMES != 0;
+                let takes = elastic.interface.flags & TAKES_FRAMES != 0;
+                work.verdict.fast = takes && work.packet.part == Part::Whole;
             }
         }
         return Ok(());

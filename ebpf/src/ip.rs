@@ -10,6 +10,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::ROUTER_ADDRESS6;
 use crate::flow::{ICMP, ICMPV6};
+use crate::fragment::Key;
 use crate::layout::{Flow, FlowKey, Hop, Interface, Policy, Span};
 use crate::packet::{Frame, Inner, Kind, Packet};
 use crate::reason::Reason;
@@ -115,6 +116,9 @@ pub trait Ip: Pod + Eq + Hash {
 
     fn is_none(self) -> bool;
 
+    /// What tells a fragment's datagram from all others of the interface.
+    fn fragment_key(packet: &Packet<Self>, interface: u64) -> Key;
+
     /// New addresses for the packet inside an ICMP error.
     fn rewrite_inner(work: &mut Work<Self>, source: Option<Self>, destination: Option<Self>);
 }
@@ -218,6 +222,13 @@ impl Ip for u32 {
     fn is_none(self) -> bool {
         self == 0
     }
+
+    #[inline(always)]
+    fn fragment_key(packet: &Packet, interface: u64) -> Key {
+        let ends = u64::from(packet.source) << 32 | u64::from(packet.destination);
+        let datagram = u64::from(packet.fragment_id) << 8 | u64::from(packet.protocol);
+        [interface, ends, datagram, 0, 0, 0]
+    }
 }
 
 impl Ip for V6 {
@@ -302,5 +313,12 @@ impl Ip for V6 {
     #[inline(always)]
     fn is_none(self) -> bool {
         self.is_unspecified()
+    }
+
+    #[inline(always)]
+    fn fragment_key(packet: &Packet<Self>, interface: u64) -> Key {
+        let V6 { high, low } = packet.source;
+        let to = packet.destination;
+        [interface, high, low, to.high, to.low, u64::from(packet.fragment_id)]
     }
 }

@@ -16,6 +16,7 @@
 //! | [`route`] | what a route table says of a destination |
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
+//! | [`fragment`] | datagrams in pieces: what the first was allowed holds for the others |
 //! | [`icmp`] | the ICMP errors that a router owes |
 //! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
@@ -26,6 +27,7 @@ pub mod acl;
 pub mod decide;
 pub mod event;
 pub mod flow;
+pub mod fragment;
 pub mod half;
 pub mod icmp;
 pub mod ip;

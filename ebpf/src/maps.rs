@@ -3,6 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use ebpf::fragment::{PLACES, Place};
 use ebpf::half::{Bucket, WORDS6};
 use ebpf::icmp::Room;
 use ebpf::layout::{
@@ -89,6 +90,9 @@ pub static LEVELS: Array<Levels> = Array::with_max_entries(SLOTS_MAX, 0);
 /// the source. Not pinned.
 #[map]
 pub static SOURCES: Array<u64> = Array::with_max_entries(2 * SOURCES_A_ROW, 0);
+/// First fragments that went on: `ebpf::fragment` says where each is. Not pinned.
+#[map]
+pub static FRAGMENTS: Array<Place> = Array::with_max_entries(SLOTS_MAX * PLACES, 0);
 /// When the buckets of ICMP errors will be full: two a slot, for those to the guest and
 /// those to the world. Not pinned.
 #[map]

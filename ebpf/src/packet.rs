@@ -253,6 +253,17 @@ pub enum Kind {
     IcmpError = 5,
     /// IPv6: of the link alone, between neighbours, routers and listeners.
     Link = 6,
+    /// A fragment that is not the first: it has no transport header.
+    Later = 7,
+}
+
+/// Which part of a datagram a packet is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    Whole = 0,
+    First = 1,
+    Later = 2,
 }
 
 /// The packet that an ICMP error is about, as it was seen where the error was made.
@@ -269,8 +280,7 @@ pub struct Inner<A = u32> {
     pub destination_port: u16,
 }
 
-/// An IP packet that passed the gate: no fragment, and every header that is
-/// read later lies inside the frame.
+/// An IP packet that passed the gate: every header that is read later lies inside the frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet<A = u32> {
     pub source: A,
@@ -279,6 +289,8 @@ pub struct Packet<A = u32> {
     pub ttl: u8,
     pub kind: Kind,
     pub tcp_flags: u8,
+    /// The three numbers below are a fragment's only.
+    pub part: Part,
     /// For ICMP requests the identifier is the sender's port and the other is 0,
     /// for replies the other way round: requests of both sides never meet.
     pub source_port: u16,
@@ -289,6 +301,10 @@ pub struct Packet<A = u32> {
     pub transport: u32,
     /// Its bytes from the IP header on; of a superframe, all of them.
     pub size: u32,
+    /// Its identification, and which bytes of the datagram's data it has.
+    pub fragment_id: u32,
+    pub at: u32,
+    pub end: u32,
 }
 
 impl Packet {
@@ -304,10 +320,6 @@ impl Packet {
         if !sane {
             return Err(Reason::Malformed);
         }
-        // More fragments follow, or this is not the first one.
-        if head.second & 0x3fff != 0 {
-            return Err(Reason::Fragment);
-        }
         self.source = head.source;
         self.destination = head.destination;
         self.protocol = head.protocol();
@@ -319,11 +331,38 @@ impl Packet {
         self.detail = 0;
         self.transport = ETHERNET_LEN + header_len;
         self.size = total_len;
-        self.parse_transport(frame, total_len - header_len)
+        self.part = Part::Whole;
+        let len = total_len - header_len;
+        // More fragments follow, or this is not the first one.
+        if head.second & 0x3fff != 0 {
+            let (id, at) = (head.second >> 16, (head.second & 0x1fff) * 8);
+            self.be_part(id, at, head.second & 0x2000 != 0, len)?;
+        }
+        self.parse_parts(frame, len)
     }
 }
 
 impl<A: Ip> Packet<A> {
+    /// The transport header, which a first fragment must have whole and a later one must
+    /// leave alone.
+    #[inline(always)]
+    fn parse_parts<F: Frame + ?Sized>(&mut self, frame: &F, len: u32) -> Result<(), Reason> {
+        if self.part == Part::Later {
+            self.kind = Kind::Later;
+            let writes_header = self.protocol == TCP && self.at < TCP_LEN_MIN;
+            return if writes_header { Err(Reason::FragmentTiny) } else { Ok(()) };
+        }
+        let parsed = self.parse_transport(frame, len);
+        if self.part == Part::Whole {
+            return parsed;
+        }
+        match (parsed, self.kind) {
+            (Err(Reason::Malformed), _) => Err(Reason::FragmentTiny),
+            (Ok(()), Kind::IcmpError | Kind::Link) => Err(Reason::Fragment),
+            (parsed, _) => parsed,
+        }
+    }
+
     #[inline(always)]
     fn parse_transport<F: Frame + ?Sized>(&mut self, frame: &F, len: u32) -> Result<(), Reason> {
         let minimum = match self.protocol {
@@ -393,7 +432,7 @@ impl<A: Ip> Packet<A> {
         match self.kind {
             Kind::Tcp => self.opens_tcp(),
             Kind::Udp | Kind::IcmpRequest | Kind::Other => true,
-            Kind::IcmpReply | Kind::IcmpError | Kind::Link => false,
+            Kind::IcmpReply | Kind::IcmpError | Kind::Link | Kind::Later => false,
         }
     }
 
@@ -438,16 +477,17 @@ impl Packet<V6> {
         self.protocol = head.next_header();
         self.transport = HEAD6_LEN as u32;
         self.size = end - ETHERNET_LEN;
-        self.skip_extensions(frame)?;
+        self.part = Part::Whole;
+        self.skip_extensions(frame, end)?;
         if self.transport > end {
             return Err(Reason::Malformed);
         }
-        self.parse_transport(frame, end - self.transport)
+        self.parse_parts(frame, end - self.transport)
     }
 
     /// Finds the transport header (RFC 8200, section 4).
     #[inline(always)]
-    fn skip_extensions<F: Frame + ?Sized>(&mut self, frame: &F) -> Result<(), Reason> {
+    fn skip_extensions<F: Frame + ?Sized>(&mut self, frame: &F, end: u32) -> Result<(), Reason> {
         let mut protocol = self.protocol;
         let mut at = self.transport;
         for n in 0..=EXTENSIONS_MAX {
@@ -456,7 +496,17 @@ impl Packet<V6> {
                 HOP_BY_HOP if n == 0 => {}
                 HOP_BY_HOP => return Err(Reason::Malformed),
                 DESTINATION_OPTIONS => {}
-                FRAGMENT => return Err(Reason::Fragment),
+                FRAGMENT if self.part == Part::Whole => {
+                    protocol = self.parse_fragment(frame, at, end)?;
+                    at += FRAGMENT_LEN;
+                    if self.part != Part::Later {
+                        continue;
+                    }
+                    self.protocol = protocol;
+                    self.transport = at;
+                    return Ok(());
+                }
+                FRAGMENT => return Err(Reason::Malformed),
                 // It would send the packet where no rule was asked about.
                 ROUTING => return Err(Reason::ExtensionHeader),
                 _ => {
@@ -470,6 +520,26 @@ impl Packet<V6> {
             at += (u32::from(h[1]) + 1) * 8;
         }
         Err(Reason::ExtensionHeader)
+    }
+
+    /// The fragment header at `at`: what follows it. One that says that the packet is whole
+    /// says nothing (RFC 6946).
+    #[inline(always)]
+    fn parse_fragment<F: Frame + ?Sized>(
+        &mut self,
+        frame: &F,
+        at: u32,
+        end: u32,
+    ) -> Result<u8, Reason> {
+        let h: [u8; 8] = frame.load(at).ok_or(Reason::Malformed)?;
+        let [next, _, o0, o1, i0, i1, i2, i3] = h;
+        let place = be16(o0, o1);
+        if place & 0xfff9 != 0 {
+            let id = u32::from_be_bytes([i0, i1, i2, i3]);
+            let len = end.saturating_sub(at + FRAGMENT_LEN);
+            self.be_part(id, u32::from(place & 0xfff8), place & 1 != 0, len)?;
+        }
+        Ok(next)
     }
 
     #[inline(always)]
@@ -504,7 +574,15 @@ impl Inner<V6> {
         self.source = V6::of(&source);
         self.destination = V6::of(&destination);
         self.protocol = h[6];
-        let t: [u8; 8] = frame.load(offset + 40).ok_or(Reason::Unrelated)?;
+        let mut t: [u8; 8] = frame.load(offset + 40).ok_or(Reason::Unrelated)?;
+        if h[6] == FRAGMENT {
+            // A later fragment carries no ports.
+            if be16(t[2], t[3]) & 0xfff8 != 0 {
+                return Err(Reason::Unrelated);
+            }
+            self.protocol = t[0];
+            t = frame.load(offset + 48).ok_or(Reason::Unrelated)?;
+        }
         (self.source_port, self.destination_port) = inner_ports::<V6>(self.protocol, &t)?;
         Ok(())
     }
@@ -513,6 +591,7 @@ impl Inner<V6> {
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+const FRAGMENT_LEN: u32 = 8;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// The ports of a packet inside an ICMP error, from its transport header.

@@ -79,6 +79,8 @@ reasons! {
     EtherType = 23, drop, "ether-type";
     /// The interface has no IPv6 address.
     Ipv6 = 24, drop, "ipv6";
+    /// A fragment of what only comes whole: for a service of the host, an ICMP error, a
+    /// message of the link.
     Fragment = 25, drop, "fragment";
     /// No rule of the sender's groups permits the flow.
     EgressDenied = 26, drop, "egress-denied";
@@ -140,6 +142,15 @@ reasons! {
     NeighbourIgnored = 44, drop, "neighbour-ignored";
     /// Longer than the MTU of the way; its sender was told so.
     TooBig = 62, drop, "too-big";
+    /// A later fragment of a datagram whose first one went on.
+    FragmentFollows = 14, accept, "fragment-follows";
+    /// A first fragment without its whole transport header, or a later one that would
+    /// write into it (RFC 1858, RFC 3128).
+    FragmentTiny = 46, drop, "tiny-fragment";
+    /// A later fragment that begins before the first one ends.
+    FragmentOverlap = 47, drop, "overlapping-fragment";
+    /// A later fragment whose first one did not come, or did not pass.
+    FragmentLost = 48, drop, "fragment-without-first";
     /// An ICMP error of our own, about a packet that was dropped.
     Told = 61, accept, "icmp-error-sent";
     /// IPv6 extension headers: too many, or a routing header.

@@ -8,7 +8,7 @@ use crate::decide::{Arrival, Route, arrive, forward, hand_over};
 use crate::ip::{Ip, V6};
 use crate::layout::{Interface, SOURCE_CHECK, Six};
 use crate::neighbour::{ADVERTISEMENT, Message, ROUTER_SOLICITATION, SOLICITATION};
-use crate::packet::{Frame, Head6, Kind, Packet, mac_number};
+use crate::packet::{Frame, Head6, Kind, Packet, Part, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
@@ -87,6 +87,7 @@ fn read<F: Frame + ?Sized>(packet: &mut Packet<V6>, frame: &F, head: &Head6) -> 
         PARSED => Ok(()),
         MALFORMED => Err(Reason::Malformed),
         FRAGMENT => Err(Reason::Fragment),
+        TINY => Err(Reason::FragmentTiny),
         EXTENSION => Err(Reason::ExtensionHeader),
         _ => Err(Reason::IcmpType),
     }
@@ -95,6 +96,7 @@ fn read<F: Frame + ?Sized>(packet: &mut Packet<V6>, frame: &F, head: &Head6) -> 
 const PARSED: u32 = 0;
 const MALFORMED: u32 = Reason::Malformed as u32;
 const FRAGMENT: u32 = Reason::Fragment as u32;
+const TINY: u32 = Reason::FragmentTiny as u32;
 const EXTENSION: u32 = Reason::ExtensionHeader as u32;
 
 /// A reason's number, or 0.
@@ -125,6 +127,9 @@ fn punt(
 ) -> Result<(), Reason> {
     if interface.punt == 0 {
         return Err(Reason::NoRoute);
+    }
+    if work.packet.part != Part::Whole {
+        return Err(Reason::Fragment);
     }
     let verdict = &mut work.verdict;
     verdict.rewrite = Rewrite::of6(head);

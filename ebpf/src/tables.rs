@@ -34,6 +34,9 @@ pub trait Tables {
     fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
     fn blocked6(&self, address: &V6) -> bool;
 
+    /// [`crate::fragment::Place::end`] of the place there.
+    fn first_fragment(&self, index: u32, key: &crate::fragment::Key, now_s: u32) -> u32;
+
     /// The table's longest prefix that contains the address.
     fn hop(&self, table: u32, address: u32) -> Hop;
     fn hop6(&self, table: u32, address: V6) -> Hop;

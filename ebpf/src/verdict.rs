@@ -8,7 +8,7 @@ use bytemuck::Zeroable;
 use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
-use crate::packet::{Inner, Packet};
+use crate::packet::{Inner, Packet, Part};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
 
@@ -95,6 +95,8 @@ pub struct Verdict<A = u32> {
     pub tell: Tell,
     pub told_mtu: u16,
     pub teller: A,
+    /// Of the interface that remembers this first fragment; 0: there is nothing to remember.
+    pub keeps: u64,
     pub ifindex: u32,
     pub next_hop: A,
     pub rewrite: Rewrite<A>,
@@ -128,6 +130,7 @@ impl<A: Ip> Work<A> {
         verdict.pays = 0;
         verdict.counted = 3;
         verdict.tell = Tell::Nothing;
+        verdict.keeps = 0;
         verdict.inner.offset = 0;
         verdict.sender.write = FlowWrite::Nothing;
         verdict.receiver.write = FlowWrite::Nothing;
@@ -147,6 +150,14 @@ impl<A: Ip> Verdict<A> {
         self.reason = reason;
     }
 
+    /// Notes who remembers a first fragment.
+    #[inline(always)]
+    pub fn keep(&mut self, packet: &Packet<A>, interface: u64) {
+        if packet.part == Part::First {
+            self.keeps = interface;
+        }
+    }
+
     /// Notes whether the interface pays for what passes.
     #[inline(always)]
     pub fn bill(&mut self, interface: &Interface, how: u8) {
@@ -160,6 +171,7 @@ impl<A: Ip> Verdict<A> {
     pub fn exceed(&mut self, reason: Reason, counted: u8) {
         self.refuse(reason);
         self.counted = counted;
+        self.keeps = 0;
         self.sender.write = FlowWrite::Nothing;
         self.receiver.write = FlowWrite::Nothing;
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use bytemuck::Zeroable as _;
-use ebpf::V6;
+use ebpf::fragment::{Key, Place, kept};
 use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
     Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Holder, Hop, Interface, Local, LocalKey, Policy,
@@ -12,6 +12,7 @@ use ebpf::layout::{
 };
 use ebpf::route::NO_HOP;
 use ebpf::verdict::{FlowChange, FlowWrite, Verdict};
+use ebpf::{V6, Work};
 
 use super::Tables;
 
@@ -28,6 +29,7 @@ pub struct Host {
     flows6: HashMap<FlowKey<V6>, Flow>,
     half_flows6: Vec<Bucket<WORDS6>>,
     open: HashMap<u32, u64>,
+    fragments: HashMap<u32, Place>,
 }
 
 impl Default for Host {
@@ -43,6 +45,7 @@ impl Default for Host {
             flows6: HashMap::new(),
             half_flows6: vec![Bucket::zeroed(); HALF_BUCKETS as usize],
             open: HashMap::new(),
+            fragments: HashMap::new(),
         }
     }
 }
@@ -68,6 +71,7 @@ impl Host {
         std::mem::swap(&mut next.flows6, &mut self.flows6);
         std::mem::swap(&mut next.half_flows6, &mut self.half_flows6);
         std::mem::swap(&mut next.open, &mut self.open);
+        std::mem::swap(&mut next.fragments, &mut self.fragments);
         *self = next;
     }
 
@@ -86,6 +90,15 @@ impl Host {
     pub fn half_flows_count(&self) -> usize {
         let places = self.half_flows.iter().flat_map(|bucket| &bucket.places);
         places.filter(|place| place.flow.phase != 0).count()
+    }
+
+    /// What the programs do with a first fragment that went on.
+    pub fn keep<A: ebpf::Ip>(&mut self, work: &Work<A>, now_s: u32) {
+        if work.verdict.keeps != 0 {
+            let seed = self.tables.config.seed;
+            let (index, place) = kept(&work.packet, &work.verdict, seed, now_s);
+            self.fragments.insert(index, place);
+        }
     }
 
     /// What the programs do with a verdict's flows.
@@ -203,6 +216,10 @@ impl ebpf::Tables for Host {
 
     fn in_elastic_range(&self, address: u32) -> bool {
         longest(address, |prefix| self.tables.ranges.get(&prefix).copied()) == Some(1)
+    }
+
+    fn first_fragment(&self, index: u32, key: &Key, now_s: u32) -> u32 {
+        self.fragments.get(&index).map_or(0, |place| place.end(key, now_s))
     }
 
     fn six(&self, ifindex: u32) -> Option<&Six> {

@@ -13,6 +13,7 @@ mod hops;
 mod moved;
 mod names;
 mod observe;
+mod pieces;
 mod rates;
 mod routes;
 mod secondary;

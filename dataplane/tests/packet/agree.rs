@@ -136,8 +136,14 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
     let (decided, written) = decide(host, ifindex, frame, tables);
     match written {
         Written::Nothing => {}
-        Written::Four(verdict) => host.account(&verdict),
-        Written::Six(verdict) => host.account(&verdict),
+        Written::Four(work) => {
+            host.account(&work.verdict);
+            host.keep(&work, now_s());
+        }
+        Written::Six(work) => {
+            host.account(&work.verdict);
+            host.keep(&work, now_s());
+        }
     }
     decided
 }
@@ -147,11 +153,11 @@ pub fn decided_unwritten(host: &Host, ifindex: u32, frame: &[u8], tables: &Table
     decide(host, ifindex, frame, tables).0
 }
 
-/// The verdict whose flows are to be written.
+/// The verdict whose flows and fragments are to be written.
 enum Written {
     Nothing,
-    Four(Box<Verdict>),
-    Six(Box<Verdict<V6>>),
+    Four(Box<Work>),
+    Six(Box<Work<V6>>),
 }
 
 fn decide(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> (Decided, Written) {
@@ -178,7 +184,7 @@ fn decide(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> (Decided,
         }
         let told = told6(frame, &work.verdict, uplink);
         let decided = Decided::of(&work.verdict, carried_out6(frame, &work.verdict), told);
-        return (decided, Written::Six(Box::new(work.verdict)));
+        return (decided, Written::Six(Box::new(work)));
     }
     let head = Head::of(frame[..HEAD_LEN].try_into().unwrap());
     let mut work: Work = bytemuck::Zeroable::zeroed();
@@ -189,7 +195,7 @@ fn decide(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> (Decided,
     }
     let told = told(frame, &work.verdict, uplink);
     let decided = Decided::of(&work.verdict, carried_out(frame, &work.verdict), told);
-    (decided, Written::Four(Box::new(work.verdict)))
+    (decided, Written::Four(Box::new(work)))
 }
 
 #[derive(Default)]
@@ -261,9 +267,13 @@ pub fn compare_frame(
 }
 
 /// IPv6 frames met these too.
-const SIX: [Reason; 31] = [
+const SIX: [Reason; 35] = [
     Reason::TtlExpired,
     Reason::TooBig,
+    Reason::FragmentFollows,
+    Reason::FragmentTiny,
+    Reason::FragmentOverlap,
+    Reason::FragmentLost,
     Reason::Established,
     Reason::NewFlow,
     Reason::Related,

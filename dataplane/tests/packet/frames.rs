@@ -140,11 +140,34 @@ fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -
             step.write(&mut frame, IpNumber(number), payload).unwrap();
         }
     }
-    // A fragment now and then.
-    if random.chance(2) {
-        frame[20] |= 0x20;
+    if random.chance(20) {
+        become_part(random, &mut frame);
     }
     frame
+}
+
+/// A piece of the one datagram: mostly what a first or a later one looks like.
+fn become_part(random: &mut Random, frame: &mut Vec<u8>) {
+    let whole = frame.len() - 34;
+    let even = if random.chance(90) { whole & !7 } else { whole };
+    frame.truncate(34 + even.max(8));
+    let len = (frame.len() - 14) as u16;
+    frame[16..18].copy_from_slice(&len.to_be_bytes());
+    frame[19] = 7;
+    let (more, at) = (0x2000, random.pick(&[1, 1, 2, 3, 4, 6, 185, 0x1fff]));
+    let place: u16 = match random.below(10) {
+        0..=4 => more,
+        5 | 6 => more | at,
+        _ => at,
+    };
+    frame[20..22].copy_from_slice(&place.to_be_bytes());
+    let sum: u32 = (14..34)
+        .step_by(2)
+        .filter(|at| *at != 24)
+        .map(|at| u32::from(u16::from_be_bytes([frame[at], frame[at + 1]])))
+        .sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[24..26].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
 }
 
 /// About a packet between the same two ends, the other way.
@@ -252,6 +275,10 @@ pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
 }
 
 fn correct_transport(out: &mut [u8], old: u32, new: u32) {
+    // A later fragment has no transport header.
+    if u16::from_be_bytes([out[20], out[21]]) & 0x1fff != 0 {
+        return;
+    }
     let transport = 14 + usize::from(out[14] & 15) * 4;
     let at = match out[23] {
         6 => transport + 16,

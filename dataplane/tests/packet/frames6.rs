@@ -21,6 +21,10 @@ pub fn frame(random: &mut Random, from: Option<&Interface>, tables: &Tables) -> 
         25..=28 => dhcp(random, &ends),
         _ => packet(random, &ends),
     };
+    // What only comes whole.
+    if random.chance(2) && frame[20] != 44 {
+        become_part(random, &mut frame);
+    }
     if random.chance(5) {
         let at = random.below(frame.len() as u64) as usize;
         frame[at] ^= 1 << random.below(8);
@@ -107,8 +111,30 @@ fn packet(random: &mut Random, ends: &Ends) -> Vec<u8> {
     }
     if random.chance(12) {
         insert_extensions(random, &mut frame);
+    } else if random.chance(35) {
+        become_part(random, &mut frame);
     }
     frame
+}
+
+/// A piece of the one datagram: mostly what a first or a later one looks like.
+fn become_part(random: &mut Random, frame: &mut Vec<u8>) {
+    let whole = frame.len() - HEAD6_LEN;
+    let even = if random.chance(90) { whole & !7 } else { whole };
+    frame.truncate(HEAD6_LEN + even.max(8));
+    let at = random.pick(&[1, 1, 1, 2, 2, 3, 6, 180, 0x1fff]) << 3;
+    let place: u16 = match random.below(10) {
+        0..=3 => 1,
+        4 => 0,
+        5 | 6 => at | 1,
+        _ => at,
+    };
+    let [p0, p1] = place.to_be_bytes();
+    let header = [frame[20], 0, p0, p1, 0, 0, 0, 7];
+    frame[20] = 44;
+    frame.splice(HEAD6_LEN..HEAD6_LEN, header);
+    let len = (frame.len() - HEAD6_LEN) as u16;
+    frame[18..20].copy_from_slice(&len.to_be_bytes());
 }
 
 /// Puts extension headers between the IPv6 header and what follows it.

@@ -23,7 +23,7 @@ const DROP: i32 = 2;
 /// A liar, and what it is caught at.
 type Lie = (Reason, fn(&mut Random, &Interface, &Interface) -> Vec<u8>);
 
-const LIES: [Lie; 28] = [
+const LIES: [Lie; 32] = [
     (Reason::SpoofedMac, |r, me, _| udp(any_mac(r), me.address, any(r), r)),
     (Reason::SpoofedMac, |_, me, other| arp(other.mac, me.mac, me.address, me.subnet + 1, 1)),
     (Reason::SpoofedAddress, |r, me, _| udp(me.mac, any(r), any(r), r)),
@@ -53,6 +53,13 @@ const LIES: [Lie; 28] = [
     (Reason::SpoofedNeighbour, |_, me, _| link(me.mac, own6(me), 134, any_target(), me.mac)),
     (Reason::SpoofedDhcp, |_, me, other| dhcp6_advertise(me, own6(other))),
     (Reason::ExtensionHeader, |r, me, _| routed(udp6(me.mac, own6(me), any6(r), r))),
+    (Reason::FragmentTiny, |r, me, _| piece(tcp(me, any(r)), 0x2000, 16)),
+    (Reason::FragmentTiny, |r, me, _| piece(tcp(me, any(r)), 1 + r.below(2) as u16, 16)),
+    (Reason::FragmentLost, |r, me, _| {
+        piece(udp(me.mac, me.address, any(r), r), 1 + r.below(0x1ff0) as u16, 16)
+    }),
+    // A DHCP request that only comes whole.
+    (Reason::Fragment, |_, me, _| piece(dhcp_request(me), 0x2000, 248)),
     (Reason::Malformed, runt),
     (Reason::Malformed, contradiction),
     (Reason::NoRoute, |r, me, _| udp(me.mac, me.address, nowhere(r), r)),
@@ -147,6 +154,35 @@ fn arp(mac: [u8; 6], sender_mac: [u8; 6], sender: u32, target: u32, operation: u
     frame.extend(sender.to_be_bytes());
     frame.extend([0; 6]);
     frame.extend(target.to_be_bytes());
+    frame
+}
+
+/// A piece with so many bytes of data.
+fn piece(mut frame: Vec<u8>, place: u16, len: usize) -> Vec<u8> {
+    frame.truncate(34 + len);
+    frame[16..18].copy_from_slice(&(20 + len as u16).to_be_bytes());
+    frame[20..22].copy_from_slice(&place.to_be_bytes());
+    frame
+}
+
+fn tcp(me: &Interface, to: u32) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(me.mac, GATEWAY_MAC)
+        .ipv4(me.address.to_be_bytes(), to.to_be_bytes(), 64)
+        .tcp(4000, 80, 1, 1000)
+        .syn()
+        .write(&mut frame, &[])
+        .unwrap();
+    frame
+}
+
+fn dhcp_request(me: &Interface) -> Vec<u8> {
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(me.mac, [0xff; 6])
+        .ipv4([0; 4], [255; 4], 64)
+        .udp(68, 67)
+        .write(&mut frame, &[1; 240])
+        .unwrap();
     frame
 }
 

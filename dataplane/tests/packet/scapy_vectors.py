@@ -6,7 +6,7 @@ by itself what should have come out: addresses, TTL and every checksum.
 """
 import sys
 
-from scapy.all import ICMP, IP, TCP, UDP, Ether, Raw, IPOption_Router_Alert, IPOption_NOP
+from scapy.all import fragment, ICMP, IP, TCP, UDP, Ether, Raw, IPOption_Router_Alert, IPOption_NOP
 
 GUEST, ELASTIC, WORLD, ROUTER = "10.0.0.10", "198.51.100.10", "203.0.113.9", "203.0.113.77"
 GUEST_MAC, UPLINK_MAC, PEER_MAC = "02:00:00:00:01:00", "02:00:00:00:02:00", "02:00:00:00:08:08"
@@ -42,6 +42,9 @@ def vectors(gateway):
     for ttl in (2, 64, 255):
         yield f"ttl-{ttl}-out", "guest", from_guest(gateway, ttl=ttl) / ICMP(type=8, id=9, seq=ttl) / Raw(b"ping!")
         yield f"ttl-{ttl}-in", "world", from_world(ttl=ttl) / ICMP(type=0, id=9, seq=ttl) / Raw(b"ping!")
+    for name, whole in pieces(gateway).items():
+        for n, piece in enumerate(cut(whole)):
+            yield f"piece-{n}-{name}", name.rsplit("-", 1)[1], piece
     # About packets that the guest sent, as the world saw them.
     tcp = bytes(IP(src=ELASTIC, dst=WORLD) / TCP(sport=4000, dport=80, flags="A"))
     udp = bytes(IP(src=ELASTIC, dst=WORLD) / UDP(sport=5000, dport=53) / Raw(b"x" * 40))
@@ -49,6 +52,28 @@ def vectors(gateway):
         for length in (28, 36, len(inner)):
             error = ICMP(type=3, code=code, nexthopmtu=1400 if code == 4 else 0)
             yield f"{kind}-{length}", "world", from_world(ROUTER) / error / Raw(inner[:length])
+
+
+def pieces(gateway):
+    data = Raw(bytes(n * 7 % 256 for n in range(4001)))
+    return {
+        "udp-guest": from_guest(gateway, id=77) / UDP(sport=5000, dport=53) / data,
+        "udp-world": from_world(id=77) / UDP(sport=53, dport=5000) / data,
+        "unsummed-guest": from_guest(gateway, id=78) / UDP(sport=5000, dport=53, chksum=0) / data,
+        "tcp-world": from_world(id=79) / TCP(sport=80, dport=4000, seq=1, ack=1, flags="PA") / data,
+        "echo-guest": from_guest(gateway, id=80) / ICMP(type=8, id=9, seq=5) / data,
+    }
+
+
+def cut(whole):
+    return fragment(Ether(bytes(whole)), fragsize=1480)
+
+
+def expected_piece(name):
+    _, n, whole = name.split("-", 2)
+    whole = pieces("02:00:00:00:00:00")[whole]
+    came_out = Ether() / IP(expected(name.rsplit("-", 1)[1], bytes(whole)))
+    return bytes(cut(came_out)[int(n)])[14:]
 
 
 def expected(where, frame):
@@ -81,7 +106,8 @@ def check(lines):
     wrong = 0
     for line in lines:
         name, where, sent, got = line.split()
-        want = expected(where, bytes.fromhex(sent)).hex()
+        piece = name.startswith("piece-")
+        want = (expected_piece(name) if piece else expected(where, bytes.fromhex(sent))).hex()
         if got == "-" or got[28:] != want:
             wrong += 1
             print(f"{name}: sent {sent}\n  got  {got[28:] or got}\n  want {want}")

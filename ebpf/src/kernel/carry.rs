@@ -17,6 +17,7 @@ use ebpf::{
 };
 
 use super::flows::{Stored, write_flow};
+use super::fragments::keep4;
 use super::skb::Skb;
 use super::tables::Maps;
 use super::work;
@@ -47,6 +48,9 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     }
     if !asked {
         account(verdict);
+        if verdict.keeps != 0 {
+            keep4();
+        }
         if watch::wanted(verdict) {
             watch::watch(ctx);
         }
@@ -148,6 +152,10 @@ pub fn report<A: Ip>(skb: &Skb, verdict: &Verdict<A>) {
 /// for complete, partial and absent checksums alike.
 #[inline(always)]
 fn correct_transport(skb: &Skb, head: &Head, old: u32, new: u32) -> bool {
+    // A later fragment has none.
+    if head.second & 0x1fff != 0 {
+        return true;
+    }
     let transport = 14 + head.header_len();
     let (offset, flags) = match head.protocol() {
         TCP => (transport + 16, 0),

@@ -1,7 +1,7 @@
 //! Programs: where a verdict is asked for and carried out.
 //!
 //! ```text
-//!  programs (here, early, six) ─▶ ebpf::decide over tables ─▶ carry ─▶ flows
+//!  programs (here, early, six) ─▶ ebpf::decide over tables ─▶ carry ─▶ flows, fragments
 //!                     skb, span: the packet's bytes      spend, watch: beside
 //!                                              tell: the sender of what was dropped
 //! ```
@@ -9,6 +9,7 @@
 pub mod carry;
 mod early;
 mod flows;
+mod fragments;
 mod routes;
 mod six;
 pub mod skb;

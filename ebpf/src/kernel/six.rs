@@ -14,6 +14,7 @@ use ebpf::{ASK_MARK, Action, Head6, Reason, TRACE_MARK, V6, VERDICT_MARK, Work};
 use super::carry::{
     TOLD, account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for,
 };
+use super::fragments::keep6;
 use super::go_on;
 use super::skb::Skb;
 use super::tables::Maps;
@@ -119,6 +120,9 @@ pub extern "C" fn carry_out6(ctx: *mut __sk_buff) -> i32 {
     }
     if !asked {
         account(verdict);
+        if verdict.keeps != 0 {
+            keep6();
+        }
         tell(ctx, verdict);
     }
     match verdict.action {

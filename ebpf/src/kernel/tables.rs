@@ -1,6 +1,7 @@
 //! The maps as the decision sees them.
 
 use aya_ebpf::maps::lpm_trie::Key;
+use ebpf::fragment;
 use ebpf::half::{Address, Bucket, WORDS6};
 use ebpf::layout::{
     Config, Elastic, ElasticKey, Flow, FlowKey, Holder, HolderKey, Hop, Interface, Local, LocalKey,
@@ -11,8 +12,8 @@ use ebpf::{Tables, V6};
 
 use super::routes::{find_hop, find_hop6};
 use crate::maps::{
-    BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, HALF, HALF_FLOWS, HALF_FLOWS6, HOLDERS,
-    INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
+    BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, FRAGMENTS, HALF, HALF_FLOWS, HALF_FLOWS6,
+    HOLDERS, INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
 };
 
 /// One half of the tables, for one packet.
@@ -125,6 +126,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn step6(&self, index: u32) -> Option<Step6> {
         STEPS6.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn first_fragment(&self, index: u32, key: &fragment::Key, now_s: u32) -> u32 {
+        match FRAGMENTS.get(index) {
+            Some(place) => place.end(key, now_s),
+            None => 0,
+        }
     }
 
     #[inline(always)]
