@@ -7,7 +7,7 @@ use model::{Direction, NetworkAcl, RouteTable, SecurityGroup};
 use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface, PrivateAddress};
 use serde::Serialize;
 
-use super::{acl, rate, route, rule};
+use super::{acl, rate, route, rule, services};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +44,7 @@ impl fmt::Display for Line {
 pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>) -> Vec<Line> {
     let mut lines = Vec::new();
     single("uplink", &mut lines, told_uplink(old), told_uplink(new));
+    single("name-servers", &mut lines, told_name_servers(old), told_name_servers(new));
     single("flow-log", &mut lines, told_flow_log(old), told_flow_log(new));
     let tell = |i: &Interface| (named(&i.id.to_string(), names), told_interface(i, names));
     let interfaces = |d: &Desired| d.interfaces.iter().map(tell).collect();
@@ -128,6 +129,11 @@ fn told_uplink(desired: &Desired) -> Option<String> {
     Some(told)
 }
 
+fn told_name_servers(desired: &Desired) -> Option<String> {
+    let all: Vec<String> = desired.name_servers.iter().map(ToString::to_string).collect();
+    Some(all.join(" ")).filter(|told| !told.is_empty())
+}
+
 fn told_idle(idle: &IdleTimeouts) -> String {
     let of = |which, seconds: Option<u32>| seconds.map(|s| format!("{which} {s} s"));
     let told: Vec<String> = [
@@ -164,6 +170,7 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("packets", told_rate(i.rates.packets)),
         ("idle", told_idle(&i.idle)),
         ("source-check", if i.source_check { "on" } else { "off" }.into()),
+        ("services", services::told(i).unwrap_or_else(|| NONE.into())),
         ("dhcp", format!("{} {} {} {:?}", i.dhcp.hostname, i.dhcp.domain, i.dhcp.mtu, i.dhcp.dns)),
     ]
 }

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::{acl, rate, route, rule};
+use super::{acl, rate, route, rule, services};
 use crate::compile::idle;
 use crate::respond::Served;
 
@@ -64,6 +64,8 @@ pub struct File {
     flow_log: Option<FlowLogEntry>,
     #[serde(default)]
     blocklist: Vec<Spanned<String>>,
+    #[serde(default)]
+    name_servers: Vec<Spanned<String>>,
     #[serde(default)]
     group: BTreeMap<String, GroupEntry>,
     #[serde(default)]
@@ -141,6 +143,8 @@ pub struct InterfaceEntry {
     #[serde(default)]
     dns: Vec<Spanned<String>>,
     mtu: Option<u16>,
+    #[serde(default)]
+    services: services::Entry,
 }
 
 #[derive(Deserialize)]
@@ -204,6 +208,7 @@ impl Reader<'_> {
             Some(uplink) => self.prefixes("ranges", &uplink.ranges)?,
             None => Vec::new(),
         };
+        desired.name_servers = services::name_servers(&self.text, &file.name_servers)?;
         desired.flow_log = file.flow_log.as_ref().map(|log| self.flow_log(log)).transpose()?;
         desired.blocklist = self.prefixes::<IpNet>("blocklist", &file.blocklist)?;
         for (name, entry) in &file.group {
@@ -324,7 +329,7 @@ impl Reader<'_> {
         let mac =
             text.parse::<Mac>("mac", &entry.mac, "a hardware address", "02:00:00:00:00:0a")?;
         let vpc = network_id(entry.network.as_deref());
-        let interface = Interface {
+        let interface = entry.services.complete(Interface {
             ipv6,
             subnet6,
             elastic: self.elastic(entry.elastic.as_ref(), file)?,
@@ -343,7 +348,7 @@ impl Reader<'_> {
                 mtu: entry.mtu.unwrap_or(MTU_DEFAULT),
             },
             ..Interface::new(id, device, mac, vpc, (address, subnet))
-        };
+        });
         if let Err(error) = Served::try_from(&interface) {
             let what = format!("interface {name}: {}", error.cause);
             return Err(text.wrong(at, what, "what a guest can be given"));

@@ -303,3 +303,45 @@ fn secondary_addresses_are_read_and_what_is_wrong_with_one_is_told() {
         assert!(error.to_string().contains(wrong), "{error}");
     }
 }
+
+#[test]
+fn what_guests_are_served_is_read_told_and_checked() {
+    let plain = read(WHOLE).unwrap();
+    let text = WHOLE.replace(
+        "name = \"fw\"",
+        "name = \"fw\"\nname-servers = [\"192.0.2.53\", \"[2001:db8::1]:5353\"]",
+    );
+    let text = format!(
+        "{text}[interface.b.services]\nntp = [\"169.254.169.123\"]\nnetbios = [\"10.0.0.9\"]\n\
+         netbios-node = 2\nmetadata-hop-limit = 2\nmetadata-tokens = \"optional\"\n\
+         resolve = {{ address = \"10.0.0.2\", names = [\"b.fw.lan\"] }}\n\
+         metadata = {{ \"meta-data/instance-id\" = \"i-b\" }}\n"
+    );
+    let plan = read(&text).unwrap();
+    let servers: Vec<String> = plan.desired.name_servers.iter().map(ToString::to_string).collect();
+    assert_eq!(servers, ["192.0.2.53:53", "[2001:db8::1]:5353"]);
+    let (a, b) = (&plan.desired.interfaces[0], &plan.desired.interfaces[1]);
+    assert_eq!((&a.services, &a.metadata), (&rpc::dataplane::Services::default(), &None));
+    assert_eq!(b.services.ntp.len() + b.services.netbios.len(), 2);
+    assert_eq!((b.services.netbios_node, b.services.metadata_hop_limit), (Some(2), 2));
+    assert_eq!(b.services.metadata_tokens, rpc::dataplane::Tokens::Optional);
+    assert_eq!(b.services.dns.as_ref().unwrap().names, ["b.fw.lan"]);
+    assert_eq!(b.metadata.as_ref().unwrap()["meta-data/instance-id"], "i-b");
+    let lines = difference(&plain.desired, &plan.desired, &plan.names);
+    let told: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    let says = |what: &str| told.iter().any(|line| line.contains(what));
+    assert!(says("resolve at 10.0.0.2") && says("metadata-hop-limit 2"), "{told:?}");
+    assert!(says("+ name-servers 192.0.2.53:53 [2001:db8::1]:5353"), "{told:?}");
+    let other = read(&text.replace("i-b", "i-c")).unwrap();
+    assert_eq!(difference(&plan.desired, &other.desired, &plan.names).len(), 1);
+    for (right, wrong, what) in [
+        ("metadata-hop-limit = 2", "metadata-hop-limit = 65", "hop limit"),
+        ("netbios-node = 2", "netbios-node = 3", "NetBIOS"),
+        ("b.fw.lan", "b..lan", "no host's"),
+        ("192.0.2.53", "here", "`here` is not"),
+        ("ntp = [", "nntp = [", "nntp"),
+    ] {
+        let error = read(&text.replacen(right, wrong, 1)).unwrap_err();
+        assert!(error.what.contains(what), "{wrong}: {error}");
+    }
+}

@@ -28,6 +28,7 @@ pub mod file;
 mod rate;
 mod route;
 mod rule;
+mod services;
 mod show;
 
 use difference::{Line, difference, named};

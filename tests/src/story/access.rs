@@ -149,6 +149,22 @@ pub fn group_source(story: &mut Story) -> anyhow::Result<String> {
     Ok(format!("{target}:8081 answers members of {}", story.group))
 }
 
+/// By both names that EC2 gives an instance, and what its address is called.
+pub fn names(story: &mut Story) -> anyhow::Result<String> {
+    let other = story.instance(1)?;
+    let address = other.private_address.context("no private address")?;
+    let guest = story.guest(0)?;
+    let domain = guest.sh("sed -n 's/^search //p' /etc/resolv.conf")?;
+    let by_address = format!("ip-{}.{domain}", address.to_string().replace('.', "-"));
+    for name in [by_address.clone(), format!("{}.{domain}", other.id)] {
+        let told = guest.sh(&format!("nslookup {name} || true"))?;
+        ensure!(told.contains(&address.to_string()), "{name}: {told}");
+    }
+    let back = guest.sh(&format!("nslookup {address} || true"))?;
+    ensure!(back.contains(&by_address), "{address}: {back}");
+    Ok(format!("{by_address} is {address}, and back"))
+}
+
 /// Bytes whose loss, doubling or change shows in the digest.
 fn pattern() -> Vec<u8> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;

@@ -92,6 +92,11 @@ pub const STEPS: &[Step] = &[
         act: access::group_source,
     },
     Step {
+        name: "resolves_another_guests_names",
+        title: "Names: another instance by its names, and its address back",
+        act: access::names,
+    },
+    Step {
         name: "carries_tcp_both_ways_whole",
         title: "Bulk TCP through the elastic IP, both ways",
         act: access::bulk,
