@@ -14,6 +14,7 @@ use model::route_table::Target;
 use model::{Direction, GroupId, InterfaceId, Peer, Protocol, Route, RouteTable, RouteTableId};
 use rpc::dataplane::{Question, Routed};
 
+use crate::six;
 use crate::traffic::{Flow, PATIENCE, connects, echo_server};
 use crate::world::{World, anywhere, group, has, now, run};
 
@@ -91,17 +92,6 @@ fn packets(world: &World, n: usize, reason: &str) -> u64 {
     world.status().interfaces[n - 1].reasons.get(reason).copied().unwrap_or(0)
 }
 
-fn pings6(world: &World, role: &str, to: &str) -> bool {
-    let begun = now();
-    while now() - begun < PATIENCE {
-        let mut ping = world.command(role, "ping");
-        if ping.args(["-6", "-c", "1", "-W", "1", to]).output().unwrap().status.success() {
-            return true;
-        }
-    }
-    false
-}
-
 fn asked(world: &World, to: Ipv4Addr) -> rpc::dataplane::Verdict {
     world.why(&Question {
         interface: InterfaceId::from_random(1),
@@ -131,7 +121,7 @@ fn an_appliance_forwards_there_and_back_and_its_route_changes_under_a_flow() {
     // Each of its packets passed the second guest, which knows the flow both as it came
     // and as it went on.
     assert!(packets(&world, 2, "established") > 0, "{:#?}", world.status());
-    assert!(pings6(&world, "g1", "2001:db8:1:3::5"), "the other family, too");
+    assert!(six::pings(&world, "g1", "2001:db8:1:3::5"), "the other family, too");
     assert_eq!(asked(&world, THIRD).routed, routed(Some("10.0.2.0/24")));
 
     // Into a black hole: at once, and for what is open too.
