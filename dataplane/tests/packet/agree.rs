@@ -2,6 +2,7 @@
 //! same bytes and the same flows.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use dataplane::compile::{Host, Tables, compile};
 use dataplane::load::{self, Loaded};
@@ -46,7 +47,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new(test: &str, name: &str) -> Option<Self> {
+    pub fn new(test: &str) -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             skipped(test, "needs root");
             return None;
@@ -62,7 +63,10 @@ impl Bench {
             let made = Command::new("ip").args(args).status().unwrap();
             assert!(made.success(), "ip {args:?}");
         }
-        let deployment = Deployment::new(name, "/nowhere", "/nowhere").unwrap();
+        static NTH: AtomicU8 = AtomicU8::new(0);
+        let nth = NTH.fetch_add(1, Ordering::Relaxed);
+        let name = format!("p{:x}{nth}", std::process::id() & 0xf_ffff);
+        let deployment = Deployment::new(&name, "/nowhere", "/nowhere").unwrap();
         load::teardown(&deployment).unwrap();
         Some(Self { deployment })
     }
@@ -308,7 +312,7 @@ const SIX: [Reason; 35] = [
 #[test]
 fn the_loaded_programs_decide_as_the_host_does() {
     let name = "the_loaded_programs_decide_as_the_host_does";
-    let Some(bench) = Bench::new(name, "pktagree") else { return };
+    let Some(bench) = Bench::new(name) else { return };
     let mut random = Random::seeded("agree", 21);
     let devices = narrow_devices();
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
@@ -366,7 +370,7 @@ fn early_agrees(random: &mut Random, loaded: &Loaded, host: &Host) {
 
 #[test]
 fn a_fault_in_either_is_caught() {
-    let Some(bench) = Bench::new("a_fault_in_either_is_caught", "pktfault") else { return };
+    let Some(bench) = Bench::new("a_fault_in_either_is_caught") else { return };
     let mut random = Random::seeded("agree, sabotaged", 22);
     let devices = devices(|name| if_nametoindex(name).unwrap());
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
@@ -391,7 +395,7 @@ fn a_fault_in_either_is_caught() {
 #[test]
 fn a_device_is_dressed_anew_as_soon_as_it_was_undressed() {
     let name = "a_device_is_dressed_anew_as_soon_as_it_was_undressed";
-    let Some(bench) = Bench::new(name, &format!("pa{:x}", std::process::id() & 0xf_ffff)) else {
+    let Some(bench) = Bench::new(name) else {
         return;
     };
     let mut random = Random::seeded("dressed", 25);
@@ -412,7 +416,7 @@ fn a_device_is_dressed_anew_as_soon_as_it_was_undressed() {
 #[test]
 fn a_restarted_loader_adopts_what_is_pinned() {
     let name = "a_restarted_loader_adopts_what_is_pinned";
-    let Some(bench) = Bench::new(name, "pktadopt") else { return };
+    let Some(bench) = Bench::new(name) else { return };
     let mut random = Random::seeded("adopt", 23);
     let devices = devices(|name| if_nametoindex(name).unwrap());
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
@@ -464,7 +468,7 @@ fn talkative(random: &mut Random) -> Desired {
 #[test]
 fn the_sweep_forgets_the_flows_of_an_interface_that_left() {
     let name = "the_sweep_forgets_the_flows_of_an_interface_that_left";
-    let Some(bench) = Bench::new(name, "pktsweep") else { return };
+    let Some(bench) = Bench::new(name) else { return };
     let mut random = Random::seeded("sweep", 24);
     let devices = devices(|name| if_nametoindex(name).unwrap());
     let mut loaded = Loaded::open(&bench.deployment).unwrap();

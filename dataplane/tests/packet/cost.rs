@@ -89,7 +89,7 @@ fn of_a_route_table_and_a_network_acl() {
         Some(_) => TIMES,
         None => TIMES / 1000,
     };
-    let Some(bench) = Bench::new("of_a_route_table_and_a_network_acl", "pktcost") else { return };
+    let Some(bench) = Bench::new("of_a_route_table_and_a_network_acl") else { return };
     let devices = devices(|name| if_nametoindex(name).unwrap());
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let worlds = [

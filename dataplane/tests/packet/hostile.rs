@@ -247,7 +247,7 @@ pub fn open_world(random: &mut Random) -> Desired {
 #[test]
 fn of_ten_thousand_hostile_frames_none_passes_and_each_is_counted() {
     let name = "of_ten_thousand_hostile_frames_none_passes_and_each_is_counted";
-    let Some(bench) = Bench::new(name, "pkthosti") else { return };
+    let Some(bench) = Bench::new(name) else { return };
     let mut random = Random::seeded("hostile", 61);
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let devices = devices(|name| if_nametoindex(name).unwrap());

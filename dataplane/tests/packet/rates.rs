@@ -2,8 +2,6 @@
 //! are counted here. The rates are so small that the time which a test takes adds
 //! next to nothing, and where it does, it is reckoned with.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use dataplane::compile::compile;
 use dataplane::load::Loaded;
 use ebpf::rate::{BYTES_MIN, PACKETS_MIN, SERVICE_PACKETS_A_SECOND};
@@ -71,9 +69,7 @@ pub struct World {
 
 impl World {
     pub fn new(test: &str) -> Option<Self> {
-        static WORLDS: AtomicU8 = AtomicU8::new(0);
-        let nth = char::from(b'a' + WORLDS.fetch_add(1, Ordering::Relaxed));
-        let bench = Bench::new(test, &format!("r{:x}{nth}", std::process::id() & 0xf_ffff))?;
+        let bench = Bench::new(test)?;
         let loaded = Loaded::open(&bench.deployment).unwrap();
         let mut world = Self { desired: open_world(), loaded, _bench: bench };
         world.apply();

@@ -50,7 +50,7 @@ fn what_scapy_builds_comes_out_as_scapy_would_have_it() {
         Ok(output) if output.status.success() => String::from_utf8(output.stdout).unwrap(),
         _ => return skipped(name, "python3-scapy is not installed"),
     };
-    let Some(bench) = Bench::new(name, &format!("ps{:x}", std::process::id() & 0xf_ffff)) else {
+    let Some(bench) = Bench::new(name) else {
         return;
     };
     let mut random = Random::seeded("scapy", 91);

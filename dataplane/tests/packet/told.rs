@@ -83,9 +83,7 @@ struct Open {
 
 /// A world in which everything is allowed, and its first guest.
 fn open(test: &str) -> Option<Open> {
-    static NTH: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(0);
-    let nth = NTH.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let bench = Bench::new(test, &format!("p{:x}t{nth}", std::process::id() & 0xf_ffff))?;
+    let bench = Bench::new(test)?;
     let mut random = Random::seeded("told", 92);
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let devices = devices(|name| if_nametoindex(name).unwrap());
