@@ -61,12 +61,13 @@ impl Ear {
         let thread = std::thread::spawn(move || {
             let (mut counts, mut packet) = (BTreeMap::new(), [0; 2048]);
             loop {
+                // At the end what came is counted, and what still comes is not waited for.
                 let last = stopped.load(Ordering::Relaxed);
-                while let Ok(length) = recv(socket.as_raw_fd(), &mut packet, MsgFlags::empty()) {
-                    *counts.entry(heard(&packet[..length])).or_default() += 1;
-                }
-                if last {
-                    return counts;
+                let flags = if last { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+                match recv(socket.as_raw_fd(), &mut packet, flags) {
+                    Ok(length) => *counts.entry(heard(&packet[..length])).or_default() += 1,
+                    Err(_) if last => return counts,
+                    Err(_) => {}
                 }
             }
         });
@@ -200,12 +201,9 @@ fn nmap_sees_the_allowed_port_and_the_guest_hears_nothing_else() {
 const FLOOD: u32 = 100_000;
 const FLOWS: usize = 4;
 
-#[test]
-fn a_flood_of_openings_from_anywhere_ends_no_flow() {
-    let test = "a_flood_of_openings_from_anywhere_ends_no_flow";
-    if !has(test, "hping3") {
-        return;
-    }
+/// Two guests, the first of them pressed on by what `flood` starts, while flows to both talk
+/// and afterwards: none may end, and others must begin.
+fn a_flood_ends_no_flow(test: &str, flood: impl FnOnce(&World)) {
     let Some(mut world) = World::new(test) else { return };
     reachable_guest(&mut world, vec![(tcp(80), anywhere())]);
     let neighbour = world.add_guest(2, 1, "10.0.0.6");
@@ -219,19 +217,9 @@ fn a_flood_of_openings_from_anywhere_ends_no_flow() {
     let to = [ELASTIC, NEIGHBOURS].repeat(FLOWS);
     let flows: Vec<_> = to.iter().map(|to| Flow::open(&world, "net", *to, 80)).collect();
     let before: Vec<_> = flows.iter().map(Flow::rounds).collect();
-    let arrived = |world: &World| {
-        let reasons = &world.status().interfaces[0].reasons;
-        // Some sources are ones that cannot be in the internet.
-        ["new-flow", "martian"].iter().filter_map(|reason| reasons.get(*reason)).sum::<u64>()
-    };
     let arrived_before = arrived(&world);
 
-    let mut flood = world.command("net", "timeout");
-    flood.args("60 hping3 -n -q -S -p 80 --rand-source -i u1".split(' '));
-    flood.args(["-c", &FLOOD.to_string(), &ELASTIC.to_string()]);
-    let said = flood.output().unwrap();
-    let said = String::from_utf8_lossy(&said.stderr);
-    assert!(said.contains(&format!("{FLOOD} packets transmitted")), "{said}");
+    flood(&world);
     let came = arrived(&world) - arrived_before;
     assert!(came > u64::from(FLOOD) / 2, "only {came} of the flood came");
 
@@ -243,6 +231,78 @@ fn a_flood_of_openings_from_anywhere_ends_no_flow() {
     assert!(connects(&world, "net", NEIGHBOURS, 80, PATIENCE), "another begins at the neighbour");
     assert!(connects(&world, "net", ELASTIC, 80, PATIENCE), "and at the one that was flooded");
 }
+
+/// Packets that asked for a flow. Some sources are ones that cannot be in the internet.
+fn arrived(world: &World) -> u64 {
+    let reasons = &world.status().interfaces[0].reasons;
+    ["new-flow", "martian"].iter().filter_map(|reason| reasons.get(*reason)).sum()
+}
+
+#[test]
+fn a_flood_of_openings_from_anywhere_ends_no_flow() {
+    let test = "a_flood_of_openings_from_anywhere_ends_no_flow";
+    if !has(test, "hping3") {
+        return;
+    }
+    a_flood_ends_no_flow(test, |world| {
+        let mut flood = world.command("net", "timeout");
+        flood.args("60 hping3 -n -q -S -p 80 --rand-source -i u1".split(' '));
+        flood.args(["-c", &FLOOD.to_string(), &ELASTIC.to_string()]);
+        let said = flood.output().unwrap();
+        let said = String::from_utf8_lossy(&said.stderr);
+        assert!(said.contains(&format!("{FLOOD} packets transmitted")), "{said}");
+    });
+}
+
+/// What trafgen sends by turns: an opening, a datagram to any port, any protocol, anything
+/// that calls itself IPv4, anything that calls itself IPv6.
+fn trafgen_turns(from: &str, to: &str) -> String {
+    let [a, b, c, d] = ELASTIC.octets();
+    let address = format!("{a}, {b}, {c}, {d}");
+    let ethernet = format!("eth(da={to}, sa={from}");
+    let address_in = format!("ipv4(sa=drnd(), da={ELASTIC}, ttl=64)");
+    let any_protocol = "const16(80), drnd(2), const16(0), 64, drnd(1), csumip(14, 33), drnd(4)";
+    [
+        format!("{{ {ethernet}), {address_in}, tcp(sp=drnd(), dp=80, syn, seq=drnd()) }}"),
+        format!("{{ {ethernet}), {address_in}, udp(sp=drnd(), dp=drnd()), drnd(40) }}"),
+        format!("{{ {ethernet}, type=0x0800), 0x45, 0, {any_protocol}, {address}, drnd(60) }}"),
+        format!("{{ {ethernet}, type=0x0800), drnd(50) }}"),
+        format!("{{ {ethernet}, type=0x86dd), drnd(70) }}"),
+    ]
+    .join("\n")
+}
+
+fn mac_of(world: &World, role: &str, device: &str) -> String {
+    let shown = run(world.command(role, "ip").args(["-j", "link", "show", "dev", device]));
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    shown[0]["address"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_flood_of_garbage_and_openings_ends_no_flow_and_only_openings_arrive() {
+    let test = "a_flood_of_garbage_and_openings_ends_no_flow_and_only_openings_arrive";
+    if !has(test, "trafgen") {
+        return;
+    }
+    a_flood_ends_no_flow(test, |world| {
+        let uplink = &world.desired.uplink.as_ref().unwrap().device;
+        let (from, to) = (mac_of(world, "net", "eth0"), mac_of(world, "host", uplink));
+        let turns = world.path("turns.trafgen");
+        std::fs::write(&turns, trafgen_turns(&from, &to)).unwrap();
+        let ear = Ear::at(world, "g1");
+        let mut flood = world.command("net", "timeout");
+        flood.args("60 trafgen --cpus 1 --no-sock-mem --dev eth0 --num".split(' '));
+        let packets = (FLOOD * TURNS).to_string();
+        let said = run(flood.args([&packets, "--conf"]).arg(&turns));
+        assert!(said.contains(&format!("{packets} packets outgoing")), "{said}");
+        let heard = ear.counts();
+        let others: Vec<_> = heard.keys().filter(|h| (h.protocol, h.port) != (TCP, 80)).collect();
+        assert!(others.is_empty(), "no rule allows these: {others:?}");
+    });
+}
+
+/// As many as `trafgen_turns` has.
+const TURNS: u32 = 5;
 
 const IPERF_BYTES: u64 = 100 << 20;
 
