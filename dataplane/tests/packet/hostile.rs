@@ -9,13 +9,17 @@ use ebpf::layout::Interface;
 use ebpf::{GATEWAY_MAC, ROUTER_ADDRESS6, Reason, TRACE_MARK, V6};
 use etherparse::PacketBuilder;
 use ipnet::Ipv6Net;
-use model::{Peer, Protocol, Rule, RuleId};
+use model::network_acl::Entry;
+use model::route_table::Target;
+use model::{Direction, Peer, PortRange, Protocol, Route, Rule, RuleId};
 use nix::net::if_::if_nametoindex;
 use rpc::dataplane::Desired;
 
+use crate::acls::acl_id;
 use crate::agree::Bench;
 use crate::random::Random;
-use crate::world::{GUESTS, address6, desired, devices, elastic};
+use crate::routes::table_id;
+use crate::world::{GUESTS, address6, desired, devices, elastic, interface_id};
 
 const FRAMES: usize = 10_000;
 const DROP: i32 = 2;
@@ -244,25 +248,120 @@ pub fn open_world(random: &mut Random) -> Desired {
     world
 }
 
+/// What a guest tries whose subnet has a route table and a network ACL.
+const TRIES: [Lie; 13] = [
+    (Reason::Blackhole, |r, me, _| udp(me.mac, me.address, host_of(0x0b00_0000, r), r)),
+    (Reason::Blackhole, |r, me, _| tcp(me, host_of(0x0b00_0000, r))),
+    (Reason::Blackhole, |r, me, _| udp6(me.mac, own6(me), host6_of(0x2600, r), r)),
+    // No route has it, and there is no default.
+    (Reason::NoRoute, |r, me, _| udp(me.mac, me.address, host_of(0x0c00_0000, r), r)),
+    (Reason::NoRoute, |r, me, _| udp6(me.mac, own6(me), host6_of(0x2601, r), r)),
+    (Reason::AclEgressDenied, |r, me, _| udp(me.mac, me.address, host_of(0x0d00_0000, r), r)),
+    (Reason::AclEgressDenied, |r, me, _| tcp(me, host_of(0x0d00_0000, r))),
+    (Reason::AclEgressDenied, |r, me, _| udp6(me.mac, own6(me), host6_of(0x2602, r), r)),
+    // The neighbour's own subnet does not want it.
+    (Reason::AclIngressDenied, |_, me, other| tcp(me, other.address)),
+    // What they say is not asked before who says it.
+    (Reason::SpoofedAddress, |r, me, other| udp(me.mac, other.address, host_of(0x0b00_0000, r), r)),
+    (Reason::SpoofedMac, |r, me, _| udp(any_mac(r), me.address, host_of(0x0d00_0000, r), r)),
+    // The tail of what never had a head, past the table and the ACL.
+    (Reason::Blackhole, |r, me, _| {
+        piece(udp(me.mac, me.address, host_of(0x0b00_0000, r), r), 1 + r.below(0x1ff0) as u16, 16)
+    }),
+    (Reason::FragmentTiny, |r, me, _| piece(tcp(me, host_of(0x0d00_0000, r)), 0x2000, 16)),
+];
+
+fn host_of(net: u32, random: &mut Random) -> u32 {
+    net | random.next() as u32 & 0x00ff_ffff
+}
+
+fn host6_of(net: u64, random: &mut Random) -> V6 {
+    V6 { high: net << 48 | random.next() >> 16, low: random.next() }
+}
+
+/// The same world; each subnet has routes to some of the internet, of which the ACL denies a part.
+fn guarded_world(random: &mut Random) -> Desired {
+    let mut world = open_world(random);
+    let net = |text: &str| text.parse::<ipnet::IpNet>().unwrap();
+    let route = |to, target| Route { destination: net(to), target };
+    for (n, table) in world.route_tables.iter_mut().enumerate() {
+        table.id = table_id(n as u64);
+        table.local = vec![net("10.0.0.0/8"), net("2001:db8::/32")];
+        table.routes = vec![
+            route("11.0.0.0/8", Target::Blackhole),
+            route("13.0.0.0/8", Target::InternetGateway),
+            route("14.0.0.0/8", Target::InternetGateway),
+            route("2600::/16", Target::Blackhole),
+            route("2602::/16", Target::InternetGateway),
+        ];
+    }
+    let allow = |number, direction, to, allow| Entry {
+        number,
+        direction,
+        allow,
+        protocol: Protocol::Any,
+        net: net(to),
+    };
+    for (n, acl) in world.network_acls.iter_mut().enumerate() {
+        acl.id = acl_id(n as u64);
+        acl.entries = vec![
+            allow(10, Direction::Egress, "13.0.0.0/8", false),
+            allow(20, Direction::Egress, "2602::/16", false),
+            allow(30, Direction::Egress, "0.0.0.0/0", true),
+            allow(40, Direction::Egress, "::/0", true),
+            Entry {
+                protocol: Protocol::Tcp(PortRange::single(80)),
+                ..allow(5, Direction::Ingress, "10.0.0.0/24", false)
+            },
+            allow(10, Direction::Ingress, "0.0.0.0/0", true),
+        ];
+    }
+    for (n, interface) in world.interfaces.iter_mut().enumerate() {
+        let of_vpc = if n < 3 { 0 } else { 2 };
+        interface.route_table = Some(table_id(of_vpc));
+        interface.network_acl = Some(acl_id(of_vpc));
+    }
+    world
+}
+
 #[test]
 fn of_ten_thousand_hostile_frames_none_passes_and_each_is_counted() {
     let name = "of_ten_thousand_hostile_frames_none_passes_and_each_is_counted";
+    none_passes(name, &LIES, open_world, any);
+}
+
+#[test]
+fn of_ten_thousand_tries_to_get_round_routes_and_acls_none_passes() {
+    let name = "of_ten_thousand_tries_to_get_round_routes_and_acls_none_passes";
+    // What no entry and no route keeps back.
+    let honest = |random: &mut Random| host_of(0x0e00_0000, random);
+    none_passes(name, &TRIES, guarded_world, honest);
+}
+
+/// Frames of `lies` by turns; an honest one, to an address that `honest` picks, passes.
+fn none_passes(
+    name: &str,
+    lies: &[Lie],
+    world: fn(&mut Random) -> Desired,
+    honest: fn(&mut Random) -> u32,
+) {
     let Some(bench) = Bench::new(name) else { return };
     let mut random = Random::seeded("hostile", 61);
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let devices = devices(|name| if_nametoindex(name).unwrap());
-    let tables = compile(&open_world(&mut random), &devices, loaded.tables()).unwrap();
+    let tables = compile(&world(&mut random), &devices, loaded.tables()).unwrap();
     loaded.update(tables).unwrap();
     let guests: Vec<Interface> = loaded.tables().interfaces.values().copied().collect();
     // All is well with the same guest's honest packets.
-    let honest = udp(guests[0].mac, guests[0].address, any(&mut random), &mut random);
+    let to = honest(&mut random);
+    let honest = udp(guests[0].mac, guests[0].address, to, &mut random);
     let run = loaded.run(guests[0].ifindex, &honest, TRACE_MARK).unwrap();
     assert_eq!(run.reason, Some(Reason::NewFlow));
 
     let mut sent: BTreeMap<String, u64> = BTreeMap::new();
     for n in 0..FRAMES {
-        let (reason, lie) = LIES[n % LIES.len()];
-        let me = &guests[n / LIES.len() % 2];
+        let (reason, lie) = lies[n % lies.len()];
+        let me = &guests[n / lies.len() % 2];
         let frame = lie(&mut random, me, &guests[2]);
         let run = loaded.run(me.ifindex, &frame, TRACE_MARK).unwrap();
         assert_eq!(run.code, DROP, "{reason:?} passed: {frame:02x?}");
@@ -270,7 +369,9 @@ fn of_ten_thousand_hostile_frames_none_passes_and_each_is_counted() {
         *sent.entry(reason.name().to_owned()).or_default() += 1;
     }
     let mut counted: BTreeMap<String, u64> = BTreeMap::new();
-    for reasons in loaded.counters().unwrap().interfaces.into_values() {
+    // A receiver counts what came so far, too.
+    let mut interfaces = loaded.counters().unwrap().interfaces;
+    for reasons in (0..2).filter_map(|n| interfaces.remove(&interface_id(n))) {
         for (reason, count) in reasons {
             *counted.entry(reason).or_default() += count;
         }
