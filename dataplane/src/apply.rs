@@ -25,7 +25,7 @@ use ebpf::event;
 use rpc::Deployment;
 use rpc::dataplane::{
     Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, InterfaceStatus, MovedFlows,
-    Observed, Question, RuleHits, Status, Traffic, Verdict,
+    NatGatewayStatus, Observed, Question, RuleHits, Status, Traffic, Verdict,
 };
 use tokio::sync::broadcast;
 use tokio::sync::oneshot;
@@ -358,7 +358,17 @@ impl Applier {
             flows: self.flows,
             interfaces: described,
             reasons,
+            nat_gateways: self.nat_gateways()?,
         })
+    }
+
+    fn nat_gateways(&self) -> Result<Vec<NatGatewayStatus>, Error> {
+        let told = self.accepted.nat_gateways.iter().map(|gateway| {
+            let (id, elastic) = (gateway.id, gateway.elastic);
+            let (connections, reasons) = self.loaded.nat_gateway(elastic.into())?;
+            Ok(NatGatewayStatus { id, elastic, connections, reasons })
+        });
+        told.collect()
     }
 }
 

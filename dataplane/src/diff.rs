@@ -126,12 +126,14 @@ pub fn diff(from: &Tables, to: &Tables) -> Vec<Change> {
     }
     changes.extend(to.blocked.difference(&from.blocked).map(|p| Change::Block(*p)));
     changes.extend(to.blocked6.difference(&from.blocked6).map(|p| Change::Block6(*p)));
-    let slots: BTreeMap<u32, u64> = from.interfaces.values().map(|i| (i.slot, i.id)).collect();
-    for (_, interface) in added(&from.interfaces, &to.interfaces) {
-        if slots.get(&interface.slot) != Some(&interface.id) {
-            changes.push(Change::ResetSlot(interface.slot));
-        }
-    }
+    let slots = |tables: &Tables| -> BTreeMap<u32, u64> {
+        let gateways = tables.nat_gateways().map(|(_, gateway)| gateway);
+        tables.interfaces.values().chain(gateways).map(|i| (i.slot, i.id)).collect()
+    };
+    let begins = added(&slots(from), &slots(to))
+        .map(|(slot, _)| Change::ResetSlot(*slot))
+        .collect::<Vec<_>>();
+    changes.extend(begins);
     detach(from, to, &mut changes);
     let records = records(from, to);
     let published = !records.is_empty();

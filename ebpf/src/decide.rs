@@ -120,7 +120,7 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     if packet.destination_port == DNS_PORT && asks_name(tables, interface, packet) {
         return punt(interface, head, Reason::PuntDns, work);
     }
-    let route = route(tables, interface, packet, source)?;
+    let Some(route) = route(tables, interface, source, work)? else { return Ok(()) };
     forward(tables, frame, interface, &route, arrival.now_s, work)
 }
 
@@ -253,6 +253,15 @@ pub struct Route<A = u32> {
     pub same_subnet: bool,
     /// The next party is in the sender's subnet: no network ACL is asked.
     pub on_link: bool,
+    /// Looked at only behind a NAT gateway.
+    pub ports: Ports,
+}
+
+/// Ports as the next party sees them.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Ports {
+    pub source: u16,
+    pub destination: u16,
 }
 
 impl<A: Ip> Route<A> {
@@ -279,23 +288,33 @@ impl<A: Ip> Route<A> {
                 Some(to) => to.vpc == sender.vpc && to.address & sender.mask == sender.subnet,
                 None => false,
             },
+            ports: Ports::default(),
         }
     }
 }
 
-/// `source`: the packet's.
+/// `source`: the packet's. `None`: a NAT gateway goes on with it.
 #[inline(always)]
 fn route<T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
-    packet: &Packet,
     source: Own,
-) -> Result<Route, Reason> {
+    work: &mut Work,
+) -> Result<Option<Route>, Reason> {
+    let packet = &work.packet;
     let to = packet.destination;
     let same_subnet = to & interface.mask == interface.subnet;
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {
-        return Ok(Route::by_appliance(tables, interface, packet, ifindex, source.is()));
+        let own_source = source.is();
+        return Ok(Some(Route::by_appliance(tables, interface, packet, ifindex, own_source)));
+    }
+    if let Way::Nat(gateway) = way {
+        // Whatever else an appliance passes on, nothing would bring the answer back by it.
+        if !source.is() {
+            return Err(Reason::NatUnsupported);
+        }
+        return translate(gateway, work);
     }
     if way != Way::Internet
         && let Some(local) = tables.local(&LocalKey { vpc: interface.vpc, address: to, zero: 0 })
@@ -304,7 +323,7 @@ fn route<T: Tables + ?Sized>(
         if local.ifindex == 0 {
             return Err(Reason::NoRoute);
         }
-        return Ok(Route {
+        return Ok(Some(Route {
             ifindex: local.ifindex,
             next_hop: 0,
             source: packet.source,
@@ -313,7 +332,8 @@ fn route<T: Tables + ?Sized>(
             receiver_identity: local.identity,
             same_subnet,
             on_link: same_subnet,
-        });
+            ports: Ports::default(),
+        }));
     }
     if way == Way::Local || to.is_unroutable() {
         return Err(Reason::NoRoute);
@@ -332,16 +352,28 @@ fn route<T: Tables + ?Sized>(
         receiver_identity: 0,
         same_subnet: false,
         on_link: false,
+        ports: Ports::default(),
     };
     // Another interface here holds that elastic address: there and back by the
     // public addresses, without a way out of the host.
     if let Some(elastic) = tables.elastic(to) {
+        if elastic.nat != 0 {
+            return translate(to, work);
+        }
         out.ifindex = elastic.interface.ifindex;
         out.destination = elastic.address;
     } else if interface.uplink == 0 {
         return Err(Reason::NoUplink);
     }
-    Ok(out)
+    Ok(Some(out))
+}
+
+/// Leaves the packet to [`crate::nat`].
+#[inline(always)]
+fn translate(gateway: u32, work: &mut Work) -> Result<Option<Route>, Reason> {
+    work.nat.gateway = gateway;
+    work.verdict.action = Action::Translate;
+    Ok(None)
 }
 
 #[inline(always)]
@@ -353,7 +385,20 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     now_s: u32,
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
-    let Work { packet, inner, verdict } = work;
+    forward_as::<false, A, T, F>(tables, frame, sender, route, now_s, work)
+}
+
+/// `NAT`: the next party sees the route's ports, and not the packet's.
+#[inline(always)]
+pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    sender: &Interface,
+    route: &Route<A>,
+    now_s: u32,
+    work: &mut Work<A>,
+) -> Result<(), Reason> {
+    let Work { packet, inner, verdict, .. } = work;
     if !route.on_link {
         leaves(tables, sender, packet, packet.destination, &mut verdict.egress_rule)?;
     }
@@ -409,7 +454,7 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         work.verdict.keep(&work.packet, sender.id);
         return Ok(());
     }
-    let received = receive(tables, frame, sender, route, now_s, work);
+    let received = receive::<NAT, A, T, F>(tables, frame, sender, route, now_s, work);
     if received.is_err() {
         // What nobody receives opens nothing.
         work.verdict.sender.write = FlowWrite::Nothing;
@@ -428,7 +473,7 @@ pub fn hand_over(receiver: &Interface) -> Action {
 
 /// The local receiver's side of a guest's packet.
 #[inline(always)]
-fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+fn receive<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     sender: &Interface,
@@ -457,6 +502,9 @@ fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         *key = sent_by_instance(receiver.id, &work.inner);
         key.local = source.unwrap_or(key.local);
         key.remote = destination.unwrap_or(key.remote);
+        if NAT {
+            (key.local_port, key.remote_port) = (route.ports.destination, route.ports.source);
+        }
         return related(tables, receiver, key, now_s).map(|(reason, _)| reason);
     }
     let Work { packet, verdict, .. } = work;
@@ -476,6 +524,13 @@ fn receive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         protocol: packet.protocol,
         zero: [0; 3],
     };
+    if NAT {
+        let key = &mut verdict.receiver.key;
+        (key.local_port, key.remote_port) = (route.ports.destination, route.ports.source);
+        if matches!(packet.kind, Kind::Tcp | Kind::Udp) {
+            packet.detail = route.ports.destination;
+        }
+    }
     let ask = Ask { identity: route.sender_identity, now_s, from_instance: false };
     let (reason, rule) = judge(tables, receiver, packet, &ask, &mut verdict.receiver).split()?;
     if packet.exceeds(frame, receiver.mtu) {
@@ -515,6 +570,11 @@ pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
         }
         return;
     };
+    if elastic.nat != 0 {
+        work.nat.gateway = head.destination;
+        work.verdict.action = Action::Translate;
+        return;
+    }
     work.verdict.slots[0] = elastic.interface.slot;
     work.verdict.bill(&elastic.interface, PAYS_IN);
     if let Err(reason) = world_sends(tables, frame, head, elastic, arrival.now_s, work) {
@@ -557,7 +617,20 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     now_s: u32,
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
-    let Work { packet, inner, verdict } = work;
+    arrive_at::<false, A, T, F>(tables, frame, receiver, (address, 0), now_s, work)
+}
+
+/// `NAT`: where it is known by another port too.
+#[inline(always)]
+pub fn arrive_at<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    receiver: &Interface,
+    (address, port): (A, u16),
+    now_s: u32,
+    work: &mut Work<A>,
+) -> Result<(), Reason> {
+    let Work { packet, inner, verdict, .. } = work;
     if packet.source.is_unroutable() {
         return Err(Reason::Martian);
     }
@@ -572,6 +645,9 @@ pub fn arrive<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         }
         change.key = sent_by_instance(receiver.id, inner);
         change.key.local = address;
+        if NAT {
+            change.key.local_port = port;
+        }
         related(tables, receiver, &change.key, now_s)?
     } else if packet.kind == Kind::Later {
         follows(tables, (receiver.id, receiver.slot), packet, now_s)?;

@@ -59,7 +59,8 @@ pub struct Event {
     pub ingress_rule: u16,
     pub reason: u8,
     pub captured: u8,
-    pub zero: u16,
+    /// The port that a NAT gateway found for it; 0: none.
+    pub translated: u16,
     pub frame: [u8; CAPTURED_MAX],
 }
 const _: () = assert!(size_of::<Event>() == 128);

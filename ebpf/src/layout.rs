@@ -205,7 +205,9 @@ pub struct Elastic {
     pub interface: Interface,
     /// The private address that it stands for.
     pub address: u32,
-    pub zero: u32,
+    /// Of a NAT gateway: how many ports it has, and `interface` is a record of its own,
+    /// without a device. 0: an interface holds the address.
+    pub nat: u32,
 }
 const _: () = assert!(size_of::<Elastic>() == 120);
 
@@ -294,7 +296,10 @@ pub const SIX_RESPONDER: u32 = 2;
 /// `PROGRAMS`: what makes the ICMP error that a verdict tells, of IPv4 and of IPv6.
 pub const TELL_FOUR: u32 = 3;
 pub const TELL_SIX: u32 = 4;
-pub const PROGRAMS_MAX: u32 = 5;
+/// `PROGRAMS`: what goes through a NAT gateway, from a guest and from the uplink.
+pub const NAT_GUEST: u32 = 5;
+pub const NAT_UPLINK: u32 = 6;
+pub const PROGRAMS_MAX: u32 = 7;
 
 /// Key of `HOLDERS`.
 #[repr(C)]
@@ -447,19 +452,21 @@ const _: () = assert!(size_of::<RouteKey>() == 24);
 pub struct Hop {
     /// One of [`crate::route`]'s kinds.
     pub kind: u32,
-    /// The appliance's ifindex; else 0.
+    /// The appliance's ifindex, or a NAT gateway's public address; else 0.
     pub to: u32,
 }
 const _: () = assert!(size_of::<Hop>() == 8);
 
 /// Changes whenever a map of one version cannot serve another: FNV-1a over the
-/// text of this file, of the half-open table, of the buckets and of the map definitions.
+/// text of this file, of the half-open table, of the buckets, of NAT ports and of the map
+/// definitions.
 pub const HASH: u64 = {
     let texts = [
         include_bytes!("layout.rs").as_slice(),
         include_bytes!("maps.rs").as_slice(),
         include_bytes!("half.rs").as_slice(),
         include_bytes!("rate.rs").as_slice(),
+        include_bytes!("port.rs").as_slice(),
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     let mut t = 0;

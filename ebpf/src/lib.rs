@@ -14,6 +14,7 @@
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
 //! | [`acl`] | what may cross the border of a subnet |
 //! | [`route`] | what a route table says of a destination |
+//! | [`nat`] | what goes through a NAT gateway; [`port`]: whose port is which |
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`fragment`] | datagrams in pieces: what the first was allowed holds for the others |
@@ -33,8 +34,10 @@ pub mod icmp;
 pub mod ip;
 pub mod judge;
 pub mod layout;
+pub mod nat;
 pub mod neighbour;
 pub mod packet;
+pub mod port;
 pub mod punt;
 pub mod rate;
 pub mod reason;

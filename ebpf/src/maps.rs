@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use ebpf::fragment::{PLACES, Place};
 use ebpf::half::{Bucket, WORDS6};
 use ebpf::icmp::Room;
@@ -12,6 +12,7 @@ use ebpf::layout::{
     POLICIES_MAX, PREFIXES_MAX, PROGRAMS_MAX, Policy, Quota, ROUTES_MAX, SLOTS_MAX, STEPS_MAX,
     STEPS6_MAX, Six, Step, Step6, WORDS_MAX,
 };
+use ebpf::port::{CONNECTIONS_MAX, PIECES_MAX, PortHolder, PortKey, Translation};
 use ebpf::rate::{Levels, Rates, SOURCES_A_ROW};
 use ebpf::{Head6, REASONS_MAX, V6, Work};
 
@@ -43,6 +44,23 @@ pub static STEPS: Array<Step> = Array::with_max_entries(STEPS_MAX, MMAPABLE);
 pub static WORDS: Array<u64> = Array::with_max_entries(WORDS_MAX, MMAPABLE);
 #[map]
 pub static FLOWS: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS_MAX, NO_PREALLOC);
+/// Connections through NAT gateways, and their ports: `ebpf::port` draws both.
+#[map]
+pub static NAT_FLOWS: HashMap<FlowKey, Translation> =
+    HashMap::with_max_entries(CONNECTIONS_MAX, NO_PREALLOC);
+#[map]
+pub static NAT_PORTS: HashMap<PortKey, PortHolder> =
+    HashMap::with_max_entries(CONNECTIONS_MAX, NO_PREALLOC);
+/// Whose datagrams in pieces are, by their numbers. Not pinned.
+#[map]
+pub static NAT_PIECES: LruHashMap<PortKey, PortHolder> =
+    LruHashMap::with_max_entries(PIECES_MAX, 0);
+/// By the slot of an interface: connections that it opened through gateways, as the programs
+/// count them, and those that the sweep took, as the daemon does.
+#[map]
+pub static NAT_OPENED: Array<u64> = Array::with_max_entries(SLOTS_MAX, 0);
+#[map]
+pub static NAT_SWEPT: Array<u64> = Array::with_max_entries(SLOTS_MAX, 0);
 #[map]
 pub static HALF_FLOWS: Array<Bucket> = Array::with_max_entries(HALF_BUCKETS, MMAPABLE);
 /// IPv6 has tables of its own, so that an IPv4 key stays as short as it is.

@@ -153,6 +153,13 @@ reasons! {
     FragmentLost = 48, drop, "fragment-without-first";
     /// An ICMP error of our own, about a packet that was dropped.
     Told = 61, accept, "icmp-error-sent";
+    /// A NAT gateway found no free port towards that peer (EC2's ErrorPortAllocation).
+    NatNoPort = 49, drop, "nat-port-allocation";
+    /// For a NAT gateway's address, and no connection through it.
+    NatUnsolicited = 50, drop, "nat-unsolicited";
+    /// What a NAT gateway does not translate: neither TCP, UDP nor an ICMP request, or from
+    /// an address that is not the interface's own.
+    NatUnsupported = 51, drop, "nat-unsupported";
     /// IPv6 extension headers: too many, or a routing header.
     ExtensionHeader = 45, drop, "extension-header";
 }

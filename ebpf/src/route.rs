@@ -20,6 +20,8 @@ pub const INTERFACE: u32 = 3;
 pub const BLACKHOLE: u32 = 4;
 /// To an interface that takes only what is addressed to it.
 pub const CHECKED: u32 = 5;
+/// To a NAT gateway.
+pub const NAT: u32 = 6;
 
 /// Where a packet goes on to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +32,8 @@ pub enum Way {
     Internet,
     /// The appliance's ifindex.
     Interface(u32),
+    /// The NAT gateway's public address.
+    Nat(u32),
 }
 
 /// The way from `interface` to an address outside its subnet.
@@ -47,6 +51,7 @@ pub fn way<A: Ip, T: Tables + ?Sized>(
         LOCAL => Ok(Way::Local),
         INTERNET => Ok(Way::Internet),
         INTERFACE => Ok(Way::Interface(hop.to)),
+        NAT => Ok(Way::Nat(hop.to)),
         BLACKHOLE => Err(Reason::Blackhole),
         CHECKED => Err(Reason::DestinationCheck),
         _ => Err(Reason::NoRoute),

@@ -4,7 +4,7 @@
 //! to the interface, and any link-local one but the router's, for each interface
 //! is a link of its own; link-local packets are heard by the router alone.
 
-use crate::decide::{Arrival, Route, arrive, forward, hand_over};
+use crate::decide::{Arrival, Ports, Route, arrive, forward, hand_over};
 use crate::ip::{Ip, V6};
 use crate::layout::{Interface, SOURCE_CHECK, Six};
 use crate::neighbour::{ADVERTISEMENT, Message, ROUTER_SOLICITATION, SOLICITATION};
@@ -216,6 +216,10 @@ fn route<T: Tables + ?Sized>(
     if let Way::Interface(ifindex) = way {
         return Ok(Route::by_appliance(tables, interface, packet, ifindex, held));
     }
+    // IPv6 is never translated.
+    if let Way::Nat(_) = way {
+        return Err(Reason::NoRoute);
+    }
     let mut route = Route {
         ifindex: 0,
         next_hop: six.next_hop,
@@ -225,6 +229,7 @@ fn route<T: Tables + ?Sized>(
         receiver_identity: 0,
         same_subnet,
         on_link: same_subnet,
+        ports: Ports::default(),
     };
     if let Some(holder) = tables.holder(&to) {
         route.ifindex = holder.ifindex;

@@ -6,6 +6,7 @@ use crate::layout::{
     Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, POLICY_NONE, Policy,
     ROW_NONE, ROW_WORDS_MAX, SEARCH_ROUNDS, Six, Span, Step, Step6,
 };
+use crate::port::{self, PortHolder, PortKey, Translation};
 
 /// The maps, or what stands for them on the host. Nothing here writes: what a
 /// packet changes is in its verdict.
@@ -36,6 +37,19 @@ pub trait Tables {
 
     /// [`crate::fragment::Place::end`] of the place there.
     fn first_fragment(&self, index: u32, key: &crate::fragment::Key, now_s: u32) -> u32;
+
+    /// What a connection is to the world, behind a NAT gateway.
+    fn translation(&self, key: &FlowKey) -> Option<Translation>;
+    fn port_holder(&self, key: &PortKey) -> Option<PortHolder>;
+    /// Whose is a datagram in pieces, by its number in the port's place.
+    fn piece_holder(&self, key: &PortKey) -> Option<PortHolder>;
+    /// Connections through gateways of the interface with this slot.
+    fn translations_open(&self, slot: u32) -> u64;
+
+    /// [`port::free`], a global function in the programs as [`classify`] is.
+    fn free_port(&self, key: &PortKey, ports: u32, start: u64) -> u16 {
+        port::free(self, key, ports, start)
+    }
 
     /// The table's longest prefix that contains the address.
     fn hop(&self, table: u32, address: u32) -> Hop;

@@ -9,6 +9,7 @@ use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet, Part};
+use crate::port::{PortHolder, PortKey, Translation};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
 
@@ -30,6 +31,8 @@ pub enum Action {
     /// Turn the neighbour solicitation into its answer, and send it back:
     /// [`crate::neighbour::answer`] of `rewrite`.
     AnswerNeighbour = 6,
+    /// Not decided here: [`crate::nat`] goes on, in a program of its own.
+    Translate = 7,
 }
 
 /// New addresses for the packet inside an ICMP error. The inner header's checksum
@@ -106,12 +109,68 @@ pub struct Verdict<A = u32> {
     pub receiver: FlowChange<A>,
 }
 
+/// Another port in a transport header, or in the packet inside an ICMP error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortChange {
+    /// Where it stands in the frame; 0: nothing to do.
+    pub at: u32,
+    /// Where the checksum that covers it stands.
+    pub checksum_at: u32,
+    pub old: u16,
+    pub new: u16,
+    /// Of UDP: a checksum of 0 is none.
+    pub udp: bool,
+}
+
+impl PortChange {
+    pub const NONE: Self = Self { at: 0, checksum_at: 0, old: 0, new: 0, udp: false };
+}
+
+/// A write to the ports of a NAT gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum NatWrite {
+    Nothing = 0,
+    /// A new connection, which gets the port unless another was faster.
+    Open = 1,
+    /// A packet outward: both maps.
+    Out = 2,
+    /// A packet inward: `NAT_PORTS` alone.
+    In = 3,
+}
+
+/// [`NatWork::piece`]: there is one.
+pub const PIECE: u32 = 1 << 16;
+
+/// What a NAT gateway does with a packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NatWork {
+    /// Its public address.
+    pub gateway: u32,
+    /// The half of the tables by which it was routed.
+    pub half: u32,
+    /// Its block of counters.
+    pub slot: u32,
+    pub write: NatWrite,
+    /// The connection, as its instance sees it and as the world does.
+    pub key: FlowKey,
+    pub translation: Translation,
+    pub port_key: PortKey,
+    pub holder: PortHolder,
+    /// Of the first piece of a datagram inward: its number and [`PIECE`], to be remembered with
+    /// the holder. 0: there is none.
+    pub piece: u32,
+    pub ports: PortChange,
+}
+
 /// A packet's verdict, and what was read on the way to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Work<A = u32> {
     pub packet: Packet<A>,
     pub inner: Inner<A>,
     pub verdict: Verdict<A>,
+    /// Only what goes through a NAT gateway looks here.
+    pub nat: NatWork,
 }
 
 // SAFETY: plain integers, and enums with a variant for 0.

@@ -71,7 +71,9 @@ pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
     let Some(wanted) = WANTED.get(0) else { return 0 };
     let told = verdict.reason == Reason::NewFlow || !verdict.reason.accepts();
     if wanted.what & EVENTS != 0 && told {
-        tell(&Skb(ctx), verdict, wanted.events_a_second_max);
+        // SAFETY: as above. What goes through no gateway has 0 there.
+        let translated = unsafe { (*work).nat.ports.new };
+        tell(&Skb(ctx), verdict, translated, wanted.events_a_second_max);
     }
     if wanted.what & TALLY != 0 {
         tally(ctx, verdict);
@@ -98,7 +100,7 @@ fn tell_drop<C: Carrier>(carrier: &C) -> i32 {
     let (Some(work), Some(wanted)) = (WORK.get_ptr(0), WANTED.get(0)) else { return 0 };
     if wanted.what & EVENTS != 0 {
         // SAFETY: the pointer was checked, and a verdict stands there.
-        tell(carrier, unsafe { &(*work).verdict }, wanted.events_a_second_max);
+        tell(carrier, unsafe { &(*work).verdict }, 0, wanted.events_a_second_max);
     }
     0
 }
@@ -175,7 +177,7 @@ fn hit(key: HitKey) {
 }
 
 #[inline(always)]
-fn tell<C: Carrier>(carrier: &C, verdict: &Verdict, limit: u32) {
+fn tell<C: Carrier>(carrier: &C, verdict: &Verdict, translated: u16, limit: u32) {
     let Some(pace) = PACE.get_ptr_mut(0) else { return };
     // SAFETY: the pointer was checked, and the entry is this CPU's own.
     let pace = unsafe { &mut *pace };
@@ -204,7 +206,7 @@ fn tell<C: Carrier>(carrier: &C, verdict: &Verdict, limit: u32) {
         (*event).egress_rule = verdict.egress_rule;
         (*event).ingress_rule = verdict.ingress_rule;
         (*event).reason = verdict.reason as u8;
-        (*event).zero = 0;
+        (*event).translated = translated;
         (*event).captured = capture(carrier, &raw mut (*event).frame);
     }
     entry.submit(0);

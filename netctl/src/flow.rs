@@ -107,9 +107,13 @@ fn line(seen: &Seen) -> String {
     let denied = seen.denied.map_or_else(String::new, |AclDenied { acl, entry }| {
         format!(" acl {acl} {}", entry.map_or_else(|| "*".into(), |n| n.to_string()))
     });
+    let translated = seen.translated.map_or_else(String::new, |t| {
+        let port = t.port.map(|port| format!(":{port}")).unwrap_or_default();
+        format!(" nat {} {}{port}", t.gateway, t.address)
+    });
     let interfaces: Vec<String> = seen.interfaces.iter().map(ToString::to_string).collect();
     format!(
-        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}{denied}",
+        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}{translated}{denied}",
         seen.time_ms / 1000,
         seen.time_ms % 1000,
         seen.reason,
@@ -149,6 +153,8 @@ fn rules(session: &Session, never_hit: bool) -> Outcome {
 
 #[cfg(test)]
 mod tests {
+    use rpc::dataplane::Translated;
+
     use super::*;
 
     #[test]
@@ -169,6 +175,7 @@ mod tests {
             destination_port: Some(22),
             routed: None,
             denied: None,
+            translated: None,
         };
         assert_eq!(
             line(&seen),
@@ -179,6 +186,11 @@ mod tests {
         seen.routed = Some(Routed { table, destination: net });
         let routed = " route rtb-00000000000000003 192.0.2.0/24";
         assert!(line(&seen).ends_with(routed), "{}", line(&seen));
+        let gateway = model::NatGatewayId::from_random(5);
+        let address = "192.0.2.9".parse().unwrap();
+        seen.translated = Some(Translated { gateway, address, port: Some(1025) });
+        let nat = " 192.0.2.0/24 nat nat-00000000000000005 192.0.2.9:1025";
+        assert!(line(&seen).ends_with(nat), "{}", line(&seen));
         let acl = model::NetworkAclId::from_random(4);
         seen.denied = Some(AclDenied { acl, entry: Some(100) });
         assert!(line(&seen).ends_with(" acl acl-00000000000000004 100"), "{}", line(&seen));

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
-use rpc::dataplane::{AclDenied, FrameQuestion, Question, Routed};
+use rpc::dataplane::{AclDenied, FrameQuestion, Question, Routed, Translated};
 use serde_json::json;
 
 use crate::api::Session;
@@ -96,12 +96,14 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
             "rule": verdict.rule.map(|r| r.to_string()),
             "routed": verdict.routed,
             "denied": verdict.denied,
+            "translated": verdict.translated,
         }));
     }
     let word = if verdict.allowed { "allowed" } else { "dropped" };
     let rule = verdict.rule.map(|r| format!(" (rule {r})")).unwrap_or_default();
     output::line(&format!("{word}: {}{rule}", verdict.reason));
     tell_routed(verdict.routed);
+    tell_translated(verdict.translated);
     tell_denied(verdict.denied);
     Ok(())
 }
@@ -135,6 +137,7 @@ fn explain(
         output::line(&format!("  receiver: {receiver}"));
     }
     tell_routed(told.routed);
+    tell_translated(told.translated);
     tell_denied(told.denied);
     Ok(())
 }
@@ -149,6 +152,12 @@ fn tell_routed(routed: Option<Routed>) {
     let Some(Routed { table, destination }) = routed else { return };
     let by = destination.map_or_else(|| "has no route there".into(), |d| format!("by {d}"));
     output::line(&format!("  route table: {table} {by}"));
+}
+
+fn tell_translated(translated: Option<Translated>) {
+    let Some(Translated { gateway, address, port }) = translated else { return };
+    let port = port.map(|port| format!(" port {port}")).unwrap_or_default();
+    output::line(&format!("  NAT gateway: {gateway}, as {address}{port}"));
 }
 
 pub fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {

@@ -18,8 +18,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, NetworkAcl, NetworkAclId, RouteTable, RouteTableId,
-    SecurityGroup, VpcId,
+    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAcl, NetworkAclId, RouteTable,
+    RouteTableId, SecurityGroup, VpcId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,8 @@ pub struct Desired {
     pub route_tables: Vec<RouteTable>,
     #[serde(default)]
     pub network_acls: Vec<NetworkAcl>,
+    #[serde(default)]
+    pub nat_gateways: Vec<NatGateway>,
     /// Sources dropped on the uplink before anything else looks at them.
     #[serde(default)]
     pub blocklist: Vec<IpNet>,
@@ -248,6 +250,30 @@ impl Interface {
     }
 }
 
+/// What lets those behind route tables that name it open connections to the world, by one public
+/// address and ports that it gives away, and lets nobody in (EC2's public NAT gateway).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatGateway {
+    pub id: NatGatewayId,
+    pub vpc: VpcId,
+    /// Its private address, which no interface may have; nothing answers there.
+    pub address: Ipv4Addr,
+    /// Its public one, answered for on the uplink.
+    pub elastic: Ipv4Addr,
+    /// Ports that it gives away towards one peer, from 1024 on. `None`: all 64 512.
+    #[serde(default)]
+    pub ports_max: Option<u16>,
+}
+
+/// What a packet is to the world behind a NAT gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translated {
+    pub gateway: NatGatewayId,
+    pub address: Ipv4Addr,
+    /// Or the identifier of an ICMP request. `None`: it was dropped, or has none.
+    pub port: Option<u16>,
+}
+
 /// A secondary private address of an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrivateAddress {
@@ -363,6 +389,18 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// Packets by reason, all interfaces and the uplink's early drops together.
     pub reasons: BTreeMap<String, u64>,
+    #[serde(default)]
+    pub nat_gateways: Vec<NatGatewayStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatGatewayStatus {
+    pub id: NatGatewayId,
+    pub elastic: Ipv4Addr,
+    /// Connections that hold a port, as the last pass over them counted.
+    pub connections: u64,
+    /// Packets by reason: those through it, and those that nobody behind it waits for.
+    pub reasons: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -437,6 +475,9 @@ pub struct Verdict {
     /// The network ACL that denied it, if one did.
     #[serde(default)]
     pub denied: Option<AclDenied>,
+    /// What it is to the world, where a NAT gateway translates it.
+    #[serde(default)]
+    pub translated: Option<Translated>,
 }
 
 /// "What would you do with this frame, here?"
@@ -467,6 +508,9 @@ pub struct Explained {
     /// The network ACL that denied it, if one did.
     #[serde(default)]
     pub denied: Option<AclDenied>,
+    /// What it is to the world, where a NAT gateway translates it.
+    #[serde(default)]
+    pub translated: Option<Translated>,
 }
 
 /// What a network ACL did not let cross its subnet's border.
@@ -521,6 +565,9 @@ pub struct Seen {
     /// The network ACL that denied it, if one did.
     #[serde(default)]
     pub denied: Option<AclDenied>,
+    /// What it is to the world, where a NAT gateway translates it.
+    #[serde(default)]
+    pub translated: Option<Translated>,
 }
 
 /// How often a rule let a flow in, over all interfaces.

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use model::{Direction, NetworkAcl, RouteTable, SecurityGroup};
-use rpc::dataplane::{Allowance, Desired, FastPath, IdleTimeouts, Interface, PrivateAddress};
+use rpc::dataplane::{
+    Allowance, Desired, FastPath, IdleTimeouts, Interface, NatGateway, PrivateAddress,
+};
 use serde::Serialize;
 
-use super::{acl, rate, route, rule, services};
+use super::{acl, nat, rate, route, rule, services};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -21,8 +23,8 @@ pub enum Sign {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line {
     pub sign: Sign,
-    /// `interface`, `group`, `rule`, `route-table`, `route`, `network-acl`, `entry`,
-    /// `uplink`, `flow-log`, `blocklist`.
+    /// `interface`, `group`, `rule`, `route-table`, `route`, `nat-gateway`, `network-acl`,
+    /// `entry`, `uplink`, `flow-log`, `blocklist`.
     pub what: &'static str,
     pub name: String,
     pub detail: String,
@@ -56,6 +58,9 @@ pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>
     compare("rule", &mut lines, &rules(old, names), &rules(new, names));
     compare("route-table", &mut lines, &route_tables(old, names), &route_tables(new, names));
     compare("route", &mut lines, &routes(old, names), &routes(new, names));
+    let gateway = |g: &NatGateway| (named(&g.id.to_string(), names), nat::told(g));
+    let gateways = |d: &Desired| d.nat_gateways.iter().map(gateway).collect();
+    compare("nat-gateway", &mut lines, &gateways(old), &gateways(new));
     compare("network-acl", &mut lines, &acls(old, names), &acls(new, names));
     compare("entry", &mut lines, &entries(old, names), &entries(new, names));
     let prefixes = |all: &[ipnet::IpNet]| all.iter().map(|p| (p.to_string(), Vec::new())).collect();

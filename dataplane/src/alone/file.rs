@@ -24,7 +24,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::{acl, rate, route, rule, services};
+use super::{acl, nat, rate, route, rule, services};
 use crate::compile::idle;
 use crate::respond::Served;
 
@@ -72,6 +72,8 @@ pub struct File {
     pub route_table: BTreeMap<String, route::Entry>,
     #[serde(default)]
     pub network_acl: BTreeMap<String, acl::AclEntry>,
+    #[serde(default)]
+    pub nat_gateway: BTreeMap<String, nat::Entry>,
     #[serde(default)]
     pub interface: BTreeMap<String, Spanned<InterfaceEntry>>,
 }
@@ -223,6 +225,11 @@ impl Reader<'_> {
             let acl = acl::acl(&self.text, name, entry)?;
             self.names.insert(acl.id.to_string(), name.clone());
             desired.network_acls.push(acl);
+        }
+        for (name, entry) in &file.nat_gateway {
+            let gateway = nat::gateway(&self.text, name, entry)?;
+            self.names.insert(gateway.id.to_string(), name.clone());
+            desired.nat_gateways.push(gateway);
         }
         for (name, entry) in &file.interface {
             desired.interfaces.push(self.interface(name, entry, file)?);

@@ -345,3 +345,31 @@ fn what_guests_are_served_is_read_told_and_checked() {
         assert!(error.what.contains(what), "{wrong}: {error}");
     }
 }
+
+#[test]
+fn nat_gateways_are_read_told_and_checked() {
+    let text = WHOLE.replace("[interface.b]", "route-table = \"private\"\n[interface.b]")
+        + "[route-table.private]\nlocal = [\"10.0.0.0/16\"]\n\
+           routes = [{ to = \"0.0.0.0/0\", via = \"nat:out\" }]\n\
+           [nat-gateway.out]\naddress = \"10.0.0.9\"\nelastic = \"198.51.100.140\"\n";
+    let plan = read(&text).unwrap();
+    let [gateway] = plan.desired.nat_gateways[..] else { panic!("one") };
+    assert_eq!(gateway.elastic, Ipv4Addr::new(198, 51, 100, 140));
+    assert_eq!((gateway.address, gateway.ports_max), (Ipv4Addr::new(10, 0, 0, 9), None));
+    let target = plan.desired.route_tables[0].routes[0].target;
+    assert_eq!(target, model::route_table::Target::NatGateway(gateway.id));
+    let lines = difference(&read(WHOLE).unwrap().desired, &plan.desired, &plan.names);
+    let said: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    let line = "+ nat-gateway out: elastic 198.51.100.140, address 10.0.0.9, ports all";
+    assert!(said.contains(&line.to_owned()), "{said:#?}");
+    assert!(said.iter().any(|l| l.contains("0.0.0.0/0 via nat:out")), "{said:#?}");
+    for (right, wrong, what) in [
+        ("nat:out", "nat:in", "there is no NAT gateway `in`"),
+        ("[nat-gateway.out]", "[nat-gateway.out]\nnetwork = \"x\"", "another network"),
+        ("\"198.51.100.140\"", "\"here\"", "`here` is not"),
+        ("address = \"10.0.0.9\"", "address = \"10.0.0.9\"\nports-max = 0", "no number of ports"),
+    ] {
+        let error = read(&text.replacen(right, wrong, 1)).unwrap_err();
+        assert!(error.what.contains(what), "{wrong}: {error}");
+    }
+}

@@ -10,8 +10,10 @@ use toml::Spanned;
 
 use super::difference::named;
 use super::file::{File, InterfaceEntry, Text, Wrong, interface_id, network_id, number};
+use super::nat;
 
 const INTERFACE: &str = "interface:";
+const NAT: &str = "nat:";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +62,22 @@ fn target(
     file: &File,
 ) -> Result<Target, Wrong> {
     let word = via.get_ref().as_str();
-    let instead = "via = \"internet\", \"interface:NAME\" or \"blackhole\"";
+    let instead = "via = \"internet\", \"nat:NAME\", \"interface:NAME\" or \"blackhole\"";
+    if let Some(name) = word.strip_prefix(NAT) {
+        return match file.nat_gateway.get(name) {
+            Some(to) if network_id(to.network.as_deref()) == vpc(entry) => {
+                Ok(Target::NatGateway(nat::gateway_id(name)))
+            }
+            Some(_) => {
+                let what = format!("via: NAT gateway `{name}` belongs to another network");
+                Err(text.wrong(via.span(), what, "a NAT gateway of the same network"))
+            }
+            None => {
+                let what = format!("via: there is no NAT gateway `{name}`");
+                Err(text.wrong(via.span(), what, &format!("a table [nat-gateway.{name}]")))
+            }
+        };
+    }
     match (word, word.strip_prefix(INTERFACE)) {
         ("internet", _) => Ok(Target::InternetGateway),
         ("blackhole", _) => Ok(Target::Blackhole),
@@ -108,6 +125,7 @@ pub fn of(
 pub fn told(route: &Route, names: &BTreeMap<String, String>) -> String {
     let via = match route.target {
         Target::Interface(id) => format!("{INTERFACE}{}", named(&id.to_string(), names)),
+        Target::NatGateway(id) => format!("{NAT}{}", named(&id.to_string(), names)),
         other => other.to_string(),
     };
     format!("{} via {via}", route.destination)

@@ -10,8 +10,9 @@ use ebpf::layout::{
     Config, Elastic, Flow, FlowKey, HALF_BUCKETS, Holder, Hop, Interface, Local, LocalKey, Policy,
     Prefix, Prefix6, Six, Step, Step6,
 };
+use ebpf::port::{PortHolder, PortKey, Translation};
 use ebpf::route::NO_HOP;
-use ebpf::verdict::{FlowChange, FlowWrite, Verdict};
+use ebpf::verdict::{FlowChange, FlowWrite, NatWrite, Verdict};
 use ebpf::{V6, Work};
 
 use super::Tables;
@@ -30,6 +31,10 @@ pub struct Host {
     half_flows6: Vec<Bucket<WORDS6>>,
     open: HashMap<u32, u64>,
     fragments: HashMap<u32, Place>,
+    translations: HashMap<FlowKey, Translation>,
+    ports: HashMap<PortKey, PortHolder>,
+    pieces: HashMap<PortKey, PortHolder>,
+    translated: HashMap<u32, u64>,
 }
 
 impl Default for Host {
@@ -46,6 +51,10 @@ impl Default for Host {
             half_flows6: vec![Bucket::zeroed(); HALF_BUCKETS as usize],
             open: HashMap::new(),
             fragments: HashMap::new(),
+            translations: HashMap::new(),
+            ports: HashMap::new(),
+            pieces: HashMap::new(),
+            translated: HashMap::new(),
         }
     }
 }
@@ -72,6 +81,10 @@ impl Host {
         std::mem::swap(&mut next.half_flows6, &mut self.half_flows6);
         std::mem::swap(&mut next.open, &mut self.open);
         std::mem::swap(&mut next.fragments, &mut self.fragments);
+        std::mem::swap(&mut next.translations, &mut self.translations);
+        std::mem::swap(&mut next.ports, &mut self.ports);
+        std::mem::swap(&mut next.pieces, &mut self.pieces);
+        std::mem::swap(&mut next.translated, &mut self.translated);
         *self = next;
     }
 
@@ -98,6 +111,34 @@ impl Host {
             let seed = self.tables.config.seed;
             let (index, place) = kept(&work.packet, &work.verdict, seed, now_s);
             self.fragments.insert(index, place);
+        }
+    }
+
+    pub fn ports(&self) -> &HashMap<PortKey, PortHolder> {
+        &self.ports
+    }
+
+    /// What the programs write down of a packet through a NAT gateway; nothing of any other.
+    pub fn translate(&mut self, work: &Work) {
+        let nat = &work.nat;
+        match nat.write {
+            NatWrite::Nothing => {}
+            NatWrite::Open => {
+                self.ports.insert(nat.port_key, nat.holder);
+                self.translations.insert(nat.key, nat.translation);
+                *self.translated.entry(work.verdict.slots[0]).or_default() += 1;
+            }
+            NatWrite::Out => {
+                self.translations.insert(nat.key, nat.translation);
+                self.ports.insert(nat.port_key, nat.holder);
+            }
+            NatWrite::In => {
+                self.ports.insert(nat.port_key, nat.holder);
+            }
+        }
+        if nat.piece != 0 {
+            let key = PortKey { port: nat.piece as u16, peer_port: 0, ..nat.port_key };
+            self.pieces.insert(key, nat.holder);
         }
     }
 
@@ -241,6 +282,22 @@ impl ebpf::Tables for Host {
     fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow> {
         let address = Address::of6(key, self.tables.config.seed);
         self.half_flows6[address.bucket as usize].find(&address.words)
+    }
+
+    fn translation(&self, key: &FlowKey) -> Option<Translation> {
+        self.translations.get(key).copied()
+    }
+
+    fn port_holder(&self, key: &PortKey) -> Option<PortHolder> {
+        self.ports.get(key).copied()
+    }
+
+    fn piece_holder(&self, key: &PortKey) -> Option<PortHolder> {
+        self.pieces.get(key).copied()
+    }
+
+    fn translations_open(&self, slot: u32) -> u64 {
+        self.translated.get(&slot).copied().unwrap_or(0)
     }
 
     fn hop(&self, table: u32, address: u32) -> Hop {

@@ -8,6 +8,7 @@
 mod acls;
 mod host;
 pub mod idle;
+mod nat;
 mod place;
 mod policy;
 mod private;
@@ -29,7 +30,8 @@ use ebpf::layout::{
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, NetworkAclId, RouteTableId, RuleId, SecurityGroup,
+    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAclId, RouteTableId, RuleId,
+    SecurityGroup,
 };
 use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
@@ -131,6 +133,8 @@ pub enum Error {
     UnknownAcl { interface: InterfaceId, acl: NetworkAclId },
     #[error("interface {interface}: compile: network ACL {acl} belongs to another network")]
     ForeignAcl { interface: InterfaceId, acl: NetworkAclId },
+    #[error("NAT gateway {gateway}: compile: {cause}")]
+    NatGateway { gateway: NatGatewayId, cause: String },
     #[error("groups of {interface}: compile: their number is taken by another set of groups")]
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
@@ -149,7 +153,8 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     let identities = identities(desired)?;
     let mut tables = Tables::default();
     let acls = acls::by_id(desired)?;
-    let route_tables = routes::compile(desired, devices, loaded, &mut tables)?;
+    let nat_gateways = nat::by_id(desired)?;
+    let route_tables = routes::compile(desired, devices, (loaded, &nat_gateways), &mut tables)?;
     let mut compiler = Compiler {
         devices,
         route_tables,
@@ -166,7 +171,8 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         compiler.add(interface)?;
         compiler.add_six(desired, interface);
     }
-    let Compiler { mut tables, places, uplink, .. } = compiler;
+    let Compiler { mut tables, places, uplink, mut slots, .. } = compiler;
+    nat::add(desired, &mut slots, &mut tables)?;
     tables.policies = places.placed;
     tables.config.seed = match loaded.config.seed {
         0 => devices.seed,
@@ -206,6 +212,12 @@ fn refuse_duplicates(desired: &Desired) -> Result<(), Error> {
             if !seen.insert(what.clone()) {
                 return Err(Error::Duplicate { what, interface: i.id });
             }
+        }
+    }
+    for gateway in &desired.nat_gateways {
+        if let Some(what) = nat::told(gateway).into_iter().find(|what| !seen.insert(what.clone())) {
+            let cause = format!("{what} is an interface's, or another gateway's");
+            return Err(Error::NatGateway { gateway: gateway.id, cause });
         }
     }
     match resolvers.into_iter().find(|(what, _)| seen.contains(what)) {
@@ -321,7 +333,9 @@ struct Slots {
 
 impl Slots {
     fn new(loaded: &Tables) -> Self {
-        let kept: BTreeMap<u64, u32> = loaded.interfaces.values().map(|i| (i.id, i.slot)).collect();
+        let gateways = loaded.nat_gateways().map(|(_, gateway)| gateway);
+        let kept: BTreeMap<u64, u32> =
+            loaded.interfaces.values().chain(gateways).map(|i| (i.id, i.slot)).collect();
         Self { taken: kept.values().copied().collect(), kept }
     }
 
@@ -331,7 +345,7 @@ impl Slots {
         }
         let slot = (1..=INTERFACES_MAX)
             .find(|slot| !self.taken.contains(slot))
-            .ok_or(Error::Full { table: "interfaces", limit: INTERFACES_MAX })?;
+            .ok_or(Error::Full { table: "interfaces and NAT gateways", limit: INTERFACES_MAX })?;
         self.taken.insert(slot);
         Ok(slot)
     }

@@ -39,8 +39,9 @@ pub fn refuse(desired: &Desired) -> Result<(), Error> {
         }
     }
     let all = || desired.interfaces.iter().flat_map(addresses);
-    limit("private addresses", all().count(), LOCALS_MAX)?;
-    limit("elastic addresses", all().filter(|(_, e)| e.is_some()).count(), ELASTICS_MAX)
+    limit("private addresses", all().count() + desired.nat_gateways.len(), LOCALS_MAX)?;
+    let elastics = all().filter(|(_, e)| e.is_some()).count() + desired.nat_gateways.len();
+    limit("elastic addresses", elastics, ELASTICS_MAX)
 }
 
 pub fn add(i: &dataplane::Interface, record: &Interface, tables: &mut Tables) {
@@ -51,7 +52,7 @@ pub fn add(i: &dataplane::Interface, record: &Interface, tables: &mut Tables) {
         let local = Local { identity, ifindex, service: 0, elastic, zero: 0 };
         tables.locals.insert(LocalKey { vpc, address, zero: 0 }, local);
         if elastic != 0 {
-            tables.elastics.insert(elastic, Elastic { interface: *record, address, zero: 0 });
+            tables.elastics.insert(elastic, Elastic { interface: *record, address, nat: 0 });
         }
     }
 }

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ebpf::layout::{Hop, Interface, ROUTES_MAX, ROUTES_NONE, RouteKey};
-use ebpf::route::{BLACKHOLE, CHECKED, INTERFACE, INTERNET, LOCAL};
+use ebpf::route::{BLACKHOLE, CHECKED, INTERFACE, INTERNET, LOCAL, NAT};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::route_table::{ROUTES_A_TABLE_MAX, Target};
 use model::{InterfaceId, RouteTable, RouteTableId, VpcId};
 use rpc::dataplane::{self, Desired, Routed};
 
-use super::{Devices, Error, Tables, limit};
+use super::{Devices, Error, Tables, limit, nat};
 
 /// Numbers of tables: the trie's word has the family in its lowest bit.
 const NUMBER_MAX: u32 = u32::MAX >> 1;
@@ -31,14 +31,15 @@ pub struct RouteTables {
 pub fn compile(
     desired: &Desired,
     devices: &Devices,
-    loaded: &Tables,
+    (loaded, gateways): (&Tables, &nat::ById),
     tables: &mut Tables,
 ) -> Result<RouteTables, Error> {
     let interfaces = desired.interfaces.iter().map(|i| (i.id, i)).collect();
+    let targets = Targets { interfaces, gateways, devices };
     let mut numbers = Numbers::new(loaded);
     let mut by_id = BTreeMap::new();
     for table in &desired.route_tables {
-        let content = content(table, &interfaces, devices)?;
+        let content = content(table, &targets)?;
         let number = numbers.number(&content);
         let keys = content.iter().map(|(net, hop)| (key(number, *net), *hop));
         tables.routes.extend(keys);
@@ -66,11 +67,14 @@ fn wrong(table: &RouteTable, cause: String) -> Error {
     Error::RouteTable { table: table.id, cause }
 }
 
-fn content(
-    table: &RouteTable,
-    interfaces: &BTreeMap<InterfaceId, &dataplane::Interface>,
-    devices: &Devices,
-) -> Result<Content, Error> {
+/// What routes may name.
+struct Targets<'a> {
+    interfaces: BTreeMap<InterfaceId, &'a dataplane::Interface>,
+    gateways: &'a nat::ById,
+    devices: &'a Devices,
+}
+
+fn content(table: &RouteTable, targets: &Targets<'_>) -> Result<Content, Error> {
     for six in [false, true] {
         let of_family = |net: &IpNet| matches!(net, IpNet::V6(_)) == six;
         let routes = table.routes.iter().map(|r| &r.destination);
@@ -89,7 +93,7 @@ fn content(
     let mut content: Content = table.local.iter().map(local).collect();
     for route in &table.routes {
         let destination = route.destination.trunc();
-        let hop = hop(table, route.target, interfaces, devices)?;
+        let hop = hop(table, destination, route.target, targets)?;
         if content.insert(destination, hop).is_some() {
             let cause = format!("route {destination}: there is one already, or it is local");
             return Err(wrong(table, cause));
@@ -101,21 +105,35 @@ fn content(
 /// A target that is not on this host is a black hole, as EC2 shows it.
 fn hop(
     table: &RouteTable,
+    destination: IpNet,
     target: Target,
-    interfaces: &BTreeMap<InterfaceId, &dataplane::Interface>,
-    devices: &Devices,
+    targets: &Targets<'_>,
 ) -> Result<Hop, Error> {
     let nowhere = Hop { kind: BLACKHOLE, to: 0 };
     let id = match target {
         Target::InternetGateway => return Ok(Hop { kind: INTERNET, to: 0 }),
-        Target::Blackhole | Target::NatGateway(_) => return Ok(nowhere),
+        Target::Blackhole => return Ok(nowhere),
+        Target::NatGateway(id) => {
+            return match targets.gateways.get(&id) {
+                Some((_, vpc)) if *vpc != table.vpc => {
+                    Err(wrong(table, format!("its target {id} belongs to another network")))
+                }
+                Some((public, _)) if matches!(destination, IpNet::V4(_)) => {
+                    Ok(Hop { kind: NAT, to: (*public).into() })
+                }
+                // IPv6 is never translated.
+                _ => Ok(nowhere),
+            };
+        }
         Target::Interface(id) => id,
     };
-    let Some(interface) = interfaces.get(&id) else { return Ok(nowhere) };
+    let Some(interface) = targets.interfaces.get(&id) else { return Ok(nowhere) };
     if interface.vpc != table.vpc {
         return Err(wrong(table, format!("its target {id} belongs to another network")));
     }
-    let Some(device) = devices.by_name.get(interface.device.name()) else { return Ok(nowhere) };
+    let Some(device) = targets.devices.by_name.get(interface.device.name()) else {
+        return Ok(nowhere);
+    };
     let kind = if interface.source_check { CHECKED } else { INTERFACE };
     Ok(Hop { kind, to: if kind == INTERFACE { device.ifindex } else { 0 } })
 }

@@ -9,7 +9,7 @@ use ebpf::layout::{
     RouteKey, Six, Span, Step, Step6,
 };
 use ebpf::rate::Rates;
-use model::{Direction, InterfaceId, NetworkAclId, RouteTableId, RuleId};
+use model::{Direction, InterfaceId, NatGatewayId, NetworkAclId, RouteTableId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct Names {
     pub acls: BTreeMap<(u32, Direction), NamedAcl>,
     /// By ifindex. Two with the same content share a number.
     pub route_tables: BTreeMap<u32, RouteTableId>,
+    /// By public address.
+    pub nat_gateways: BTreeMap<u32, NatGatewayId>,
 }
 
 /// A policy without its place. Two with the same content share one place.

@@ -113,7 +113,12 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
             (Some(_), Some((_, sender))) => stands_for(tables, sender.vpc, tally.source),
             _ => tally.source,
         };
-        let destination = elastic.map_or(tally.destination, |e| e.address);
+        let by_gateway = tables.elastics.get(&tally.destination).is_some_and(|e| e.nat != 0);
+        let destination = match elastic {
+            Some(elastic) => elastic.address,
+            None if by_gateway => interface.address,
+            None => tally.destination,
+        };
         // The responder's answers come out of the punt device, from these.
         if !of_the_host(interface, source, tally) {
             keys.push(key(id, source, destination, accepted));

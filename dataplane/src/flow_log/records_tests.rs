@@ -28,7 +28,7 @@ fn directory() -> Directory {
         let key = LocalKey { vpc, address, zero: 0 };
         tables.locals.insert(key, Local { identity, ifindex, service: 0, elastic, zero: 0 });
         if elastic != 0 {
-            tables.elastics.insert(elastic, Elastic { interface: record, address, zero: 0 });
+            tables.elastics.insert(elastic, Elastic { interface: record, address, nat: 0 });
         }
         tables.names.interfaces.insert(10 + n, InterfaceId::from_random(n.into()));
     }

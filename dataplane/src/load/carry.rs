@@ -1,5 +1,5 @@
 //! What programs have built up in the maps of another layout, on its way to ours: flows,
-//! half-open ones, counters. Policies and addresses are made anew from the desired state.
+//! half-open ones, ports of NAT gateways, counters. Policies and addresses are made anew from the desired state.
 //!
 //! ```text
 //!   new maps written ─▶ copy, until little is new ─▶ links exchanged ─▶ copy ─▶ old maps removed
@@ -8,6 +8,8 @@
 //! Nothing is lost between: a flow that an old program changed after its copy is copied
 //! once more after the exchange, and what ours know better by then stays. A death in the
 //! midst is mended by doing all of it again: nothing is put over what is newer, nor added twice.
+
+mod ports;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -106,6 +108,9 @@ impl<'a> Carry<'a> {
                 break;
             }
         }
+        let mut ports = BTreeMap::new();
+        self.ports(maps, &mut ports)?;
+        self.open_ports(maps, &ports)?;
         self.hits(watch)?;
         self.levels(maps)?;
         self.counters(maps)?;
@@ -118,6 +123,9 @@ impl<'a> Carry<'a> {
         self.half_flows(maps)?;
         self.flows(maps, &mut added)?;
         self.raise_quotas(maps, &added)?;
+        let mut ports = BTreeMap::new();
+        self.ports(maps, &mut ports)?;
+        self.raise_ports(maps, &ports)?;
         self.levels(maps)?;
         self.counters(maps)?;
         Ok(self.carried)

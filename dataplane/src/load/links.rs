@@ -19,7 +19,9 @@ use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
 use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
-use ebpf::layout::{PROGRAMS_MAX, SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR, TELL_SIX};
+use ebpf::layout::{
+    NAT_GUEST, NAT_UPLINK, PROGRAMS_MAX, SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR, TELL_SIX,
+};
 use nix::net::if_::if_indextoname;
 
 use super::pins::{Pins, absent_is_fine};
@@ -40,6 +42,8 @@ const OTHERS: [(u32, &str); PROGRAMS_MAX as usize] = [
     (SIX_RESPONDER, "punt_ingress_six"),
     (TELL_FOUR, "tell_four"),
     (TELL_SIX, "tell_six"),
+    (NAT_GUEST, "nat_guest"),
+    (NAT_UPLINK, "nat_uplink"),
 ];
 
 /// The guard comes first, so that nothing slips by while the device is being dressed.

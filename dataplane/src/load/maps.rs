@@ -14,6 +14,7 @@ use ebpf::layout::{
 };
 use ebpf::{REASONS_MAX, V6};
 
+use ebpf::port::{PortHolder, PortKey, Translation};
 use ebpf::rate::{Levels, Rates};
 
 use super::Error;
@@ -23,7 +24,7 @@ use crate::compile::{Class, Content, Placed, Tables};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 26] = [
+pub const NAMES: [&str; 30] = [
     "HALF",
     "CONFIG",
     "INTERFACES",
@@ -39,6 +40,10 @@ pub const NAMES: [&str; 26] = [
     "STEPS6",
     "FLOWS6",
     "HALF_FLOWS6",
+    "NAT_FLOWS",
+    "NAT_PORTS",
+    "NAT_OPENED",
+    "NAT_SWEPT",
     "BLOCKED6",
     "PROGRAMS",
     "ROUTES",
@@ -68,6 +73,10 @@ pub struct Maps {
     holders: Map<HolderKey, Holder>,
     steps6: Map<u32, Step6>,
     pub flows6: Map<FlowKey<V6>, Flow>,
+    pub nat_flows: Map<FlowKey, Translation>,
+    pub nat_ports: Map<PortKey, PortHolder>,
+    pub nat_opened: Map<u32, u64>,
+    pub nat_swept: Map<u32, u64>,
     blocked6: Map<Prefix6, u32>,
     routes: Map<RouteKey, Hop>,
     pub quotas: Map<u32, Quota>,
@@ -110,6 +119,10 @@ impl Maps {
             holders: map(bpf, "HOLDERS")?,
             steps6: map(bpf, "STEPS6")?,
             flows6: map(bpf, "FLOWS6")?,
+            nat_flows: map(bpf, "NAT_FLOWS")?,
+            nat_ports: map(bpf, "NAT_PORTS")?,
+            nat_opened: map(bpf, "NAT_OPENED")?,
+            nat_swept: map(bpf, "NAT_SWEPT")?,
             blocked6: map(bpf, "BLOCKED6")?,
             routes: map(bpf, "ROUTES")?,
             quotas: map(bpf, "QUOTAS")?,
@@ -204,6 +217,8 @@ impl Maps {
     fn reset(&self, slot: u32) -> io::Result<()> {
         self.quotas.put(&slot, &Quota { opened: 0, closed: 0 })?;
         self.swept.put(&slot, &0)?;
+        self.nat_opened.put(&slot, &0)?;
+        self.nat_swept.put(&slot, &0)?;
         self.levels.put(&slot, &Levels::default())?;
         let first = slot * REASONS_MAX;
         (first..first + REASONS_MAX).try_for_each(|index| self.counters.clear(index, self.cpus))

@@ -16,6 +16,7 @@ mod carry;
 mod links;
 mod maps;
 mod moved;
+mod nat;
 mod object;
 mod pins;
 mod rate;
@@ -33,6 +34,7 @@ use aya::maps::{MapData, RingBuf};
 use aya::{Ebpf, EbpfLoader};
 use ebpf::Reason;
 use ebpf::layout::Interface;
+use ebpf::port::{PortHolder, PortKey};
 use model::InterfaceId;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rpc::Deployment;
@@ -106,6 +108,7 @@ pub struct Loaded {
     /// The hidden half may differ from the one in force.
     astray: bool,
     sweep: Sweep,
+    ports: nat::Sweep,
     pub watch: Watch,
 }
 
@@ -136,7 +139,8 @@ impl Loaded {
         let sweep = Sweep::default();
         let watch = Watch::open(&bpf)?;
         let astray = true;
-        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, astray, sweep })
+        let ports = nat::Sweep::default();
+        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, astray, sweep, ports })
     }
 
     /// Whether pinned programs were found at `open` and taken over.
@@ -260,8 +264,10 @@ impl Loaded {
         Ok(counters)
     }
 
-    /// Ages flows: a bounded slice at each call; call it about once a second.
+    /// Ages flows and ports of NAT gateways: a bounded slice of each at each call; call it
+    /// about once a second.
     pub fn sweep(&mut self) -> Result<Swept, Error> {
+        self.ports.slice(&self.maps, &self.tables)?;
         self.sweep.slice(&self.maps, &self.tables)
     }
 
@@ -275,7 +281,45 @@ impl Loaded {
                 break;
             }
         }
+        self.sweep_ports()?;
         Ok(removed)
+    }
+
+    /// Ages all ports of NAT gateways at once; answers how many were given back.
+    pub fn sweep_ports(&mut self) -> Result<u64, Error> {
+        let mut removed = 0;
+        for _ in 0..=ebpf::port::CONNECTIONS_MAX {
+            let (some, done) = self.ports.slice(&self.maps, &self.tables)?;
+            removed += some;
+            if done {
+                break;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// What a NAT gateway has given away and counted, by its public address.
+    pub fn nat_gateway(&self, public: u32) -> Result<(u64, Reasons), Error> {
+        let found = self.tables.nat_gateways().find(|(address, _)| *address == public);
+        let reasons = match found {
+            Some((_, gateway)) => named(&self.maps.counters(gateway.slot)?),
+            None => Reasons::new(),
+        };
+        Ok((self.ports.connections(public), reasons))
+    }
+
+    /// Who holds which ports of NAT gateways, as the maps have it.
+    pub fn ports(&self) -> Result<Vec<(PortKey, PortHolder)>, Error> {
+        self.maps.nat_ports.entries().map_err(|e| Error::new("read", "NAT_PORTS", e))
+    }
+
+    /// Connections through gateways that an interface has open, as its quota counts them.
+    pub fn translations_open(&self, id: InterfaceId) -> Result<u64, Error> {
+        let slot = self.interface(id)?.1.slot;
+        let count = |map: &syscall::Map<u32, u64>| map.get(&slot).map(|n| n.unwrap_or(0));
+        let failed = |e| Error::new("read", "NAT_OPENED", e);
+        let opened = count(&self.maps.nat_opened).map_err(failed)?;
+        Ok(opened.saturating_sub(count(&self.maps.nat_swept).map_err(failed)?))
     }
 
     /// Runs the loaded program on a packet made for the question. Leaves no trace
@@ -371,6 +415,8 @@ pub struct Run {
     /// As tc knows it: 2 drop, 7 redirect, -1 pass.
     pub code: i32,
     pub frame: Vec<u8>,
+    /// A NAT gateway was asked, and found this port (0: none).
+    pub translated: Option<u16>,
 }
 
 fn load(pins: &Pins) -> Result<Ebpf, Error> {

@@ -14,6 +14,7 @@ use std::mem::offset_of;
 use ebpf::event::HitKey;
 use ebpf::half::{Bucket, Place};
 use ebpf::layout::{Flow, FlowKey, Interface};
+use ebpf::port::{PortHolder, PortKey};
 use ebpf::rate::Levels;
 use ebpf::{Reason, V6};
 
@@ -77,6 +78,12 @@ pub fn shapes() -> Vec<Shape> {
         // Taken as it is: a place's words are drawn in `ebpf::half`.
         shape("FLOWS6", 1, flow6_key, record!(Flow { seen_s, rule, phase, flags })),
         shape("HALF_FLOWS", 1, one("bucket", 4), record!(Bucket { places })),
+        shape(
+            "NAT_PORTS",
+            1,
+            record!(PortKey { public, peer, port, peer_port, protocol }),
+            record!(PortHolder { interface, local, seen_s, local_port, flags }),
+        ),
         shape("COUNTERS", 1, one("slot_and_reason", 4), one("packets", 8)),
         shape("HITS", 1, hit_key, one("flows", 8)),
         shape("LEVELS", 1, one("slot", 4), record!(Levels { full_at })),
@@ -251,7 +258,7 @@ mod tests {
     /// neither is needed: whoever adds one says which.
     #[test]
     fn every_pinned_map_is_carried_over_or_made_anew() {
-        const ANEW: [&str; 19] = [
+        const ANEW: [&str; 22] = [
             "HALF",
             "CONFIG",
             "LOCALS",
@@ -272,6 +279,10 @@ mod tests {
             "ROUTES",
             // Whoever opens a connection tries again.
             "HALF_FLOWS6",
+            // From the ports that were carried.
+            "NAT_FLOWS",
+            "NAT_OPENED",
+            "NAT_SWEPT",
         ];
         for name in NAMES {
             let carried = Layout::own().find(name).is_some();

@@ -12,7 +12,7 @@ use ebpf::neighbour::ANSWER_LEN;
 use ebpf::rewrite::{corrected, sum32};
 use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
 use model::Direction;
-use rpc::dataplane::{AclDenied, Explained, FrameQuestion, Question, Routed, Verdict};
+use rpc::dataplane::{AclDenied, Explained, FrameQuestion, Question, Routed, Translated, Verdict};
 
 use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
 use super::watch::named_rule;
@@ -63,12 +63,14 @@ pub fn run(
         u32::from_ne_bytes(bytes)
     };
     out.truncate(result.data_size_out as usize);
+    let translated = (word(CB + 12) != 0).then(|| word(CB + 16) as u16);
     Ok(Run {
         reason: u8::try_from(word(CB)).ok().and_then(Reason::from_number),
         egress_rule: word(CB + 4) as u16,
         ingress_rule: word(CB + 8) as u16,
         code: result.return_value as i32,
         frame: out,
+        translated,
     })
 }
 
@@ -180,6 +182,7 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
         rule: rule.and_then(|rule| rules?.get(rule).copied()),
         routed: routed(tables, ifindex, &frame),
         denied: denied(tables, ifindex, &frame, reason, entries),
+        translated: translated(tables, ifindex, &frame, &run),
     })
 }
 
@@ -190,6 +193,7 @@ fn refusal(reason: Reason) -> Verdict {
         rule: None,
         routed: None,
         denied: None,
+        translated: None,
     }
 }
 
@@ -288,6 +292,7 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
         routed: routed(tables, ifindex, &q.frame),
         denied: denied(tables, ifindex, &q.frame, reason, entries),
+        translated: translated(tables, ifindex, &q.frame, &run),
     })
 }
 
@@ -310,6 +315,11 @@ fn routed(tables: &Tables, ifindex: u32, frame: &[u8]) -> Option<Routed> {
     tables.routed(ifindex, Ends::read(frame)?.destination)
 }
 
+/// What the frame is to the world, where a NAT gateway translates it.
+fn translated(tables: &Tables, ifindex: u32, frame: &[u8], run: &Run) -> Option<Translated> {
+    tables.translated(ifindex, Ends::read(frame)?.destination, run.translated.unwrap_or(0))
+}
+
 /// The local interface that an IPv4 frame is for, as the tables route it.
 fn receiver<'a>(
     tables: &'a Tables,
@@ -326,7 +336,7 @@ fn receiver<'a>(
         let key = LocalKey { vpc: sender.vpc, address: to, zero: 0 };
         tables.interfaces.get(&tables.locals.get(&key)?.ifindex)
     });
-    near.or_else(|| Some(&tables.elastics.get(&to)?.interface))
+    near.or_else(|| Some(&tables.elastics.get(&to).filter(|e| e.nat == 0)?.interface))
 }
 
 fn route(

@@ -89,6 +89,9 @@ impl Directory {
             destination_port: ends.and_then(|e| e.ports).map(|p| p.1),
             denied: acl_denied(&self.tables, reason, both, entries),
             routed: ends.and_then(|e| self.tables.routed(event.ifindex, e.destination)),
+            translated: ends.and_then(|e| {
+                self.tables.translated(event.ifindex, e.destination, event.translated)
+            }),
         }
     }
 }

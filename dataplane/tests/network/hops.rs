@@ -33,7 +33,7 @@ fn one_guest(test: &str) -> Option<World> {
 }
 
 /// The hops that `traceroute` names, one question each.
-fn hops(world: &World, role: &str, how: &[&str], to: &str) -> Vec<String> {
+pub fn hops(world: &World, role: &str, how: &[&str], to: &str) -> Vec<String> {
     let mut command = world.command(role, "traceroute");
     // A hop that answers is not waited for any longer.
     let output =

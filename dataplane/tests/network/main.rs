@@ -12,6 +12,7 @@ mod fast;
 mod hops;
 mod moved;
 mod names;
+mod nat;
 mod observe;
 mod pieces;
 mod rates;

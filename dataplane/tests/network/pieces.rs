@@ -39,7 +39,7 @@ fn two_guests(test: &str) -> Option<World> {
 }
 
 /// Says back whatever comes to the port, of either family. It listens when this returns.
-fn echo(world: &World, role: &str, port: u16) {
+pub fn echo(world: &World, role: &str, port: u16) {
     let any = SocketAddr::new(IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), port);
     let socket = inside(world, role, move || UdpSocket::bind(any).unwrap()).join().unwrap();
     std::thread::spawn(move || {
@@ -51,7 +51,7 @@ fn echo(world: &World, role: &str, port: u16) {
 }
 
 /// Whether a datagram of so many bytes comes back whole, asked again until it does.
-fn comes_back(world: &World, role: &str, to: SocketAddr, size: usize, wait: Duration) -> bool {
+pub fn comes_back(world: &World, role: &str, to: SocketAddr, size: usize, wait: Duration) -> bool {
     let asks = inside(world, role, move || {
         let any =
             if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::V6([0; 16].into()) };

@@ -29,7 +29,7 @@ fn layouts(world: &World) -> Vec<PathBuf> {
 }
 
 /// What is pinned is another layout's from now on, without its daemon.
-fn estrange(world: &mut World, nth: usize) -> PathBuf {
+pub fn estrange(world: &mut World, nth: usize) -> PathBuf {
     world.kill();
     let [own] = &layouts(world)[..] else { panic!("{:?}", layouts(world)) };
     let other = pins(world).join(format!("maps-{nth:016x}"));

@@ -8,6 +8,7 @@ use dataplane::compile::{Host, Tables, compile};
 use dataplane::load::{self, Loaded};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::layout::Interface;
+use ebpf::nat;
 use ebpf::packet::{HEAD_LEN, HEAD6_LEN};
 use ebpf::six::{from_instance6, from_punt6, from_world6};
 use ebpf::{Action, Arrival, Head, Head6, Reason, TRACE_MARK, V6, Verdict, Work};
@@ -143,6 +144,7 @@ fn decided(host: &mut Host, ifindex: u32, frame: &[u8], tables: &Tables) -> Deci
         Written::Four(work) => {
             host.account(&work.verdict);
             host.keep(&work, now_s());
+            host.translate(&work);
         }
         Written::Six(work) => {
             host.account(&work.verdict);
@@ -197,8 +199,14 @@ fn decide(host: &Host, ifindex: u32, frame: &[u8], tables: &Tables) -> (Decided,
         (_, true) => from_punt(host, &head, &mut work),
         _ => from_instance(host, frame, &head, &arrival, &mut work),
     }
+    if work.verdict.action == Action::Translate {
+        match uplink {
+            true => nat::from_outside(host, frame, &head, &arrival, &mut work),
+            false => nat::from_guest(host, frame, &arrival, &mut work),
+        }
+    }
     let told = told(frame, &work.verdict, uplink);
-    let decided = Decided::of(&work.verdict, carried_out(frame, &work.verdict), told);
+    let decided = Decided::of(&work.verdict, carried_out(frame, &work), told);
     (decided, Written::Four(Box::new(work)))
 }
 
@@ -221,7 +229,9 @@ fn compare(random: &mut Random, loaded: &Loaded, host: &mut Host, tally: &mut Ta
         true => frames6::frame(random, from, &tables),
         false => frame(random, from, &guests),
     };
+    let expected = if six { None } else { crate::nat::expected(random, host, &tables) };
     let (ifindex, frame) = match random.below(10) {
+        1 | 6 if expected.is_some() => expected.unwrap(),
         0 => {
             let to = index(&guest(random.below(GUESTS as u64) as usize));
             let frame = match six {

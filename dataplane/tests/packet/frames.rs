@@ -3,8 +3,9 @@
 use ebpf::layout::Interface;
 use ebpf::packet::mac_bytes;
 use ebpf::rewrite::corrected;
+use ebpf::verdict::PortChange;
 use ebpf::{
-    Action, DNS_ADDRESS, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Verdict, punt_mac,
+    Action, DNS_ADDRESS, GATEWAY_MAC, Head, METADATA_ADDRESS, TIME_ADDRESS, Work, punt_mac,
 };
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 
@@ -147,7 +148,7 @@ fn packet(random: &mut Random, from: Option<&Interface>, others: &[Interface]) -
 }
 
 /// A piece of the one datagram: mostly what a first or a later one looks like.
-fn become_part(random: &mut Random, frame: &mut Vec<u8>) {
+pub fn become_part(random: &mut Random, frame: &mut Vec<u8>) {
     let whole = frame.len() - 34;
     let even = if random.chance(90) { whole & !7 } else { whole };
     frame.truncate(34 + even.max(8));
@@ -245,10 +246,10 @@ pub fn responder_frame(random: &mut Random, ifindex: u32) -> Vec<u8> {
 
 /// The frame that a verdict makes of `frame`, by whole recomputation of nothing:
 /// headers by the library, the transport's checksum by RFC 1624 in this file.
-pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
-    let mut out = frame.to_vec();
+pub fn carried_out(frame: &[u8], work: &Work) -> Option<Vec<u8>> {
+    let (mut out, verdict) = (frame.to_vec(), &work.verdict);
     match verdict.action {
-        Action::Drop | Action::Pass | Action::AnswerNeighbour => return None,
+        Action::Drop | Action::Pass | Action::AnswerNeighbour | Action::Translate => return None,
         Action::AnswerArp => {
             let mac = mac_bytes(verdict.rewrite.source_mac);
             out[0..6].copy_from_slice(&frame[22..28]);
@@ -261,6 +262,7 @@ pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
         }
         Action::Deliver | Action::Leave | Action::Enter => {
             let head = Head::of(frame[..34].try_into().ok()?);
+            change_port(&mut out, &work.nat.ports);
             out[..34].copy_from_slice(&verdict.rewrite.apply(&head).bytes());
             if let Some((old, new)) = verdict.rewrite.transport_delta(&head) {
                 correct_transport(&mut out, old, new);
@@ -272,6 +274,26 @@ pub fn carried_out(frame: &[u8], verdict: &Verdict) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// The packet through a NAT gateway has another port.
+fn change_port(out: &mut [u8], change: &PortChange) {
+    if change.at == 0 {
+        return;
+    }
+    let [at, sum_at] = [change.at, change.checksum_at].map(|at| at as usize);
+    let found = u16::from_be_bytes([out[at], out[at + 1]]);
+    assert_eq!(found, change.old, "the port that is exchanged");
+    out[at..at + 2].copy_from_slice(&change.new.to_be_bytes());
+    let before = u16::from_be_bytes([out[sum_at], out[sum_at + 1]]);
+    if change.udp && before == 0 {
+        return;
+    }
+    let after = match corrected(before, change.old.into(), change.new.into()) {
+        0 if change.udp => 0xffff,
+        after => after,
+    };
+    out[sum_at..sum_at + 2].copy_from_slice(&after.to_be_bytes());
 }
 
 fn correct_transport(out: &mut [u8], old: u32, new: u32) {

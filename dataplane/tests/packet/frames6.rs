@@ -238,7 +238,7 @@ pub fn carried_out6(frame: &[u8], verdict: &Verdict<V6>) -> Option<Vec<u8>> {
     let rewrite = &verdict.rewrite;
     let (to_mac, from_mac) = (mac_bytes(rewrite.destination_mac), mac_bytes(rewrite.source_mac));
     match verdict.action {
-        Action::Drop | Action::Pass | Action::AnswerArp => None,
+        Action::Drop | Action::Pass | Action::AnswerArp | Action::Translate => None,
         Action::Deliver | Action::Leave | Action::Enter => {
             let mut out = frame.to_vec();
             out[..6].copy_from_slice(&to_mac);

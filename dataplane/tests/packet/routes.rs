@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use dataplane::compile::{Host, Tables, compile};
 use ebpf::layout::Hop;
-use ebpf::route::{BLACKHOLE, CHECKED, INTERFACE, INTERNET, LOCAL, NOWHERE};
+use ebpf::route::{BLACKHOLE, CHECKED, INTERFACE, INTERNET, LOCAL, NAT, NOWHERE};
 use ebpf::{Tables as _, V6};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::route_table::{ROUTES_A_TABLE_MAX, Target, Way};
@@ -12,13 +12,16 @@ use model::{InterfaceId, Route, RouteTable, RouteTableId, VpcId};
 use rpc::dataplane::Desired;
 
 use crate::random::Random;
-use crate::world::{GUESTS, any_address, any_address6, desired, imagined_devices, interface_id};
+use crate::world::{
+    GUESTS, any_address, any_address6, desired, gateway, imagined_devices, interface_id,
+};
 
 /// Two tables of the first network and one of the second, over the addresses that there are.
 pub fn tables(random: &mut Random) -> Vec<RouteTable> {
     let net = |text: &str| text.parse::<IpNet>().unwrap();
     let table = |random: &mut Random, n: u64| {
         let (vpc, guests) = if n < 2 { (1, 0..3) } else { (2, 3..GUESTS) };
+        let gateway = Target::NatGateway(gateway(vpc as u64).id);
         // The second's neighbour is not in it, or does not exist.
         let nobody = InterfaceId::from_random(999);
         let targets: Vec<InterfaceId> = guests.map(interface_id).chain([nobody]).collect();
@@ -35,8 +38,9 @@ pub fn tables(random: &mut Random) -> Vec<RouteTable> {
             }
         };
         if random.chance(80) {
-            add(net("0.0.0.0/0"), Target::InternetGateway);
-            add(net("::/0"), Target::InternetGateway);
+            let outside = random.pick(&[Target::InternetGateway, gateway]);
+            add(net("0.0.0.0/0"), outside);
+            add(net("::/0"), random.pick(&[Target::InternetGateway, outside]));
         }
         for _ in 0..random.below(12) {
             let destination = match random.chance(50) {
@@ -49,9 +53,10 @@ pub fn tables(random: &mut Random) -> Vec<RouteTable> {
                     Ipv6Net::new(any_address6(random), length).unwrap().into()
                 }
             };
-            let target = match random.below(4) {
+            let target = match random.below(5) {
                 0 => Target::Blackhole,
                 1 => Target::InternetGateway,
+                2 => gateway,
                 _ => Target::Interface(random.pick(&targets)),
             };
             add(destination, target);
@@ -75,7 +80,11 @@ fn expected(desired: &Desired, tables: &Tables, table: &RouteTable, to: IpAddr) 
     };
     match target {
         Target::InternetGateway => hop(INTERNET, 0),
-        Target::Blackhole | Target::NatGateway(_) => hop(BLACKHOLE, 0),
+        Target::Blackhole => hop(BLACKHOLE, 0),
+        Target::NatGateway(id) => match desired.nat_gateways.iter().find(|g| g.id == id) {
+            Some(gateway) if to.is_ipv4() => hop(NAT, gateway.elastic.into()),
+            _ => hop(BLACKHOLE, 0),
+        },
         Target::Interface(id) => match desired.interfaces.iter().find(|i| i.id == id) {
             None => hop(BLACKHOLE, 0),
             Some(i) if i.source_check => hop(CHECKED, 0),
@@ -89,8 +98,8 @@ fn expected(desired: &Desired, tables: &Tables, table: &RouteTable, to: IpAddr) 
 }
 
 /// Every interface's table on `count` destinations: disagreements, and hops by their kind.
-fn compare(random: &mut Random, desired: &Desired, host: &Host, count: u64) -> (u64, [u64; 6]) {
-    let (mut wrong, mut kinds) = (0, [0; 6]);
+fn compare(random: &mut Random, desired: &Desired, host: &Host, count: u64) -> (u64, [u64; 7]) {
+    let (mut wrong, mut kinds) = (0, [0; 7]);
     for interface in &desired.interfaces {
         let Some(id) = interface.route_table else { continue };
         let table = desired.route_tables.iter().find(|t| t.id == id).unwrap();
@@ -119,7 +128,7 @@ fn a_compiled_table_sends_where_the_model_sends() {
     let mut random = Random::seeded("routes", 31);
     let devices = imagined_devices();
     let mut loaded = Tables::default();
-    let mut kinds = [0; 6];
+    let mut kinds = [0; 7];
     for world in 0..300 {
         let desired = desired(&mut random, 0);
         let tables = compile(&desired, &devices, &loaded).unwrap();

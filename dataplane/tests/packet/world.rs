@@ -6,10 +6,12 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use dataplane::compile::{DeviceFact, DeviceKind, Devices};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, Peer, PortRange, Protocol, Rule, RuleId, SecurityGroup,
-    VpcId,
+    Direction, GroupId, InterfaceId, Mac, NatGatewayId, Peer, PortRange, Protocol, Rule, RuleId,
+    SecurityGroup, VpcId,
 };
-use rpc::dataplane::{Desired, Device, Dns, Interface, PrivateAddress, Services, Uplink};
+use rpc::dataplane::{
+    Desired, Device, Dns, Interface, NatGateway, PrivateAddress, Services, Uplink,
+};
 
 use crate::acls::{acl_id, acls};
 use crate::random::Random;
@@ -53,6 +55,17 @@ pub fn address6(n: usize, k: u64) -> Ipv6Addr {
 
 pub fn elastic(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(198, 51, 100, 10 + n as u8)
+}
+
+/// The NAT gateway of the first or second network, with few ports.
+pub fn gateway(n: u64) -> NatGateway {
+    NatGateway {
+        id: NatGatewayId::from_random(n.into()),
+        vpc: VpcId::from_random(n.into()),
+        address: Ipv4Addr::new(10, 0, 0, 200),
+        elastic: Ipv4Addr::new(198, 51, 100, 50 + n as u8),
+        ports_max: Some(2),
+    }
 }
 
 pub fn interface_id(n: usize) -> InterfaceId {
@@ -130,6 +143,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         groups,
         route_tables: tables(random),
         network_acls: acls(random),
+        nat_gateways: (1..3).filter(|_| random.chance(70)).map(gateway).collect(),
         blocklist: if random.chance(30) {
             vec![
                 IpNet::V4(Ipv4Net::new(Ipv4Addr::new(192, 0, 2, 0), 24).unwrap()),
@@ -240,6 +254,7 @@ pub fn any_address(random: &mut Random) -> Ipv4Addr {
     match random.below(10) {
         0..=2 => address(random.below(GUESTS as u64) as usize),
         3 => secondary(random.below(GUESTS as u64) as usize),
+        4 if random.chance(30) => gateway(1 + random.below(2)).elastic,
         4 | 5 => elastic(random.below(GUESTS as u64 + 1) as usize),
         6..=8 => Ipv4Addr::from(random.pick(&WORLD)),
         _ => Ipv4Addr::from(random.next() as u32),

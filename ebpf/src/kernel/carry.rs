@@ -57,7 +57,7 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     }
     match verdict.action {
         Action::Drop if verdict.tell != Tell::Nothing && !asked => TOLD,
-        Action::Drop | Action::AnswerNeighbour => TC_ACT_SHOT,
+        Action::Drop | Action::AnswerNeighbour | Action::Translate => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
         Action::AnswerArp => answer_arp(skb, mac_bytes(verdict.rewrite.source_mac)),
         Action::Deliver | Action::Leave | Action::Enter => {

@@ -10,6 +10,7 @@ pub mod carry;
 mod early;
 mod flows;
 mod fragments;
+mod nat;
 mod routes;
 mod six;
 pub mod skb;
@@ -21,9 +22,9 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf::decide::{from_instance, from_punt, from_world};
-use ebpf::layout::{SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR};
+use ebpf::layout::{NAT_GUEST, NAT_UPLINK, SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR};
 use ebpf::packet::IPV6;
-use ebpf::{Reason, VERDICT_MARK, Work};
+use ebpf::{Action, Reason, VERDICT_MARK, Work};
 
 use self::carry::{TOLD, carry_out, refuse};
 use self::skb::Skb;
@@ -57,7 +58,12 @@ pub fn tap_ingress(ctx: TcContext) -> i32 {
         return go_on(&ctx, SIX_GUEST);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_instance(&Maps::now(), &skb, &head, &skb.arrival(), work);
+    let maps = Maps::now();
+    from_instance(&maps, &skb, &head, &skb.arrival(), work);
+    if work.verdict.action == Action::Translate {
+        work.nat.half = maps.half();
+        return go_on(&ctx, NAT_GUEST);
+    }
     match carry_out(skb.0) {
         TOLD => go_on(&ctx, TELL_FOUR),
         code => code,
@@ -74,7 +80,12 @@ pub fn uplink_ingress(ctx: TcContext) -> i32 {
         return go_on(&ctx, SIX_UPLINK);
     }
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_world(&Maps::now(), &skb, &head, &skb.arrival(), work);
+    let maps = Maps::now();
+    from_world(&maps, &skb, &head, &skb.arrival(), work);
+    if work.verdict.action == Action::Translate {
+        work.nat.half = maps.half();
+        return go_on(&ctx, NAT_UPLINK);
+    }
     match carry_out(skb.0) {
         TOLD => go_on(&ctx, TELL_FOUR),
         code => code,

@@ -127,7 +127,7 @@ pub extern "C" fn carry_out6(ctx: *mut __sk_buff) -> i32 {
     }
     match verdict.action {
         Action::Drop if verdict.tell != Tell::Nothing && !asked => TOLD,
-        Action::Drop | Action::AnswerArp => TC_ACT_SHOT,
+        Action::Drop | Action::AnswerArp | Action::Translate => TC_ACT_SHOT,
         Action::Pass => TC_ACT_UNSPEC,
         Action::AnswerNeighbour => answer_neighbour(skb, verdict),
         Action::Deliver | Action::Leave | Action::Enter => send_on(skb, head, verdict),

@@ -7,13 +7,16 @@ use ebpf::layout::{
     Config, Elastic, ElasticKey, Flow, FlowKey, Holder, HolderKey, Hop, Interface, Local, LocalKey,
     Policy, Six, Step, Step6, config_of, interface_of,
 };
+use ebpf::port::{PortHolder, PortKey, Translation};
 use ebpf::tables::{Question, classify};
 use ebpf::{Tables, V6};
 
+use super::nat::free_port;
 use super::routes::{find_hop, find_hop6};
 use crate::maps::{
     BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, FRAGMENTS, HALF, HALF_FLOWS, HALF_FLOWS6,
-    HOLDERS, INTERFACES, LOCALS, POLICIES, QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
+    HOLDERS, INTERFACES, LOCALS, NAT_FLOWS, NAT_OPENED, NAT_PIECES, NAT_PORTS, NAT_SWEPT, POLICIES,
+    QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
 };
 
 /// One half of the tables, for one packet.
@@ -26,6 +29,17 @@ impl Maps {
     #[inline(always)]
     pub fn now() -> Self {
         Self { half: HALF.get(0).copied().unwrap_or(0) }
+    }
+
+    /// For a program that goes on with a packet.
+    #[inline(always)]
+    pub const fn of(half: u32) -> Self {
+        Self { half }
+    }
+
+    #[inline(always)]
+    pub const fn half(&self) -> u32 {
+        self.half
     }
 }
 
@@ -153,6 +167,40 @@ impl Tables for Maps {
     #[inline(always)]
     fn blocked6(&self, address: &V6) -> bool {
         BLOCKED6.get(Key::new(128, address.bytes())).is_some()
+    }
+
+    #[inline(always)]
+    fn translation(&self, key: &FlowKey) -> Option<Translation> {
+        // SAFETY: as for `interface`.
+        unsafe { NAT_FLOWS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn port_holder(&self, key: &PortKey) -> Option<PortHolder> {
+        // SAFETY: as for `interface`.
+        unsafe { NAT_PORTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn piece_holder(&self, key: &PortKey) -> Option<PortHolder> {
+        // SAFETY: plain numbers. One that is exchanged while it is read is no interface's, or
+        // one that has no place for this datagram.
+        unsafe { NAT_PIECES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn translations_open(&self, slot: u32) -> u64 {
+        match (NAT_OPENED.get(slot), NAT_SWEPT.get(slot)) {
+            (Some(opened), Some(swept)) => opened.saturating_sub(*swept),
+            _ => u64::MAX,
+        }
+    }
+
+    #[inline(always)]
+    fn free_port(&self, key: &PortKey, ports: u32, start: u64) -> u16 {
+        let ends = u64::from(key.public) << 32 | u64::from(key.peer);
+        let peer = u64::from(key.peer_port) << 8 | u64::from(key.protocol);
+        free_port(ends, u64::from(ports) << 32 | peer, start) as u16
     }
 
     #[inline(always)]
