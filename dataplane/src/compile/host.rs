@@ -118,6 +118,11 @@ impl Host {
         &self.ports
     }
 
+    /// What the sweep does with ports that nobody uses any more.
+    pub fn sweep_ports(&mut self, now_s: u32) {
+        self.ports.retain(|_, holder| holder.alive(now_s));
+    }
+
     /// What the programs write down of a packet through a NAT gateway; nothing of any other.
     pub fn translate(&mut self, work: &Work) {
         let nat = &work.nat;

@@ -109,11 +109,13 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
         let tables = directory.tables();
         let elastic = tables.elastics.get(&tally.destination);
         let elastic = elastic.filter(|e| e.interface.id == interface.id);
-        let source = match (elastic, sender) {
-            (Some(_), Some((_, sender))) => stands_for(tables, sender.vpc, tally.source),
+        let by_gateway = tables.elastics.get(&tally.destination).is_some_and(|e| e.nat != 0);
+        let source = match sender {
+            Some((_, sender)) if elastic.is_some() || by_gateway => {
+                stands_for(tables, sender, tally)
+            }
             _ => tally.source,
         };
-        let by_gateway = tables.elastics.get(&tally.destination).is_some_and(|e| e.nat != 0);
         let destination = match elastic {
             Some(elastic) => elastic.address,
             None if by_gateway => interface.address,
@@ -127,10 +129,15 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
     keys
 }
 
-/// A private address as the world sees it.
-fn stands_for(tables: &Tables, vpc: u64, address: u32) -> u32 {
-    let local = tables.locals.get(&LocalKey { vpc, address, zero: 0 });
-    local.map(|l| l.elastic).filter(|elastic| *elastic != 0).unwrap_or(address)
+/// A sender's private address as the world sees it: its elastic one, or a NAT gateway's.
+fn stands_for(tables: &Tables, sender: &Interface, tally: &TallyKey) -> u32 {
+    let destination = Ipv4Addr::from(tally.destination).into();
+    if let Some(by) = tables.translated(sender.ifindex, destination, 0) {
+        return by.address.into();
+    }
+    let key = LocalKey { vpc: sender.vpc, address: tally.source, zero: 0 };
+    let local = tables.locals.get(&key);
+    local.map(|l| l.elastic).filter(|elastic| *elastic != 0).unwrap_or(tally.source)
 }
 
 /// Whether it is between a guest and the host's own services.

@@ -7,6 +7,7 @@ use crate::compile::Tables;
 const A: [u8; 4] = [10, 0, 0, 10];
 const B: [u8; 4] = [10, 0, 0, 11];
 const ELASTIC: [u8; 4] = [198, 51, 100, 200];
+const NAT: [u8; 4] = [198, 51, 100, 201];
 const WORLD: [u8; 4] = [203, 0, 113, 9];
 
 /// Interface 1 has device 11, slot 1 and an elastic address; interface 2 device 12, slot 2.
@@ -32,6 +33,11 @@ fn directory() -> Directory {
         }
         tables.names.interfaces.insert(10 + n, InterfaceId::from_random(n.into()));
     }
+    let gateway = Record { slot: 3, ..Record::zeroed() };
+    let address = u32::from_be_bytes([10, 0, 0, 9]);
+    tables
+        .elastics
+        .insert(u32::from_be_bytes(NAT), Elastic { interface: gateway, address, nat: 4 });
     Directory::new(&tables)
 }
 
@@ -89,6 +95,15 @@ fn what_came_by_the_elastic_address_is_recorded_under_the_private_one() {
     let lines = told(&[tally(3, [1, 0], (WORLD, ELASTIC), (5000, 80), false)], false);
     assert!(lines[0].contains("eni-00000000000000001 203.0.113.9 10.0.0.10 5000 80"), "{lines:?}");
     assert!(lines[0].ends_with("REJECT OK"), "{lines:?}");
+}
+
+#[test]
+fn what_came_by_a_nat_gateway_is_recorded_under_the_private_address() {
+    let lines = told(&[tally(3, [2, 0], (WORLD, NAT), (443, 5000), true)], false);
+    assert!(lines[0].contains("eni-00000000000000002 203.0.113.9 10.0.0.11 443 5000"), "{lines:?}");
+    // Whom nobody waits for is nobody's.
+    let lines = told(&[tally(3, [3, 0], (WORLD, NAT), (443, 5000), false)], false);
+    assert!(lines.iter().all(|l| l.ends_with("NODATA")), "{lines:?}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const SHORT: Duration = Duration::from_millis(500);
 
 /// What is observed from now on, in a thread of its own.
-fn listen(world: &World, drops: bool) -> mpsc::Receiver<Observed> {
+pub fn listen(world: &World, drops: bool) -> mpsc::Receiver<Observed> {
     let client = world.client();
     let (sender, receiver) = mpsc::channel();
     std::thread::spawn(move || {
@@ -34,7 +34,7 @@ fn listen(world: &World, drops: bool) -> mpsc::Receiver<Observed> {
     }
 }
 
-fn seen(events: &mpsc::Receiver<Observed>, port: u16) -> Seen {
+pub fn seen(events: &mpsc::Receiver<Observed>, port: u16) -> Seen {
     let begun = now();
     while now() - begun < PATIENCE {
         if let Ok(Observed::Seen(seen)) = events.recv_timeout(PATIENCE)

@@ -1,6 +1,7 @@
 //! NAT gateways: what goes through one, by the decision on the host, and what random frames
 //! answer to what went out.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use dataplane::compile::{Host, Tables, compile};
@@ -442,4 +443,58 @@ fn ports_are_given_back_with_their_interface_or_their_gateway() {
     load(&mut loaded, &stage);
     assert_eq!(connect(&loaded, 1, 6000), Some(Reason::NewFlow));
     assert_eq!(open(&loaded, 1), 1);
+}
+
+/// What a naive gateway would know: who has which port towards whom, and since when it is silent.
+type Held = BTreeMap<(usize, u16, u16), (u16, u32)>;
+
+/// Two instances, few ports of theirs and few of the gateway's, time that passes and a sweep now
+/// and then: an answer reaches who asked, a connection keeps its port, and no two share one.
+#[test]
+fn whatever_happens_an_answer_reaches_who_asked_and_nobody_else() {
+    const PORTS: usize = 6;
+    let mut stage = Stage::new(PORTS as u16);
+    let mut random = Random::seeded("ports", 72);
+    let mut held = Held::new();
+    let (mut kept, mut refused, mut lost) = (0, 0, 0);
+    for _ in 0..20_000 {
+        if random.chance(15) {
+            stage.now_s += random.pick(&[1, 40, 200, IDLE_S + 1]);
+        }
+        if random.chance(10) {
+            stage.host.sweep_ports(stage.now_s);
+        }
+        let now_s = stage.now_s;
+        let (n, own) = (random.below(2) as usize, 5000 + random.below(5) as u16);
+        let to = 443 + random.below(2) as u16;
+        let (reason, out) = stage.guest_sends(n, (own, to), random.pick(&["S", "A"]));
+        let alive = |(_, seen): &(u16, u32)| now_s - seen <= IDLE_S;
+        let before = held.get(&(n, own, to)).copied().filter(alive);
+        if !reason.accepts() {
+            // Only an opening of a group's flow may be refused, and a port where none is left.
+            let towards = stage.host.ports().keys().filter(|key| key.peer_port == to).count();
+            let full = reason == Reason::NatNoPort && before.is_none() && towards == PORTS;
+            assert!(full || reason == Reason::Untracked, "{reason:?} {towards} {before:?}");
+            refused += u64::from(full);
+            continue;
+        }
+        let ((from, port), _) = ends(&out);
+        assert_eq!(from, gateway(1).elastic);
+        if let Some((known, _)) = before {
+            assert_eq!(port, known, "a connection keeps its port");
+            kept += 1;
+        }
+        let others = held.iter().filter(|((m, o, t), _)| (*m, *o) != (n, own) && *t == to);
+        let shared = others.filter(|(_, state)| alive(state) && state.0 == port).count();
+        assert_eq!(shared, 0, "two live connections share port {port}");
+        held.insert((n, own, to), (port, now_s));
+        let (reason, back) = stage.world_sends((to, port), "A");
+        if reason.accepts() {
+            assert_eq!(ends(&back).1, (address(n), own));
+        } else {
+            lost += 1;
+        }
+    }
+    assert_eq!(lost, 0);
+    assert!(kept > 2000 && refused > 200, "{kept} kept, {refused} refused");
 }
