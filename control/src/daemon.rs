@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, bail};
 use ipnet::Ipv4Net;
+use model::RuleLimits;
 use rpc::Deployment;
 use store::{Embedded, Etcd, Store};
 use tokio::net::TcpListener;
@@ -64,6 +65,13 @@ pub struct Options {
     /// /etc/resolv.conf.
     #[arg(long)]
     pub dns: Vec<IpAddr>,
+    /// Rules of a security group, each way and family; times the groups of an interface,
+    /// 1000 at most.
+    #[arg(long, default_value_t = RuleLimits::default().rules_a_group)]
+    pub rules_a_group: u32,
+    /// Security groups of an interface, 16 at most.
+    #[arg(long, default_value_t = RuleLimits::default().groups_an_interface)]
+    pub groups_an_interface: u32,
     #[command(flatten)]
     pub packets: Packets,
     /// Endpoints of an etcd to keep the state in; where none is given, it is
@@ -160,6 +168,13 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
     };
     let uplink = options.uplink.clone().zip(options.uplink_gateway);
     let uplink = uplink.map(|(device, gateway)| options.packets.uplink(device, gateway));
+    let rule_limits = RuleLimits {
+        rules_a_group: options.rules_a_group,
+        groups_an_interface: options.groups_an_interface,
+    };
+    if let Some(cause) = rule_limits.refused() {
+        bail!("--rules-a-group, --groups-an-interface: {cause}");
+    }
     let mut elastic_reserved = options.elastic_reserved.clone();
     if let Some(uplink) = &uplink {
         elastic_reserved.extend(addresses_of(&uplink.device));
@@ -173,6 +188,7 @@ fn settings(options: &Options, address: SocketAddr) -> anyhow::Result<Settings> 
         elastic_reserved,
         flow_log: options.packets.flow_log(),
         name_servers: name_servers(&options.dns),
+        rule_limits,
         endpoint: format!("http://{address}"),
     })
 }

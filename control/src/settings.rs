@@ -17,6 +17,8 @@ pub struct Settings {
     pub flow_log: Option<rpc::dataplane::FlowLog>,
     /// Who is asked for names that are of no network here.
     pub name_servers: Vec<IpAddr>,
+    /// How many rules a group may have, and how many groups an interface.
+    pub rule_limits: model::RuleLimits,
     /// Where the API is reached: `http://127.0.0.1:8773`.
     pub endpoint: String,
 }

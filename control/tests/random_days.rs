@@ -41,6 +41,7 @@ impl Day {
             flow_log: None,
             elastic_reserved: vec![],
             name_servers: vec![],
+            rule_limits: model::RuleLimits::default(),
             endpoint: "http://127.0.0.1:8773".to_owned(),
         };
         let observed = Observed {

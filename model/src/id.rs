@@ -106,6 +106,7 @@ ids! {
     RouteTableId "rtb-";
     NatGatewayId "nat-";
     NetworkAclId "acl-";
+    PrefixListId "pl-";
     ReservationId "r-";
 }
 

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::id::{GroupId, RuleId, VpcId};
+use crate::id::{GroupId, PrefixListId, RuleId, VpcId};
+use crate::prefix_list::PrefixList;
 
 /// Groups an interface may have (EC2 quota, at its greatest).
 pub const GROUPS_AN_INTERFACE_MAX: usize = 16;
@@ -20,6 +21,42 @@ pub const GROUPS_AN_INTERFACE_MAX: usize = 16;
 /// Rules an interface may be subject to, over all its groups and one direction
 /// (EC2 quota "rules per security group x groups per interface").
 pub const RULES_AN_INTERFACE_MAX: usize = 1000;
+
+/// How many rules a group may have, and how many groups an interface (EC2 quotas, which
+/// one may have raised as long as their product is at most 1000).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RuleLimits {
+    /// In one direction and of one address family.
+    pub rules_a_group: u32,
+    pub groups_an_interface: u32,
+}
+
+impl Default for RuleLimits {
+    fn default() -> Self {
+        Self { rules_a_group: 60, groups_an_interface: 5 }
+    }
+}
+
+impl RuleLimits {
+    /// Why nobody can have these limits, if so.
+    pub fn refused(self) -> Option<String> {
+        let Self { rules_a_group: rules, groups_an_interface: groups } = self;
+        if rules == 0 || !(1..=GROUPS_AN_INTERFACE_MAX as u32).contains(&groups) {
+            return Some(format!(
+                "{rules} rules a group and {groups} groups an interface; give at least 1 rule, \
+                 and 1 to {GROUPS_AN_INTERFACE_MAX} groups"
+            ));
+        }
+        let product = u64::from(rules) * u64::from(groups);
+        (product > RULES_AN_INTERFACE_MAX as u64).then(|| {
+            format!(
+                "{rules} rules a group x {groups} groups an interface are {product}, but \
+                 {RULES_AN_INTERFACE_MAX} are the most: lower one of them"
+            )
+        })
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -142,6 +179,8 @@ pub enum Peer {
     Cidr(IpNet),
     /// Every interface of that group, by its private address.
     Group(GroupId),
+    /// Whatever the list has.
+    PrefixList(PrefixListId),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -157,6 +196,26 @@ pub struct SecurityGroup {
     pub vpc: VpcId,
     pub ingress: Vec<Rule>,
     pub egress: Vec<Rule>,
+}
+
+impl Rule {
+    /// What it counts as among a group's rules, of IPv4 and of IPv6. A list counts as all
+    /// that it has room for, and one that is still empty in both.
+    pub fn weight(&self, lists: &[PrefixList]) -> [u32; 2] {
+        match self.peer {
+            Peer::Cidr(IpNet::V4(_)) => [1, 0],
+            Peer::Cidr(IpNet::V6(_)) => [0, 1],
+            Peer::Group(_) => [1, 1],
+            Peer::PrefixList(id) => match lists.iter().find(|l| l.id == id) {
+                None => [0, 0],
+                Some(list) => match list.is_six() {
+                    Some(false) => [list.entries_max, 0],
+                    Some(true) => [0, list.entries_max],
+                    None => [list.entries_max; 2],
+                },
+            },
+        }
+    }
 }
 
 impl SecurityGroup {
@@ -185,6 +244,7 @@ pub struct Header {
 /// in the same VPC; empty where no interface does.
 pub fn permits<'a>(
     groups: impl IntoIterator<Item = &'a SecurityGroup>,
+    lists: &[PrefixList],
     direction: Direction,
     remote_groups: &BTreeSet<GroupId>,
     header: &Header,
@@ -192,6 +252,7 @@ pub fn permits<'a>(
     let peer_matches = |peer: &Peer| match peer {
         Peer::Cidr(net) => net.contains(&header.remote),
         Peer::Group(group) => remote_groups.contains(group),
+        Peer::PrefixList(id) => lists.iter().any(|l| l.id == *id && l.contains(header.remote)),
     };
     groups
         .into_iter()
@@ -224,13 +285,19 @@ mod tests {
             Peer::Cidr("203.0.113.0/24".parse().unwrap()),
             Protocol::Tcp(PortRange::single(22)),
         );
-        let permitted = |h: Header| permits([&ssh], Direction::Ingress, &BTreeSet::new(), &h);
+        let permitted = |h: Header| permits([&ssh], &[], Direction::Ingress, &BTreeSet::new(), &h);
         assert_eq!(permitted(header("203.0.113.9", 6, 22)), Some(RuleId::from_random(7)));
         assert_eq!(permitted(header("203.0.114.9", 6, 22)), None);
         assert_eq!(permitted(header("203.0.113.9", 6, 23)), None);
         assert_eq!(permitted(header("203.0.113.9", 17, 22)), None);
         assert_eq!(
-            permits([&ssh], Direction::Egress, &BTreeSet::new(), &header("203.0.113.9", 6, 22)),
+            permits(
+                [&ssh],
+                &[],
+                Direction::Egress,
+                &BTreeSet::new(),
+                &header("203.0.113.9", 6, 22)
+            ),
             None
         );
     }
@@ -240,8 +307,8 @@ mod tests {
         let peers = group(Peer::Group(GroupId::from_random(1)), Protocol::Any);
         let own = BTreeSet::from([GroupId::from_random(1)]);
         let h = header("10.0.0.9", 6, 80);
-        assert!(permits([&peers], Direction::Ingress, &own, &h).is_some());
-        assert!(permits([&peers], Direction::Ingress, &BTreeSet::new(), &h).is_none());
+        assert!(permits([&peers], &[], Direction::Ingress, &own, &h).is_some());
+        assert!(permits([&peers], &[], Direction::Ingress, &BTreeSet::new(), &h).is_none());
     }
 
     #[test]
@@ -253,6 +320,7 @@ mod tests {
         let permitted = |kind: u16| {
             permits(
                 [&echo],
+                &[],
                 Direction::Ingress,
                 &BTreeSet::new(),
                 &header("192.0.2.1", 1, kind << 8),
@@ -260,6 +328,39 @@ mod tests {
         };
         assert!(permitted(8).is_some());
         assert!(permitted(13).is_none());
+    }
+
+    #[test]
+    fn a_prefix_list_permits_what_it_has_and_counts_as_what_it_has_room_for() {
+        let net = "192.0.2.0/24".parse().unwrap();
+        let id = PrefixListId::from_random(5);
+        let entry = crate::ListEntry { net, description: "office".into() };
+        let mut list = PrefixList { id, version: 1, entries_max: 20, entries: vec![entry] };
+        let office = group(Peer::PrefixList(id), Protocol::Any);
+        let permitted = |lists: &[PrefixList], remote| {
+            let h = header(remote, 6, 22);
+            permits([&office], lists, Direction::Ingress, &BTreeSet::new(), &h).is_some()
+        };
+        let lists = [list.clone()];
+        assert!(permitted(&lists, "192.0.2.9") && !permitted(&lists, "192.0.3.9"));
+        assert!(!permitted(&[], "192.0.2.9"));
+        assert_eq!(office.ingress[0].weight(&lists), [20, 0]);
+        list.entries.clear();
+        assert_eq!(office.ingress[0].weight(&[list]), [20, 20]);
+    }
+
+    #[test]
+    fn limits_beyond_a_thousand_rules_an_interface_are_refused() {
+        let refused = |rules_a_group, groups_an_interface| {
+            RuleLimits { rules_a_group, groups_an_interface }.refused()
+        };
+        assert_eq!(RuleLimits::default().refused(), None);
+        for (rules, groups) in [(60, 16), (62, 16), (1000, 1), (1, 1)] {
+            assert_eq!(refused(rules, groups), None);
+        }
+        for (rules, groups) in [(63, 16), (1001, 1), (0, 5), (60, 17), (60, 0)] {
+            assert!(refused(rules, groups).is_some(), "{rules} x {groups}");
+        }
     }
 
     #[test]

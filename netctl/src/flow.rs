@@ -111,9 +111,10 @@ fn line(seen: &Seen) -> String {
         let port = t.port.map(|port| format!(":{port}")).unwrap_or_default();
         format!(" nat {} {}{port}", t.gateway, t.address)
     });
+    let listed: String = seen.listed.iter().map(|l| format!(" list {l}")).collect();
     let interfaces: Vec<String> = seen.interfaces.iter().map(ToString::to_string).collect();
     format!(
-        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{routed}{translated}{denied}",
+        "{}.{:03} {word} {}: {protocol} {} > {} on {} [{}]{rules}{listed}{routed}{translated}{denied}",
         seen.time_ms / 1000,
         seen.time_ms % 1000,
         seen.reason,
@@ -176,12 +177,21 @@ mod tests {
             routed: None,
             denied: None,
             translated: None,
+            listed: vec![],
         };
         assert_eq!(
             line(&seen),
             "1700000000.042 allowed new-flow: tcp 192.0.2.1:4000 > 192.0.2.2:22 on up0 \
              [eni-00000000000000001] ingress sgr-00000000000000002"
         );
+        seen.listed = vec![rpc::dataplane::Listed {
+            list: model::PrefixListId::from_random(5),
+            version: 3,
+            net: "192.0.2.0/24".parse().unwrap(),
+            description: "office".into(),
+        }];
+        let listed = " list pl-00000000000000005 version 3, 192.0.2.0/24 (office)";
+        assert!(line(&seen).ends_with(listed), "{}", line(&seen));
         let (table, net) = (model::RouteTableId::from_random(3), "192.0.2.0/24".parse().ok());
         seen.routed = Some(Routed { table, destination: net });
         let routed = " route rtb-00000000000000003 192.0.2.0/24";

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
-use rpc::dataplane::{AclDenied, FrameQuestion, Question, Routed, Translated};
+use rpc::dataplane::{AclDenied, FrameQuestion, Listed, Question, Routed, Translated};
 use serde_json::json;
 
 use crate::api::Session;
@@ -97,6 +97,7 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
             "routed": verdict.routed,
             "denied": verdict.denied,
             "translated": verdict.translated,
+            "listed": verdict.listed,
         }));
     }
     let word = if verdict.allowed { "allowed" } else { "dropped" };
@@ -105,6 +106,7 @@ pub fn run(session: &Session, why: &Why) -> Outcome {
     tell_routed(verdict.routed);
     tell_translated(verdict.translated);
     tell_denied(verdict.denied);
+    verdict.listed.iter().for_each(tell_listed);
     Ok(())
 }
 
@@ -139,6 +141,7 @@ fn explain(
     tell_routed(told.routed);
     tell_translated(told.translated);
     tell_denied(told.denied);
+    told.listed.iter().for_each(tell_listed);
     Ok(())
 }
 
@@ -146,6 +149,10 @@ fn tell_denied(denied: Option<AclDenied>) {
     let Some(AclDenied { acl, entry }) = denied else { return };
     let by = entry.map_or_else(|| "no entry permits it".into(), |n| format!("entry {n}"));
     output::line(&format!("  network ACL: {acl}, {by}"));
+}
+
+fn tell_listed(listed: &Listed) {
+    output::line(&format!("  prefix list: {listed}"));
 }
 
 fn tell_routed(routed: Option<Routed>) {

@@ -18,8 +18,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAcl, NetworkAclId, RouteTable,
-    RouteTableId, SecurityGroup, VpcId,
+    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAcl, NetworkAclId, PrefixList,
+    PrefixListId, RouteTable, RouteTableId, RuleLimits, SecurityGroup, VpcId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +40,12 @@ pub struct Desired {
     pub interfaces: Vec<Interface>,
     #[serde(default)]
     pub groups: Vec<SecurityGroup>,
+    /// `None`: as many rules as an interface can have, in as many groups as it can have.
+    #[serde(default)]
+    pub rule_limits: Option<RuleLimits>,
+    /// What rules may name instead of a network.
+    #[serde(default)]
+    pub prefix_lists: Vec<PrefixList>,
     #[serde(default)]
     pub route_tables: Vec<RouteTable>,
     #[serde(default)]
@@ -478,6 +484,26 @@ pub struct Verdict {
     /// What it is to the world, where a NAT gateway translates it.
     #[serde(default)]
     pub translated: Option<Translated>,
+    /// The entry of the prefix list that the rule names, if it names one.
+    #[serde(default)]
+    pub listed: Option<Listed>,
+}
+
+/// Which state of a prefix list let an address in, and by which entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    pub list: PrefixListId,
+    pub version: u64,
+    pub net: IpNet,
+    #[serde(default)]
+    pub description: String,
+}
+
+impl std::fmt::Display for Listed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} version {}, {}", self.list, self.version, self.net)?;
+        if self.description.is_empty() { Ok(()) } else { write!(f, " ({})", self.description) }
+    }
 }
 
 /// "What would you do with this frame, here?"
@@ -511,6 +537,9 @@ pub struct Explained {
     /// What it is to the world, where a NAT gateway translates it.
     #[serde(default)]
     pub translated: Option<Translated>,
+    /// Entries of prefix lists that its rules name.
+    #[serde(default)]
+    pub listed: Vec<Listed>,
 }
 
 /// What a network ACL did not let cross its subnet's border.
@@ -568,6 +597,9 @@ pub struct Seen {
     /// What it is to the world, where a NAT gateway translates it.
     #[serde(default)]
     pub translated: Option<Translated>,
+    /// Entries of prefix lists that its rules name.
+    #[serde(default)]
+    pub listed: Vec<Listed>,
 }
 
 /// How often a rule let a flow in, over all interfaces.

@@ -250,6 +250,7 @@ mod tests {
             let permits = |port| {
                 model::security_group::permits(
                     groups(interface),
+                    &[],
                     model::Direction::Ingress,
                     &BTreeSet::new(),
                     &header(port),

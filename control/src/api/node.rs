@@ -112,6 +112,7 @@ text_nodes!(
     model::AssociationId,
     model::KeyPairId,
     model::VpcId,
+    model::PrefixListId,
     model::SubnetId,
     model::ReservationId
 );

@@ -1,7 +1,6 @@
 //! Single attributes of an instance, read and changed.
 
 use model::InstanceState;
-use model::security_group::GROUPS_AN_INTERFACE_MAX;
 
 use super::group_rule::groups_named;
 use super::instance::{attachment_state, instance_state};
@@ -187,12 +186,11 @@ fn modify_groups(
         return Ok(0);
     };
     let groups = groups_named(context.state, &ids)?;
-    if groups.len() > GROUPS_AN_INTERFACE_MAX {
+    let most = context.settings.rule_limits.groups_an_interface as usize;
+    if groups.len() > most {
         return Err(ApiError::new(
             "SecurityGroupsPerInterfaceLimitExceeded",
-            format!(
-                "The maximum number of security groups per interface is {GROUPS_AN_INTERFACE_MAX}."
-            ),
+            format!("The maximum number of security groups per interface is {most}."),
         ));
     }
     for group in &groups {

@@ -12,9 +12,6 @@ use crate::filter::{Filters, Page};
 use crate::record::{Group, GroupRule, OWNER_ID, Tags};
 use crate::state::State;
 
-/// EC2 quota "inbound or outbound rules per security group".
-const RULES_MAX: usize = 60;
-
 const DESCRIPTION_CHARS_MAX: usize = 255;
 
 /// A rule that a request names, whether or not it is there.
@@ -171,6 +168,8 @@ fn authorize(
     direction: Direction,
 ) -> Result<Answer, ApiError> {
     let state = context.state;
+    // EC2 counts each family by itself; a host's tables hold a thousand of both.
+    let most = context.settings.rule_limits.rules_a_group as usize;
     let mut group = group::named(state, params, direction == Direction::Ingress)?.clone();
     let asked = read_asked(state, params, group.vpc)?;
     if asked.is_empty() {
@@ -194,12 +193,10 @@ fn authorize(
                 ),
             ));
         }
-        if rules.len() >= RULES_MAX {
+        if rules.len() >= most {
             return Err(ApiError::new(
                 "RulesPerSecurityGroupLimitExceeded",
-                format!(
-                    "The maximum number of rules per security group has been reached: {RULES_MAX}."
-                ),
+                format!("The maximum number of rules per security group has been reached: {most}."),
             ));
         }
         let id = RuleId::from_random(draft.bits());
@@ -277,6 +274,7 @@ fn revoke(
                 Peer::Cidr(IpNet::V4(net)) => node.with("cidrIpv4", net),
                 Peer::Cidr(IpNet::V6(net)) => node.with("cidrIpv6", net.to_string()),
                 Peer::Group(peer) => node.with("referencedGroupId", peer),
+                Peer::PrefixList(list) => node.with("prefixListId", list),
             }
         });
         Struct::new().with("return", true).list("revokedSecurityGroupRuleSet", nodes)
@@ -333,6 +331,7 @@ fn peer_text(peer: Peer) -> String {
     match peer {
         Peer::Cidr(net) => net.to_string(),
         Peer::Group(id) => id.to_string(),
+        Peer::PrefixList(id) => id.to_string(),
     }
 }
 
@@ -368,7 +367,7 @@ pub fn permissions(rules: &[GroupRule]) -> Vec<Struct> {
     protocols
         .into_iter()
         .map(|protocol| {
-            let (mut v4, mut v6, mut groups) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut v4, mut v6, mut groups, mut lists) = (vec![], vec![], vec![], vec![]);
             for rule in rules.iter().filter(|r| r.rule.protocol == protocol) {
                 let node = match rule.rule.peer {
                     Peer::Cidr(net) => {
@@ -376,19 +375,21 @@ pub fn permissions(rules: &[GroupRule]) -> Vec<Struct> {
                         Struct::new().with(name, net.to_string())
                     }
                     Peer::Group(id) => Struct::new().with("groupId", id).with("userId", OWNER_ID),
+                    Peer::PrefixList(id) => Struct::new().with("prefixListId", id),
                 };
                 let node = node.with_some("description", rule.description.as_ref());
                 match rule.rule.peer {
                     Peer::Cidr(IpNet::V4(_)) => v4.push(node),
                     Peer::Cidr(IpNet::V6(_)) => v6.push(node),
                     Peer::Group(_) => groups.push(node),
+                    Peer::PrefixList(_) => lists.push(node),
                 }
             }
             with_protocol(Struct::new(), protocol)
                 .list("ipRanges", v4)
                 .list("ipv6Ranges", v6)
                 .list("groups", groups)
-                .list("prefixListIds", Vec::<Struct>::new())
+                .list("prefixListIds", lists)
         })
         .collect()
 }
@@ -413,6 +414,7 @@ fn rule_node(group: model::GroupId, rule: &GroupRule, direction: Direction) -> S
             "referencedGroupInfo",
             Struct::new().with("groupId", id).with("userId", OWNER_ID),
         ),
+        Peer::PrefixList(list) => node.with("prefixListId", list),
     };
     node.list("tagSet", tag_set(&rule.tags))
 }

@@ -5,10 +5,7 @@ use std::net::Ipv4Addr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use model::{
-    GroupId, InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId,
-    security_group::GROUPS_AN_INTERFACE_MAX,
-};
+use model::{GroupId, InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId};
 use rpc::host::Run;
 
 use super::instance::reservation;
@@ -373,12 +370,11 @@ impl<'p> Network<'p> {
         if groups.is_empty() {
             groups.push(super::group::by_name(state, subnet.vpc, "default")?.id);
         }
-        if groups.len() > GROUPS_AN_INTERFACE_MAX {
+        let most = context.settings.rule_limits.groups_an_interface as usize;
+        if groups.len() > most {
             return Err(ApiError::new(
                 "SecurityGroupsPerInterfaceLimitExceeded",
-                format!(
-                    "The maximum number of security groups per interface is {GROUPS_AN_INTERFACE_MAX}."
-                ),
+                format!("The maximum number of security groups per interface is {most}."),
             ));
         }
         Ok(groups)

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use model::{Direction, NetworkAcl, RouteTable, SecurityGroup};
+use model::{Direction, NetworkAcl, PrefixList, RouteTable, SecurityGroup};
 use rpc::dataplane::{
     Allowance, Desired, FastPath, IdleTimeouts, Interface, NatGateway, PrivateAddress,
 };
 use serde::Serialize;
 
-use super::{acl, nat, rate, route, rule, services};
+use super::{acl, list, nat, rate, route, rule, services};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -24,7 +24,7 @@ pub enum Sign {
 pub struct Line {
     pub sign: Sign,
     /// `interface`, `group`, `rule`, `route-table`, `route`, `nat-gateway`, `network-acl`,
-    /// `entry`, `uplink`, `flow-log`, `blocklist`.
+    /// `entry`, `prefix-list`, `list-entry`, `limits`, `uplink`, `flow-log`, `blocklist`.
     pub what: &'static str,
     pub name: String,
     pub detail: String,
@@ -48,6 +48,10 @@ pub fn difference(old: &Desired, new: &Desired, names: &BTreeMap<String, String>
     single("uplink", &mut lines, told_uplink(old), told_uplink(new));
     single("name-servers", &mut lines, told_name_servers(old), told_name_servers(new));
     single("flow-log", &mut lines, told_flow_log(old), told_flow_log(new));
+    let limits = |d: &Desired| list::told_limits(d.rule_limits);
+    single("limits", &mut lines, limits(old), limits(new));
+    compare("prefix-list", &mut lines, &lists(old, names), &lists(new, names));
+    compare("list-entry", &mut lines, &list_entries(old, names), &list_entries(new, names));
     let tell = |i: &Interface| (named(&i.id.to_string(), names), told_interface(i, names));
     let interfaces = |d: &Desired| d.interfaces.iter().map(tell).collect();
     compare("interface", &mut lines, &interfaces(old), &interfaces(new));
@@ -208,6 +212,23 @@ fn rules(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
     };
     let both = |g| [of(g, Direction::Ingress), of(g, Direction::Egress)].concat();
     desired.groups.iter().flat_map(both).collect()
+}
+
+fn lists(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let tell = |l: &PrefixList| {
+        let told = vec![("version", l.version.to_string()), ("room", l.entries_max.to_string())];
+        (named(&l.id.to_string(), names), told)
+    };
+    desired.prefix_lists.iter().map(tell).collect()
+}
+
+fn list_entries(desired: &Desired, names: &BTreeMap<String, String>) -> Things {
+    let of = |l: &PrefixList| {
+        let name = named(&l.id.to_string(), names);
+        let tell = |e| (format!("{name}: {}", list::told(e)), Vec::new());
+        l.entries.iter().map(tell).collect::<Vec<_>>()
+    };
+    desired.prefix_lists.iter().flat_map(of).collect()
 }
 
 fn route_tables(desired: &Desired, names: &BTreeMap<String, String>) -> Things {

@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use model::{GroupId, InterfaceId, Mac, SecurityGroup, VpcId};
+use model::{GroupId, InterfaceId, Mac, RuleLimits, SecurityGroup, VpcId};
 use rpc::dataplane::{
     Desired, Device, Dhcp, FastPath, FlowLog, FlowLogFormat, IdleTimeouts, Interface,
     PrivateAddress, Uplink,
@@ -24,7 +24,7 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
-use super::{acl, nat, rate, route, rule, services};
+use super::{acl, list, nat, rate, route, rule, services};
 use crate::compile::idle;
 use crate::respond::Served;
 
@@ -66,6 +66,9 @@ pub struct File {
     blocklist: Vec<Spanned<String>>,
     #[serde(default)]
     name_servers: Vec<Spanned<String>>,
+    limits: Option<Spanned<RuleLimits>>,
+    #[serde(default)]
+    prefix_list: BTreeMap<String, list::Entry>,
     #[serde(default)]
     group: BTreeMap<String, GroupEntry>,
     #[serde(default)]
@@ -213,6 +216,12 @@ impl Reader<'_> {
         desired.name_servers = services::name_servers(&self.text, &file.name_servers)?;
         desired.flow_log = file.flow_log.as_ref().map(|log| self.flow_log(log)).transpose()?;
         desired.blocklist = self.prefixes::<IpNet>("blocklist", &file.blocklist)?;
+        desired.rule_limits = Some(list::limits(&self.text, file.limits.as_ref())?);
+        for (name, entry) in &file.prefix_list {
+            let list = list::list(&self.text, name, entry)?;
+            self.names.insert(list.id.to_string(), name.clone());
+            desired.prefix_lists.push(list);
+        }
         for (name, entry) in &file.group {
             desired.groups.push(self.group(name, entry, file)?);
         }
@@ -307,7 +316,10 @@ impl Reader<'_> {
         let rules = |direction, entries: &[Spanned<rule::Entry>]| {
             let mut all = Vec::new();
             for entry in entries {
-                let known = |group: &str| file.group.contains_key(group);
+                let known = |kind: &str, name: &str| match kind {
+                    rule::LIST => file.prefix_list.contains_key(name),
+                    _ => file.group.contains_key(name),
+                };
                 all.extend(rule::rules(&self.text, name, direction, entry, &known)?);
             }
             Ok(all)

@@ -373,3 +373,58 @@ fn nat_gateways_are_read_told_and_checked() {
         assert!(error.what.contains(what), "{wrong}: {error}");
     }
 }
+
+#[test]
+fn a_prefix_list_is_named_by_rules_and_told_in_a_difference() {
+    let with = WHOLE
+        .replace(
+            "[group.web]",
+            "[prefix-list.office]\nversion = 3\nmax-entries = 9\nentries = [\n  \
+             { prefix = \"192.0.2.0/24\", description = \"first floor\" },\n  \
+             { prefix = \"203.0.113.7/24\" },\n]\n\n[limits]\nrules-a-group = 100\n\
+             groups-an-interface = 10\n\n[group.web]",
+        )
+        .replace("from = \"192.0.2.7\"", "from = \"list:office\"");
+    let plan = read(&with).unwrap();
+    let [list] = &plan.desired.prefix_lists[..] else { panic!("{plan:?}") };
+    assert_eq!((list.version, list.entries_max, list.entries.len()), (3, 9, 2));
+    assert_eq!(list.entries[1].net.to_string(), "203.0.113.0/24");
+    let web = plan.desired.groups.iter().find(|g| g.id == group_id("web")).unwrap();
+    assert_eq!(web.ingress[3].peer, Peer::PrefixList(list.id));
+    assert_eq!(
+        told(Direction::Ingress, &web.ingress[3], &plan.names),
+        "ingress icmp type 8 from list:office"
+    );
+    let limits = plan.desired.rule_limits.unwrap();
+    assert_eq!((limits.rules_a_group, limits.groups_an_interface), (100, 10));
+    let old = read(WHOLE).unwrap();
+    assert_eq!(old.desired.rule_limits, Some(RuleLimits::default()));
+    let lines: Vec<String> = difference(&old.desired, &plan.desired, &plan.names)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    for line in [
+        "+ limits 100 rules a group, 10 groups an interface",
+        "+ prefix-list office: version 3, room 9",
+        "+ list-entry office: 192.0.2.0/24 (first floor)",
+        "+ rule web: ingress icmp type 8 from list:office",
+    ] {
+        assert!(lines.iter().any(|l| l == line), "{line} in {lines:#?}");
+    }
+}
+
+#[test]
+fn a_wrong_prefix_list_and_wrong_limits_are_told_with_their_line() {
+    let wrong = |text: &str| read(&format!("{WHOLE}\n{text}")).unwrap_err().to_string();
+    let both = "[prefix-list.l]\nentries = [{ prefix = \"10.0.0.0/8\" }, { prefix = \"::/0\" }]";
+    assert!(wrong(both).contains("both families"), "{}", wrong(both));
+    let small = "[prefix-list.l]\nmax-entries = 1\n\
+                 entries = [{ prefix = \"10.0.0.0/8\" }, { prefix = \"11.0.0.0/8\" }]";
+    assert!(wrong(small).contains("room for 1"), "{}", wrong(small));
+    let limits = "[limits]\nrules-a-group = 500";
+    let told = wrong(limits);
+    assert!(told.contains("500 rules a group x 5 groups an interface are 2500"), "{told}");
+    let unknown = WHOLE.replace("from = \"192.0.2.7\"", "from = \"list:none\"");
+    let told = read(&unknown).unwrap_err().to_string();
+    assert!(told.contains("`list:none`") && told.starts_with("line"), "{told}");
+}

@@ -25,6 +25,7 @@ use crate::{lock, record};
 mod acl;
 pub mod difference;
 pub mod file;
+mod list;
 mod nat;
 mod rate;
 mod route;

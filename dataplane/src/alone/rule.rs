@@ -8,9 +8,12 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 use super::file::{Text, Wrong, group_id, number};
+use super::list::list_id;
 
 /// What a peer begins with that is a group.
 const GROUP: &str = "group:";
+/// The same of a prefix list.
+pub const LIST: &str = "list:";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,7 +33,7 @@ pub fn rules(
     group: &str,
     direction: Direction,
     entry: &Spanned<Entry>,
-    known: &dyn Fn(&str) -> bool,
+    known: &dyn Fn(&str, &str) -> bool,
 ) -> Result<Vec<Rule>, Wrong> {
     let (at, entry) = (entry.span(), entry.get_ref());
     let Entry { protocol: said, ports, kind, code, .. } = entry;
@@ -56,8 +59,9 @@ pub fn rules(
     let peer = |word: &str| match peer(word, known) {
         Some(peer) => Ok(rule(group, direction, protocol, peer)),
         None => {
-            let what = format!("{key}: `{word}` is neither a prefix nor a group of this file");
-            let instead = format!("{key} = \"192.0.2.0/24\", or {key} = \"group:NAME\"");
+            let what =
+                format!("{key}: `{word}` is neither a prefix nor a group or list of this file");
+            let instead = format!("{key} = \"192.0.2.0/24\", \"group:NAME\" or \"list:NAME\"");
             Err(text.wrong(peers.span(), what, &instead))
         }
     };
@@ -75,9 +79,12 @@ pub fn anything(group: &str) -> Vec<Rule> {
     vec![to(Ipv4Net::default().into()), to(Ipv6Net::default().into())]
 }
 
-fn peer(word: &str, known: &dyn Fn(&str) -> bool) -> Option<Peer> {
+fn peer(word: &str, known: &dyn Fn(&str, &str) -> bool) -> Option<Peer> {
     if let Some(group) = word.strip_prefix(GROUP) {
-        return known(group).then(|| Peer::Group(group_id(group)));
+        return known(GROUP, group).then(|| Peer::Group(group_id(group)));
+    }
+    if let Some(list) = word.strip_prefix(LIST) {
+        return known(LIST, list).then(|| Peer::PrefixList(list_id(list)));
     }
     let address = || word.parse::<std::net::IpAddr>().map(IpNet::from).ok();
     word.parse::<IpNet>().ok().or_else(address).map(Peer::Cidr)
@@ -167,6 +174,10 @@ pub fn told(direction: Direction, rule: &Rule, names: &BTreeMap<String, String>)
         Peer::Group(group) => {
             let id = group.to_string();
             format!("{GROUP}{}", names.get(&id).unwrap_or(&id))
+        }
+        Peer::PrefixList(list) => {
+            let id = list.to_string();
+            format!("{LIST}{}", names.get(&id).unwrap_or(&id))
         }
     };
     let end = if direction == Direction::Ingress { "from" } else { "to" };

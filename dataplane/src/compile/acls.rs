@@ -73,7 +73,7 @@ impl Compiler<'_> {
             return Ok(0);
         }
         let rules: Vec<Rule> = entries.iter().map(|e| rule(e)).collect();
-        let mut content = policy::of_rules(rules.iter().collect(), &BTreeMap::new());
+        let mut content = policy::of_rules(rules.iter().collect(), &BTreeMap::new(), &[]);
         let allowing = entries.iter().enumerate().filter(|(_, e)| e.allow);
         content.allow = allowing.fold(0, |bits, (n, _)| bits | 1 << n);
         Ok(self.places.slot(content)? as u16 + 1)

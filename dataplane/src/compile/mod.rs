@@ -8,6 +8,7 @@
 mod acls;
 mod host;
 pub mod idle;
+mod lists;
 mod nat;
 mod place;
 mod policy;
@@ -30,8 +31,8 @@ use ebpf::layout::{
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAclId, RouteTableId, RuleId,
-    SecurityGroup,
+    Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAclId, PrefixList, PrefixListId,
+    RouteTableId, RuleId, SecurityGroup,
 };
 use rpc::dataplane::{self, Desired, FastPath};
 use sha2::{Digest, Sha256};
@@ -103,6 +104,29 @@ pub enum Error {
         "interface {interface}: compile: {count} {direction} rules, but {RULES_AN_INTERFACE_MAX} are the most"
     )]
     TooManyRules { interface: InterfaceId, direction: Direction, count: usize },
+    #[error(
+        "group {group}: compile: {count} {direction} rules of {family}, but {most} are the most: \
+         take rules away, or raise rules-a-group (times groups-an-interface: \
+         {RULES_AN_INTERFACE_MAX} at most)"
+    )]
+    GroupTooLarge {
+        group: GroupId,
+        direction: Direction,
+        family: &'static str,
+        count: u32,
+        most: u32,
+    },
+    #[error(
+        "interface {interface}: compile: {count} groups, but {most} are the most: take groups \
+         away, or raise groups-an-interface (to {GROUPS_AN_INTERFACE_MAX} at most)"
+    )]
+    GroupsBeyondLimit { interface: InterfaceId, count: usize, most: usize },
+    #[error("limits: compile: {cause}")]
+    RuleLimits { cause: String },
+    #[error("prefix list {list}: compile: {cause}")]
+    PrefixList { list: PrefixListId, cause: String },
+    #[error("group {group}: compile: prefix list {list} is not in the desired state")]
+    UnknownList { group: GroupId, list: PrefixListId },
     #[error("interface {interface}: compile: address {address} is not inside its subnet {subnet}")]
     OutsideSubnet { interface: InterfaceId, address: Ipv4Addr, subnet: Ipv4Net },
     #[error(
@@ -147,11 +171,13 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
     six::refuse(desired)?;
     limit("interfaces", desired.interfaces.len(), INTERFACES_MAX)?;
     private::refuse(desired)?;
+    lists::refuse(desired)?;
     limit("name servers", desired.name_servers.len(), UPSTREAMS_MAX as u32)?;
     let groups: BTreeMap<GroupId, &SecurityGroup> =
         desired.groups.iter().map(|g| (g.id, g)).collect();
     let identities = identities(desired)?;
     let mut tables = Tables::default();
+    tables.names.list(desired);
     let acls = acls::by_id(desired)?;
     let nat_gateways = nat::by_id(desired)?;
     let route_tables = routes::compile(desired, devices, (loaded, &nat_gateways), &mut tables)?;
@@ -160,6 +186,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         route_tables,
         acls: &acls,
         groups: &groups,
+        lists: &desired.prefix_lists,
         identities: &identities,
         places: Places::new(&loaded.policies),
         policies: BTreeMap::new(),
@@ -359,6 +386,7 @@ type SlotAndRules = (u32, Arc<[RuleId]>);
 struct Compiler<'a> {
     devices: &'a Devices,
     groups: &'a BTreeMap<GroupId, &'a SecurityGroup>,
+    lists: &'a [PrefixList],
     identities: &'a BTreeMap<u64, BTreeSet<GroupId>>,
     places: Places,
     /// Slots and rules of policies made already, by the groups in their order.
@@ -493,12 +521,9 @@ impl Compiler<'_> {
         }
         let rules: Arc<[RuleId]> =
             groups.iter().flat_map(|g| g.rules(direction)).map(|r| r.id).collect();
-        if rules.len() > RULES_AN_INTERFACE_MAX {
-            let count = rules.len();
-            return Err(Error::TooManyRules { interface: i.id, direction, count });
-        }
+        lists::rules_within(i, &groups, direction, self.lists)?;
         names.insert((ifindex, direction), rules.clone());
-        let content = policy::content(&groups, direction, self.identities);
+        let content = policy::content(&groups, direction, self.identities, self.lists);
         let slot = self.places.slot(content)?;
         self.policies.insert(key, (slot, rules));
         Ok(slot)

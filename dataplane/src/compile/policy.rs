@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ebpf::V6;
 use ebpf::flow::{ICMP, ICMPV6, TCP, UDP};
 use ipnet::IpNet;
-use model::{Direction, GroupId, Peer, Protocol, Rule, SecurityGroup};
+use model::{Direction, GroupId, Peer, PrefixList, Protocol, Rule, SecurityGroup};
 
 use super::tables::{Class, Content};
 
@@ -25,39 +25,71 @@ pub fn content(
     groups: &[&SecurityGroup],
     direction: Direction,
     identities: &Identities,
+    lists: &[PrefixList],
 ) -> Content {
-    of_rules(groups.iter().flat_map(|g| g.rules(direction)).collect(), identities)
+    of_rules(groups.iter().flat_map(|g| g.rules(direction)).collect(), identities, lists)
+}
+
+/// A rule, and the addresses that it is about. However many networks a list has, its rule
+/// is one bit.
+struct Asked<'a> {
+    rule: &'a Rule,
+    ranges: Vec<(u64, u64)>,
+    ranges6: Vec<(u128, u128)>,
+}
+
+impl<'a> Asked<'a> {
+    fn new(rule: &'a Rule, lists: &[PrefixList]) -> Self {
+        let nets = match rule.peer {
+            Peer::Cidr(net) => vec![net],
+            Peer::Group(_) => Vec::new(),
+            Peer::PrefixList(id) => {
+                let known = lists.iter().filter(|l| l.id == id);
+                known.flat_map(|l| l.entries.iter().map(|e| e.net)).collect()
+            }
+        };
+        Self {
+            rule,
+            ranges: nets.iter().filter_map(range).collect(),
+            ranges6: nets.iter().filter_map(range6).collect(),
+        }
+    }
+
+    fn has(&self, address: u64) -> bool {
+        self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&address))
+    }
+
+    fn has6(&self, address: u128) -> bool {
+        self.ranges6.iter().any(|(first, last)| (*first..=*last).contains(&address))
+    }
 }
 
 /// The content of rules in the order in which they are asked.
-pub fn of_rules(rules: Vec<&Rule>, identities: &Identities) -> Content {
+pub fn of_rules(rules: Vec<&Rule>, identities: &Identities, lists: &[PrefixList]) -> Content {
+    let rules: Vec<Asked<'_>> = rules.into_iter().map(|r| Asked::new(r, lists)).collect();
     let words = if rules.is_empty() { 0 } else { 1 + rules.len().div_ceil(64) };
     let mut rows = Rows { words, by_row: BTreeMap::new(), content: Vec::new() };
     let members: Vec<(u64, Row)> = identities
         .iter()
-        .map(|(number, set)| (*number, row(&rules, words, |r| is_member(&r.peer, set))))
+        .map(|(number, set)| (*number, row(&rules, words, |r| is_member(&r.rule.peer, set))))
         .collect();
+    let by = |protocol| move |r: &Asked<'_>, key| matches(r.rule, protocol, key);
     let classes = [
-        rows.classes(address_bounds(&rules), |key| {
-            row(&rules, words, |r| has_address(&r.peer, key))
-        }),
+        rows.classes(address_bounds(&rules), |key| row(&rules, words, |r| r.has(key))),
         rows.exact(members),
-        rows.classes(port_bounds(&rules, TCP), |k| row(&rules, words, |r| matches(r, TCP, k))),
-        rows.classes(port_bounds(&rules, UDP), |k| row(&rules, words, |r| matches(r, UDP, k))),
-        rows.classes(port_bounds(&rules, ICMP), |k| row(&rules, words, |r| matches(r, ICMP, k))),
-        rows.classes((0..=255).collect(), |k| row(&rules, words, |r| matches(r, k as u8, 0))),
-        rows.classes(port_bounds(&rules, ICMPV6), |k| {
-            row(&rules, words, |r| matches(r, ICMPV6, k))
-        }),
+        rows.classes(port_bounds(&rules, TCP), |k| row(&rules, words, |r| by(TCP)(r, k))),
+        rows.classes(port_bounds(&rules, UDP), |k| row(&rules, words, |r| by(UDP)(r, k))),
+        rows.classes(port_bounds(&rules, ICMP), |k| row(&rules, words, |r| by(ICMP)(r, k))),
+        rows.classes((0..=255).collect(), |k| row(&rules, words, |r| by(k as u8)(r, 0))),
+        rows.classes(port_bounds(&rules, ICMPV6), |k| row(&rules, words, |r| by(ICMPV6)(r, k))),
     ];
-    let remotes6 = rows
-        .classes(address6_bounds(&rules), |key| row(&rules, words, |r| has_address6(&r.peer, key)));
+    let remotes6 = rows.classes(address6_bounds(&rules), |key| row(&rules, words, |r| r.has6(key)));
     let wide = |class: Class<u128>| Class { key: V6::from_bits(class.key), row: class.row };
     let remotes6 = remotes6.into_iter().map(wide).collect();
     Content { words: words as u32, classes, remotes6, rows: rows.content, allow: 0 }
 }
 
-fn row(rules: &[&Rule], words: usize, matches: impl Fn(&Rule) -> bool) -> Row {
+fn row(rules: &[Asked<'_>], words: usize, matches: impl Fn(&Asked<'_>) -> bool) -> Row {
     let mut row = vec![0; words];
     for (bit, rule) in rules.iter().enumerate() {
         if matches(rule) {
@@ -118,37 +150,29 @@ fn is_member(peer: &Peer, set: &BTreeSet<GroupId>) -> bool {
 }
 
 /// First and last address of an IPv4 network; IPv6 networks match no IPv4 packet.
-fn address_range(peer: &Peer) -> Option<(u64, u64)> {
-    match peer {
-        Peer::Cidr(IpNet::V4(net)) => {
+fn range(net: &IpNet) -> Option<(u64, u64)> {
+    match net {
+        IpNet::V4(net) => {
             Some((u32::from(net.network()).into(), u32::from(net.broadcast()).into()))
         }
-        Peer::Cidr(IpNet::V6(_)) | Peer::Group(_) => None,
+        IpNet::V6(_) => None,
     }
-}
-
-fn has_address(peer: &Peer, address: u64) -> bool {
-    address_range(peer).is_some_and(|(first, last)| first <= address && address <= last)
 }
 
 /// First and last address of an IPv6 network.
-fn address6_range(peer: &Peer) -> Option<(u128, u128)> {
-    match peer {
-        Peer::Cidr(IpNet::V6(net)) => Some((net.network().into(), net.broadcast().into())),
-        Peer::Cidr(IpNet::V4(_)) | Peer::Group(_) => None,
+fn range6(net: &IpNet) -> Option<(u128, u128)> {
+    match net {
+        IpNet::V6(net) => Some((net.network().into(), net.broadcast().into())),
+        IpNet::V4(_) => None,
     }
 }
 
-fn has_address6(peer: &Peer, address: u128) -> bool {
-    address6_range(peer).is_some_and(|(first, last)| first <= address && address <= last)
+fn address6_bounds(rules: &[Asked<'_>]) -> BTreeSet<u128> {
+    bounds(rules.iter().flat_map(|r| r.ranges6.iter().copied()), u128::MAX)
 }
 
-fn address6_bounds(rules: &[&Rule]) -> BTreeSet<u128> {
-    bounds(rules.iter().filter_map(|r| address6_range(&r.peer)), u128::MAX)
-}
-
-fn address_bounds(rules: &[&Rule]) -> BTreeSet<u64> {
-    bounds(rules.iter().filter_map(|r| address_range(&r.peer)), u32::MAX.into())
+fn address_bounds(rules: &[Asked<'_>]) -> BTreeSet<u64> {
+    bounds(rules.iter().flat_map(|r| r.ranges.iter().copied()), u32::MAX.into())
 }
 
 /// What of the low 16 bits (port, or ICMP type and code) the rule matches.
@@ -176,8 +200,8 @@ fn matches(rule: &Rule, protocol: u8, detail: u64) -> bool {
     detail_range(rule, protocol).is_some_and(|(first, last)| first <= detail && detail <= last)
 }
 
-fn port_bounds(rules: &[&Rule], protocol: u8) -> BTreeSet<u64> {
-    bounds(rules.iter().filter_map(|r| detail_range(r, protocol)), 0xffff)
+fn port_bounds(rules: &[Asked<'_>], protocol: u8) -> BTreeSet<u64> {
+    bounds(rules.iter().filter_map(|r| detail_range(r.rule, protocol)), 0xffff)
 }
 
 /// Where the set of matching ranges may change.

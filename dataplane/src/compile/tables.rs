@@ -9,7 +9,7 @@ use ebpf::layout::{
     RouteKey, Six, Span, Step, Step6,
 };
 use ebpf::rate::Rates;
-use model::{Direction, InterfaceId, NatGatewayId, NetworkAclId, RouteTableId, RuleId};
+use model::{Direction, InterfaceId, NatGatewayId, NetworkAclId, PrefixList, RouteTableId, RuleId};
 
 /// What the programs decide by, all of it, and where they are attached.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -75,6 +75,8 @@ pub struct Names {
     pub rules: BTreeMap<(u32, Direction), Arc<[RuleId]>>,
     /// By ifindex.
     pub acls: BTreeMap<(u32, Direction), NamedAcl>,
+    /// Of rules that name one.
+    pub lists: BTreeMap<RuleId, PrefixList>,
     /// By ifindex. Two with the same content share a number.
     pub route_tables: BTreeMap<u32, RouteTableId>,
     /// By public address.

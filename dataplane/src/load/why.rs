@@ -176,10 +176,12 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
     };
     let rule = usize::from(rule).checked_sub(1);
     let rules = tables.names.rules.get(&(interface.ifindex, question.direction));
+    let rule = rule.and_then(|rule| rules?.get(rule).copied());
     Ok(Verdict {
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),
-        rule: rule.and_then(|rule| rules?.get(rule).copied()),
+        rule,
+        listed: tables.names.listed(rule, Some(question.remote.into())),
         routed: routed(tables, ifindex, &frame),
         denied: denied(tables, ifindex, &frame, reason, entries),
         translated: translated(tables, ifindex, &frame, &run),
@@ -194,6 +196,7 @@ fn refusal(reason: Reason) -> Verdict {
         routed: None,
         denied: None,
         translated: None,
+        listed: None,
     }
 }
 
@@ -282,12 +285,17 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
     let device = tables.attachments.get(&ifindex);
     let entries = (run.egress_rule, run.ingress_rule);
     let (egress, ingress) = group_rules(reason, entries);
+    let rules =
+        (rule(sender, Direction::Egress, egress), rule(receiver, Direction::Ingress, ingress));
+    let ends = Ends::read(&q.frame);
+    let ends = (ends.map(|e| e.source), ends.map(|e| e.destination));
     Ok(Explained {
         device: device.map_or_else(String::new, |a| a.device.clone()),
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),
-        egress_rule: rule(sender, Direction::Egress, egress),
-        ingress_rule: rule(receiver, Direction::Ingress, ingress),
+        egress_rule: rules.0,
+        ingress_rule: rules.1,
+        listed: tables.names.both_listed(rules, ends),
         route: route(tables, sender, receiver, reason),
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
         routed: routed(tables, ifindex, &q.frame),

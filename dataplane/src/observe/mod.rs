@@ -73,13 +73,17 @@ impl Directory {
         let length = usize::from(event.captured).min(CAPTURED_MAX);
         let ends = Ends::read(&event.frame[..length]);
         let device = self.tables.attachments.get(&event.ifindex);
+        let rules =
+            (rule(sender, Direction::Egress, egress), rule(receiver, Direction::Ingress, ingress));
+        let addresses = (ends.map(|e| e.source), ends.map(|e| e.destination));
         Seen {
             time_ms: boot_ms + event.time_ns / 1_000_000,
             interfaces: slots.iter().flatten().map(|(id, _)| *id).collect(),
             allowed: reason.accepts(),
             reason: reason.name().to_owned(),
-            egress_rule: rule(sender, Direction::Egress, egress),
-            ingress_rule: rule(receiver, Direction::Ingress, ingress),
+            egress_rule: rules.0,
+            ingress_rule: rules.1,
+            listed: self.tables.names.both_listed(rules, addresses),
             device: device.map_or_else(|| event.ifindex.to_string(), |a| a.device.clone()),
             length: event.length,
             protocol: ends.map(|e| e.protocol),

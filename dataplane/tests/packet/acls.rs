@@ -30,7 +30,7 @@ pub fn acls(random: &mut Random) -> Vec<NetworkAcl> {
         let rule = rule(random, 0);
         let net = match rule.peer {
             Peer::Cidr(net) => net,
-            Peer::Group(_) => IpNet::from(IpAddr::V4(any_address(random))),
+            Peer::Group(_) | Peer::PrefixList(_) => IpNet::from(IpAddr::V4(any_address(random))),
         };
         let allow = random.chance(60);
         Entry { number, direction, allow, protocol: rule.protocol, net }
@@ -177,10 +177,11 @@ fn passes(desired: &Desired, from: &Interface, to: &Interface, port: u16) -> boo
         !apart || acl_of(desired, i).is_none_or(|a| a.permits(direction, header))
     };
     let (out, into) = (header(to.address), header(from.address));
+    let lists = &desired.prefix_lists;
     acl(from, Direction::Egress, &out)
-        && permits(groups(from), Direction::Egress, &of(to), &out).is_some()
+        && permits(groups(from), lists, Direction::Egress, &of(to), &out).is_some()
         && acl(to, Direction::Ingress, &into)
-        && permits(groups(to), Direction::Ingress, &of(from), &into).is_some()
+        && permits(groups(to), lists, Direction::Ingress, &of(from), &into).is_some()
 }
 
 /// Asks the decision itself, with the interfaces' groups and ACLs of both ends.

@@ -170,7 +170,8 @@ impl Reference {
         let own = &desired.interfaces[0].groups;
         let groups = desired.groups.iter().filter(|g| own.contains(&g.id));
         let header = Header { remote, protocol, detail };
-        if permits(groups, direction, &Default::default(), &header).is_none() {
+        if permits(groups, &desired.prefix_lists, direction, &Default::default(), &header).is_none()
+        {
             return (false, "denied");
         }
         let known = Known {
@@ -185,6 +186,12 @@ impl Reference {
         self.0.insert(packet.key, known);
         (true, "new")
     }
+}
+
+/// Groups, and the lists that their rules name.
+fn rules(random: &mut Random) -> Desired {
+    let Desired { groups, prefix_lists, .. } = desired(random, 12);
+    Desired { groups, prefix_lists, ..Desired::default() }
 }
 
 /// One guest that the world reaches by both families.
@@ -217,8 +224,7 @@ fn one_guest(random: &mut Random) -> Desired {
             fast_path: Default::default(),
         }),
         interfaces: vec![interface],
-        groups: desired(random, 12).groups,
-        ..Desired::default()
+        ..rules(random)
     }
 }
 
@@ -268,7 +274,8 @@ fn play(
     for step in 0..steps {
         match random.below(100) {
             0 => {
-                desired_state.groups = desired(random, 12).groups;
+                let Desired { groups, prefix_lists, .. } = rules(random);
+                (desired_state.groups, desired_state.prefix_lists) = (groups, prefix_lists);
                 load(&mut host, &desired_state);
             }
             1..=8 => {

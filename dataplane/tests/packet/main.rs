@@ -13,6 +13,7 @@ mod frames6;
 mod fuzz;
 mod history;
 mod hostile;
+mod lists;
 mod nat;
 mod permits;
 mod random;

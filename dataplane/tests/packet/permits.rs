@@ -113,7 +113,8 @@ pub fn both(
     let named = &host.tables().names.rules[&(record.ifindex, direction)];
     let got = rule.checked_sub(1).map(|bit| named[bit]);
     let remote_groups = remote_groups(desired, interface, header.remote);
-    (got, permits(groups(desired, interface), direction, &remote_groups, header))
+    let groups = groups(desired, interface);
+    (got, permits(groups, &desired.prefix_lists, direction, &remote_groups, header))
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use dataplane::compile::{DeviceFact, DeviceKind, Devices};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    Direction, GroupId, InterfaceId, Mac, NatGatewayId, Peer, PortRange, Protocol, Rule, RuleId,
-    SecurityGroup, VpcId,
+    Direction, GroupId, InterfaceId, ListEntry, Mac, NatGatewayId, Peer, PortRange, PrefixList,
+    PrefixListId, Protocol, Rule, RuleId, SecurityGroup, VpcId,
 };
 use rpc::dataplane::{
     Desired, Device, Dns, Interface, NatGateway, PrivateAddress, Services, Uplink,
@@ -141,6 +141,7 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
         }),
         interfaces,
         groups,
+        prefix_lists: lists(random),
         route_tables: tables(random),
         network_acls: acls(random),
         nat_gateways: (1..3).filter(|_| random.chance(70)).map(gateway).collect(),
@@ -237,17 +238,43 @@ fn ports(random: &mut Random) -> PortRange {
     }
 }
 
+pub fn list_id(n: u64) -> PrefixListId {
+    PrefixListId::from_random(u128::from(n) + 200)
+}
+
+/// Two of IPv4 and one of IPv6; one may be empty.
+fn lists(random: &mut Random) -> Vec<PrefixList> {
+    let list = |n: u64| {
+        let mut entries: Vec<ListEntry> = Vec::new();
+        for _ in 0..random.below(5) {
+            let net = network(random, n == 2);
+            if entries.iter().all(|e| e.net != net) {
+                entries.push(ListEntry { net, description: format!("entry {net}") });
+            }
+        }
+        PrefixList { id: list_id(n), version: 1 + random.below(9), entries_max: 5, entries }
+    };
+    (0..3).map(list).collect()
+}
+
+fn network(random: &mut Random, six: bool) -> IpNet {
+    if six {
+        let length = random.pick(&[0, 32, 48, 64, 120, 128, 128]);
+        return IpNet::V6(Ipv6Net::new(any_address6(random), length).unwrap().trunc());
+    }
+    let length = random.pick(&[0, 8, 16, 24, 30, 32, 32]);
+    IpNet::V4(Ipv4Net::new(any_address(random), length).unwrap().trunc())
+}
+
 fn peer(random: &mut Random) -> Peer {
     if random.chance(35) {
         return Peer::Group(group(random.below(6)));
     }
-    if random.chance(35) {
-        let length = random.pick(&[0, 32, 48, 64, 120, 128, 128]);
-        let net = Ipv6Net::new(any_address6(random), length).unwrap().trunc();
-        return Peer::Cidr(IpNet::V6(net));
+    if random.chance(15) {
+        return Peer::PrefixList(list_id(random.below(3)));
     }
-    let length = random.pick(&[0, 8, 16, 24, 30, 32, 32]);
-    Peer::Cidr(IpNet::V4(Ipv4Net::new(any_address(random), length).unwrap().trunc()))
+    let six = random.chance(35);
+    Peer::Cidr(network(random, six))
 }
 
 pub fn any_address(random: &mut Random) -> Ipv4Addr {

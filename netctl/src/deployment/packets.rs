@@ -13,6 +13,14 @@ pub struct Packets {
     #[arg(long, value_name = "ADDRESS", value_delimiter = ',')]
     pub dns: Vec<IpAddr>,
 
+    /// Rules of a security group each way [default: 60]; times the groups of an interface, 1000 at most
+    #[arg(long, value_name = "RULES")]
+    pub rules_a_group: Option<u32>,
+
+    /// Security groups of an interface, 16 at most [default: 5]
+    #[arg(long, value_name = "GROUPS")]
+    pub groups_an_interface: Option<u32>,
+
     /// A folder for flow logs of all interfaces, written by the dataplane
     #[arg(long, value_name = "DIRECTORY")]
     pub flow_log: Option<PathBuf>,
@@ -63,6 +71,8 @@ impl Packets {
             })?;
             push("--flow-log", Some(text.to_owned()));
         }
+        push("--rules-a-group", self.rules_a_group.map(|n| n.to_string()));
+        push("--groups-an-interface", self.groups_an_interface.map(|n| n.to_string()));
         push("--flow-log-format", self.flow_log_format.clone());
         push("--flow-log-interval", self.flow_log_interval.map(|n| n.to_string()));
         push("--early-drop", self.early_drop.map(|b| b.to_string()));
@@ -101,6 +111,8 @@ mod tests {
         assert_eq!(of(&["--bogons", "--fast-path", "--early-drop", "true"]).unwrap().len(), 4);
         let two = of(&["--dns", "192.0.2.1,192.0.2.2"]).unwrap();
         assert_eq!(two, ["--dns", "192.0.2.1", "--dns", "192.0.2.2"]);
+        let limits = ["--rules-a-group", "62", "--groups-an-interface", "16"];
+        assert_eq!(of(&limits).unwrap(), limits);
         assert!(of(&["--flow-log", "l"]).is_err());
     }
 }
