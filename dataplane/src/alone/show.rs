@@ -19,8 +19,17 @@ pub struct Shown {
     /// Whether anything is pinned in the kernel.
     pub in_force: bool,
     pub interfaces: Vec<ShownInterface>,
+    pub nat_gateways: Vec<ShownGateway>,
     /// What arrived on the uplink and met no interface.
     pub uplink: Reasons,
+}
+
+#[derive(Debug, Serialize)]
+pub struct ShownGateway {
+    pub name: String,
+    pub id: String,
+    pub elastic: String,
+    pub packets: Reasons,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,11 +77,26 @@ pub fn look(deployment: &Deployment) -> anyhow::Result<Shown> {
             packets,
         });
     }
+    let mut nat_gateways = Vec::new();
+    for gateway in &desired.nat_gateways {
+        let found = look.as_ref().and_then(|look| {
+            let public = u32::from(gateway.elastic);
+            let mut all = look.tables.nat_gateways();
+            Some((look, all.find(|(address, _)| *address == public)?.1.slot))
+        });
+        nat_gateways.push(ShownGateway {
+            name: named(&gateway.id.to_string(), &names),
+            id: gateway.id.to_string(),
+            elastic: gateway.elastic.to_string(),
+            packets: found.map_or(Ok(Reasons::new()), |(look, slot)| look.reasons(slot))?,
+        });
+    }
     Ok(Shown {
         deployment: deployment.name().to_owned(),
         generation: desired.generation,
         in_force: look.is_some(),
         interfaces,
+        nat_gateways,
         uplink: look.map_or(Ok(Reasons::new()), |look| look.reasons(0))?,
     })
 }
@@ -96,6 +120,11 @@ impl Shown {
             _ = writeln!(text, "  flows: {}", i.flows);
             _ = writeln!(text, "  passed: {}", told(&i.packets, true));
             _ = writeln!(text, "  dropped: {}", told(&i.packets, false));
+        }
+        for g in &self.nat_gateways {
+            _ = writeln!(text, "{}: NAT gateway, elastic {}", g.name, g.elastic);
+            _ = writeln!(text, "  passed: {}", told(&g.packets, true));
+            _ = writeln!(text, "  dropped: {}", told(&g.packets, false));
         }
         if !self.uplink.is_empty() {
             _ = writeln!(text, "uplink, for nobody: {}", told(&self.uplink, false));

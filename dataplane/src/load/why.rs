@@ -278,7 +278,8 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
     let run = run(bpf, tables, ifindex, &q.frame, ASK_MARK)?;
     let reason = run.reason.unwrap_or(Reason::Undecided);
     let sender = tables.interfaces.get(&ifindex);
-    let receiver = receiver(tables, sender, &q.frame);
+    let (gateway, behind) = behind(tables, &q.frame, &run.frame).unzip();
+    let receiver = receiver(tables, sender, &q.frame).or(behind.flatten());
     let rule = |interface: Option<&Interface>, direction, place| {
         named_rule(tables, interface?, direction, place)
     };
@@ -300,7 +301,7 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
         routed: routed(tables, ifindex, &q.frame),
         denied: denied(tables, ifindex, &q.frame, reason, entries),
-        translated: translated(tables, ifindex, &q.frame, &run),
+        translated: translated(tables, ifindex, &q.frame, &run).or(gateway),
     })
 }
 
@@ -326,6 +327,25 @@ fn routed(tables: &Tables, ifindex: u32, frame: &[u8]) -> Option<Routed> {
 /// What the frame is to the world, where a NAT gateway translates it.
 fn translated(tables: &Tables, ifindex: u32, frame: &[u8], run: &Run) -> Option<Translated> {
     tables.translated(ifindex, Ends::read(frame)?.destination, run.translated.unwrap_or(0))
+}
+
+/// Of a frame to a NAT gateway's address: as what it came, and the interface that its connection
+/// belongs to, which stands in the frame as it went on.
+fn behind<'a>(
+    tables: &'a Tables,
+    frame: &[u8],
+    after: &[u8],
+) -> Option<(Translated, Option<&'a Interface>)> {
+    let came = Ends::read(frame)?;
+    let IpAddr::V4(address) = came.destination else { return None };
+    let elastic = tables.elastics.get(&u32::from(address)).filter(|e| e.nat != 0)?;
+    let gateway = *tables.names.nat_gateways.get(&u32::from(address))?;
+    let IpAddr::V4(inner) = Ends::read(after)?.destination else { return None };
+    let key = LocalKey { vpc: elastic.interface.vpc, address: inner.into(), zero: 0 };
+    let local = tables.locals.get(&key);
+    let receiver = local.and_then(|local| tables.interfaces.get(&local.ifindex));
+    let port = came.ports.map(|(_, port)| port);
+    Some((Translated { gateway, address, port }, receiver))
 }
 
 /// The local interface that an IPv4 frame is for, as the tables route it.

@@ -5,7 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::traffic::{Flow, connects, echo_server};
-use crate::world::{World, has, now};
+use crate::world::{INTERNET, World, has, now};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -112,6 +112,32 @@ fn a_file_is_in_force_without_a_daemon_and_again_changes_nothing() {
         assert!(now() - begun < Duration::from_secs(60), "packets still pass");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[test]
+fn a_file_brings_a_private_guest_to_the_world_by_a_nat_gateway() {
+    let test = "a_file_brings_a_private_guest_to_the_world_by_a_nat_gateway";
+    let Some(world) = guest(test) else { return };
+    let private = file(&world, 22)
+        .replace(&format!("elastic = \"{ELASTIC}\""), "route-table = \"private\"")
+        + "[route-table.private]\nlocal = [\"10.0.0.0/16\"]\n\
+           routes = [{ to = \"0.0.0.0/0\", via = \"nat:out\" }]\n";
+    let gateway = format!("[nat-gateway.out]\naddress = \"10.0.1.9\"\nelastic = \"{ELASTIC}\"\n");
+    echo_server(&world, "net", 7);
+    let path = write(&world, &(private + &gateway));
+    good(&alone(&world, &["apply", &path]));
+    assert!(connects(&world, "g1", INTERNET, 7, PATIENCE));
+    assert!(!connects(&world, "net", ELASTIC, 22, SHORT), "nobody comes in");
+    let again = good(&alone(&world, &["apply", &path]));
+    assert!(again.contains("in force as it was"), "{again}");
+    let said = good(&alone(&world, &["show", "--name", &world.name, "--json"]));
+    let shown: serde_json::Value = serde_json::from_str(&said).unwrap();
+    let out = &shown["nat_gateways"][0];
+    assert_eq!((&out["name"], &out["elastic"]), (&"out".into(), &ELASTIC.to_string().into()));
+    assert!(out["packets"]["new-flow"].as_u64().unwrap() >= 1, "{said}");
+    assert!(out["packets"]["nat-unsolicited"].as_u64().unwrap() >= 1, "{said}");
+    let said = good(&alone(&world, &["show", "--name", &world.name]));
+    assert!(said.contains(&format!("out: NAT gateway, elastic {ELASTIC}")), "{said}");
 }
 
 #[test]

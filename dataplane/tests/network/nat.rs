@@ -14,12 +14,12 @@ use model::route_table::Target;
 use model::{
     Direction, GroupId, InterfaceId, NatGatewayId, Protocol, Route, RouteTable, RouteTableId, VpcId,
 };
-use rpc::dataplane::{NatGateway, NatGatewayStatus, Question, Verdict};
+use rpc::dataplane::{Explained, FrameQuestion, NatGateway, NatGatewayStatus, Question, Verdict};
 
 use crate::pieces::{comes_back, echo};
 use crate::traffic::ping_flood;
 use crate::traffic::{Flow, PATIENCE, Stream, connects, echo_datagrams, echo_server, inside};
-use crate::world::{INTERNET, World, group, has, now};
+use crate::world::{INTERNET, World, group, has, now, run};
 
 const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 203);
@@ -80,6 +80,24 @@ fn why(world: &World, port: u16) -> Verdict {
         remote_port: port,
         local_port: 41_000,
     })
+}
+
+/// What becomes of a TCP packet of the world's to the gateway's address.
+fn explained(world: &World, ports: (u16, u16)) -> Explained {
+    let device = world.desired.uplink.clone().unwrap().device;
+    let mut ip = world.command("host", "ip");
+    let told = run(ip.args(["-j", "link", "show", &device]));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let mac: model::Mac = told[0]["address"].as_str().unwrap().parse().unwrap();
+    let mut frame = Vec::new();
+    etherparse::PacketBuilder::ethernet2([6; 6], mac.octets())
+        .ipv4(INTERNET.octets(), PUBLIC.octets(), 64)
+        .tcp(ports.0, ports.1, 1, 1000)
+        .ack(1)
+        .write(&mut frame, b"x")
+        .unwrap();
+    let question = FrameQuestion { interface: None, frame };
+    world.ask(|c| async move { c.dataplane_explain(&question).await }).unwrap()
 }
 
 /// A connection from a port of a guest's own, and whom the other end takes it for.
@@ -162,6 +180,16 @@ fn private_guests_reach_the_world_by_one_address_and_nobody_reaches_them() {
     let different: std::collections::BTreeSet<&str> = many.iter().map(|(who, _)| &**who).collect();
     assert_eq!(different.len(), 400, "each has a port of its own");
     drop(many);
+    // An answer as it comes, and what nobody waits for.
+    let told = explained(&world, (7, one.port()));
+    assert_eq!(
+        (told.reason.as_str(), told.receiver),
+        ("established", Some(InterfaceId::from_random(1)))
+    );
+    let by = told.translated.unwrap();
+    assert_eq!((by.gateway, by.port), (NatGatewayId::from_random(1), Some(one.port())));
+    let told = explained(&world, (8, one.port()));
+    assert_eq!((told.reason.as_str(), told.receiver), ("nat-unsolicited", None));
     // Superframes of TCP, datagrams, long ones in pieces, and pings from both at once.
     echo_server(&world, "net", 8);
     let flow = Flow::open(&world, "g1", INTERNET, 8);
