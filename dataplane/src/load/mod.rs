@@ -417,6 +417,8 @@ pub struct Run {
     pub frame: Vec<u8>,
     /// A NAT gateway was asked, and found this port (0: none).
     pub translated: Option<u16>,
+    /// By the kernel's clock.
+    pub took: std::time::Duration,
 }
 
 fn load(pins: &Pins) -> Result<Ebpf, Error> {

@@ -71,6 +71,7 @@ pub fn run(
         code: result.return_value as i32,
         frame: out,
         translated,
+        took: result.duration,
     })
 }
 

@@ -116,6 +116,7 @@ impl Stage {
         desired.nat_gateways = vec![gateway(1)];
         desired.nat_gateways[0].ports_max = Some(ports);
         desired.blocklist.clear();
+        desired.uplink.as_mut().unwrap().bogons = false;
         let everything = "0.0.0.0/0".parse().unwrap();
         let table = RouteTable {
             id: crate::routes::table_id(0),
@@ -443,6 +444,50 @@ fn ports_are_given_back_with_their_interface_or_their_gateway() {
     load(&mut loaded, &stage);
     assert_eq!(connect(&loaded, 1, 6000), Some(Reason::NewFlow));
     assert_eq!(open(&loaded, 1), 1);
+}
+
+/// A frame at a time, each as it comes: what is rewritten cannot be run twice. The clock is
+/// read around each, so that only what one costs more than another is worth looking at.
+/// `HOSTPLANE_MEASURE=1 cargo test -p dataplane --test packet -- --nocapture nat::of_an`.
+#[test]
+fn of_an_established_packet_through_a_gateway_and_by_an_elastic_address() {
+    let name = "of_an_established_packet_through_a_gateway_and_by_an_elastic_address";
+    let times = if std::env::var_os("HOSTPLANE_MEASURE").is_some() { 50_001 } else { 51 };
+    let Some(bench) = crate::agree::Bench::new(name) else { return };
+    let index = |name: &str| nix::net::if_::if_nametoindex(name).unwrap();
+    let mut loaded = dataplane::load::Loaded::open(&bench.deployment).unwrap();
+    let stage = Stage::new(PORTS_MAX as u16);
+    let tables = compile(&stage.desired, &crate::world::devices(index), loaded.tables()).unwrap();
+    loaded.update(tables).unwrap();
+    for (what, n) in [("by a NAT gateway", 0), ("by an elastic address", 2)] {
+        let out = |flags: &str| {
+            let macs = (guest_mac(n).octets(), GATEWAY_MAC);
+            (index(&guest(n)), tcp(macs, (address(n), PEER), (5000, 443), flags))
+        };
+        let (device, syn) = out("S");
+        let first = loaded.run(device, &syn, ebpf::TRACE_MARK).unwrap();
+        assert_eq!(first.reason, Some(Reason::NewFlow), "{what}");
+        let ((public, port), _) = ends(&first.frame);
+        let back = |flags: &str| {
+            let macs = ([8; 6], UPLINK_MAC.octets());
+            (index(UPLINK), tcp(macs, (PEER, public), (443, port), flags))
+        };
+        for (device, frame) in [back("SA"), out("A"), back("A")] {
+            let run = loaded.run(device, &frame, ebpf::TRACE_MARK).unwrap();
+            assert_eq!(run.reason, Some(Reason::Established), "{what}");
+        }
+        for (way, (device, frame)) in [("out", out("A")), ("in", back("A"))] {
+            let one = |_| {
+                let run = loaded.run(device, &frame, 0).unwrap();
+                assert_eq!(run.code, 7, "{what}: it goes on");
+                run.took
+            };
+            let mut took: Vec<_> = (0..times).map(one).collect();
+            took.sort();
+            let (low, high) = (took[times / 20], took[times * 19 / 20]);
+            eprintln!("{what}, {way}: {:?} a packet ({low:?} to {high:?})", took[times / 2]);
+        }
+    }
 }
 
 /// What a naive gateway would know: who has which port towards whom, and since when it is silent.
