@@ -2,7 +2,7 @@
 
 use crate::flow;
 use crate::ip::Ip;
-use crate::layout::{FlowKey, Interface};
+use crate::layout::{FlowKey, Interface, LOOSE_TCP};
 use crate::packet::{Inner, Packet};
 use crate::reason::Reason;
 use crate::tables::{Question, Tables};
@@ -121,7 +121,8 @@ fn admit<A: Ip, T: Tables + ?Sized>(
     ask: &Ask,
     remote: A,
 ) -> Result<u32, Reason> {
-    if !packet.opens_flow() {
+    let picked_up = || interface.flags & LOOSE_TCP != 0 && packet.continues_tcp();
+    if !packet.opens_flow() && !picked_up() {
         return Err(Reason::Untracked);
     }
     let (slot, denied) = match ask.from_instance {

@@ -136,6 +136,9 @@ pub const TAKES_FRAMES: u16 = 0x200;
 /// [`Interface::flags`]: `LOCALS` has more private addresses of it than the one in its record.
 pub const SECONDARIES: u16 = 0x800;
 
+/// [`Interface::flags`]: TCP connections that are not known are picked up in their midst.
+pub const LOOSE_TCP: u16 = 0x1000;
+
 /// [`Interface::flags`]: names are resolved for it.
 pub const DNS: u16 = 0x400;
 

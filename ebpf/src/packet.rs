@@ -426,6 +426,13 @@ impl<A: Ip> Packet<A> {
         self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST | FIN) == SYN
     }
 
+    /// Whether it may lie in the midst of a connection: it acknowledges, and neither
+    /// begins nor ends one.
+    #[inline(always)]
+    pub fn continues_tcp(&self) -> bool {
+        self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST | FIN) == ACK
+    }
+
     /// Whether a flow may begin with this packet.
     #[inline(always)]
     pub fn opens_flow(&self) -> bool {

@@ -204,6 +204,10 @@ pub struct Interface {
     pub takes_frames: Option<bool>,
     #[serde(default)]
     pub idle: IdleTimeouts,
+    /// Whether a TCP packet of no known flow may pick its connection up, where a rule
+    /// permits the packet: after a host was lost with its flows.
+    #[serde(default)]
+    pub loose_tcp: bool,
     pub dhcp: Dhcp,
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders
@@ -249,6 +253,7 @@ impl Interface {
             rates: Rates::default(),
             takes_frames: None,
             idle: IdleTimeouts::default(),
+            loose_tcp: false,
             dhcp: Dhcp::default(),
             metadata: None,
             services: Services::default(),

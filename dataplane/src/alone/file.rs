@@ -143,6 +143,8 @@ pub struct InterfaceEntry {
     rates: rate::Entry,
     takes_frames: Option<bool>,
     idle: Option<Spanned<IdleTimeouts>>,
+    #[serde(default)]
+    loose_tcp: bool,
     hostname: Option<String>,
     domain: Option<String>,
     #[serde(default)]
@@ -360,6 +362,7 @@ impl Reader<'_> {
             rates: rate::rates(text, &entry.rates)?,
             takes_frames: entry.takes_frames,
             idle: self.idle(entry)?,
+            loose_tcp: entry.loose_tcp,
             dhcp: Dhcp {
                 hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
                 domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),

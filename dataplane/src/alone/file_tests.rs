@@ -428,3 +428,15 @@ fn a_wrong_prefix_list_and_wrong_limits_are_told_with_their_line() {
     let told = read(&unknown).unwrap_err().to_string();
     assert!(told.contains("`list:none`") && told.starts_with("line"), "{told}");
 }
+
+#[test]
+fn connections_are_picked_up_where_the_file_says_so() {
+    let old = read(WHOLE).unwrap();
+    assert!(old.desired.interfaces.iter().all(|i| !i.loose_tcp));
+    let text = WHOLE.replace("source-check = false", "source-check = false\nloose-tcp = true");
+    let new = read(&text).unwrap();
+    assert!(new.desired.interfaces[1].loose_tcp);
+    let lines = difference(&old.desired, &new.desired, &new.names);
+    let said: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    assert_eq!(said, ["~ interface b: loose-tcp none → on"]);
+}

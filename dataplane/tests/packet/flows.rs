@@ -105,6 +105,9 @@ fn tcp(
             'S' => tcp.syn(),
             'F' => tcp.fin(),
             'R' => tcp.rst(),
+            'P' => tcp.psh(),
+            'U' => tcp.urg(0),
+            '-' => tcp,
             _ => tcp.ack(1),
         };
     }
@@ -201,4 +204,92 @@ fn beyond_its_quota_an_interface_opens_no_flow_and_keeps_those_it_has() {
     let uplink = imagined_devices().by_name[UPLINK].ifindex;
     assert_eq!(stage.decide(uplink, &other), (Action::Drop, Reason::FlowQuota));
     assert_eq!(stage.guest_sends("A"), Reason::Established);
+}
+
+#[test]
+fn a_connection_of_a_lost_host_is_picked_up_where_that_is_wished_and_rules_permit_it() {
+    let mut stage = Stage::new();
+    stage.connect();
+    // All flows are lost.
+    stage.host = Host::default();
+    stage.load();
+    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    stage.desired.interfaces[0].loose_tcp = true;
+    stage.load();
+    assert_eq!(stage.guest_sends("A"), Reason::EgressDenied, "no rule lets it out");
+    for flags in ["SA", "FA", "R", "-", "FPU", "SF"] {
+        assert_eq!(stage.world_sends(flags), Reason::Untracked, "{flags}");
+    }
+    assert_eq!(stage.world_sends("PA"), Reason::NewFlow);
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
+    assert_eq!(stage.guest_sends("A"), Reason::Established);
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (1, 0));
+    // Switched off again: what was picked up stays, and nothing else is.
+    stage.desired.interfaces[0].loose_tcp = false;
+    stage.desired.groups[0].ingress.clear();
+    stage.load();
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    stage.now_s += dataplane::compile::TCP_IDLE_S + 1;
+    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    stage.desired.interfaces[0].loose_tcp = true;
+    stage.load();
+    assert_eq!(stage.world_sends("A"), Reason::IngressDenied, "its rule is gone");
+}
+
+#[test]
+fn what_scanners_send_opens_nothing() {
+    let mut stage = Stage::new();
+    for flags in ["-", "F", "FPU", "A", "FA", "SF", "SR", "SFPU", "R", "RA", "SA", "SFA", "U"] {
+        assert_eq!(stage.world_sends(flags), Reason::Untracked, "{flags}");
+        assert_eq!(stage.guest_sends(flags), Reason::Untracked, "{flags}");
+    }
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 0));
+}
+
+#[test]
+fn both_ends_may_open_a_connection_at_once() {
+    let mut stage = Stage::new();
+    assert_eq!(stage.world_sends("S"), Reason::NewFlow);
+    // The guest had no leave to begin; as an answer its opening goes out.
+    assert_eq!(stage.guest_sends("S"), Reason::Established);
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
+    // RFC 9293, figure 8: each answers the other's opening.
+    assert_eq!(stage.world_sends("SA"), Reason::Established);
+    assert_eq!(stage.guest_sends("SA"), Reason::Established);
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (1, 0));
+}
+
+#[test]
+fn a_half_closed_connection_lives_as_long_as_an_open_one() {
+    let mut stage = Stage::new();
+    stage.connect();
+    assert_eq!(stage.world_sends("FA"), Reason::Established);
+    stage.now_s += dataplane::compile::TCP_IDLE_S;
+    assert_eq!(stage.guest_sends("PA"), Reason::Established, "its direction is open still");
+    // A keepalive is a packet as any other.
+    stage.now_s += dataplane::compile::TCP_IDLE_S;
+    assert_eq!(stage.guest_sends("A"), Reason::Established);
+    assert_eq!(stage.guest_sends("FA"), Reason::Established);
+    // Closed both ways: last acknowledgements, and no more.
+    stage.now_s += ebpf::flow::CLOSING_IDLE_S;
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    stage.now_s += ebpf::flow::CLOSING_IDLE_S + 1;
+    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+}
+
+#[test]
+fn ports_of_an_ended_connection_are_used_again_though_its_opening_is_sent_twice() {
+    let mut stage = Stage::new();
+    stage.connect();
+    stage.world_sends("R");
+    assert_eq!(stage.world_sends("S"), Reason::NewFlow);
+    assert_eq!(stage.world_sends("S"), Reason::Established, "the same opening again");
+    assert_eq!(stage.guest_sends("SA"), Reason::Established);
+    assert_eq!(stage.world_sends("A"), Reason::Established);
+    assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (1, 0));
+    // An opening within a living connection is the guest's to answer.
+    assert_eq!(stage.world_sends("S"), Reason::Established);
+    assert_eq!(stage.host.flows().len(), 1);
 }

@@ -160,7 +160,8 @@ impl Reference {
                 return (true, "known");
             }
         }
-        if !packet.opens() {
+        let picked_up = desired.interfaces[0].loose_tcp && packet.is_tcp() && packet.flags == "A";
+        if !packet.opens() && !picked_up {
             return (false, "belongs to none");
         }
         let (direction, detail) = match packet.by_guest {
@@ -276,6 +277,7 @@ fn play(
             0 => {
                 let Desired { groups, prefix_lists, .. } = rules(random);
                 (desired_state.groups, desired_state.prefix_lists) = (groups, prefix_lists);
+                desired_state.interfaces[0].loose_tcp = random.chance(30);
                 load(&mut host, &desired_state);
             }
             1..=8 => {
