@@ -18,6 +18,7 @@ use ebpf::port::{PortHolder, PortKey, Translation};
 use ebpf::rate::{Levels, Rates};
 
 use super::Error;
+use super::mapped::Mapped;
 use super::pins::Pins;
 use super::syscall::{self, Map};
 use crate::compile::{Class, Content, Placed, Tables};
@@ -65,13 +66,13 @@ pub struct Maps {
     locals: Map<LocalKey, Local>,
     elastics: Map<ElasticKey, Elastic>,
     policies: Map<u32, Policy>,
-    steps: Map<u32, Step>,
-    words: Map<u32, u64>,
+    steps: Mapped<Step>,
+    words: Mapped<u64>,
     pub flows: Map<FlowKey, Flow>,
     pub half: Map<u32, Bucket>,
     sixes: Map<u32, Six>,
     holders: Map<HolderKey, Holder>,
-    steps6: Map<u32, Step6>,
+    steps6: Mapped<Step6>,
     pub flows6: Map<FlowKey<V6>, Flow>,
     pub nat_flows: Map<FlowKey, Translation>,
     pub nat_ports: Map<PortKey, PortHolder>,
@@ -111,13 +112,13 @@ impl Maps {
             locals: map(bpf, "LOCALS")?,
             elastics: map(bpf, "ELASTICS")?,
             policies: map(bpf, "POLICIES")?,
-            steps: map(bpf, "STEPS")?,
-            words: map(bpf, "WORDS")?,
+            steps: mapped(bpf, "STEPS")?,
+            words: mapped(bpf, "WORDS")?,
             flows: map(bpf, "FLOWS")?,
             half: map(bpf, "HALF_FLOWS")?,
             sixes: map(bpf, "SIXES")?,
             holders: map(bpf, "HOLDERS")?,
-            steps6: map(bpf, "STEPS6")?,
+            steps6: mapped(bpf, "STEPS6")?,
             flows6: map(bpf, "FLOWS6")?,
             nat_flows: map(bpf, "NAT_FLOWS")?,
             nat_ports: map(bpf, "NAT_PORTS")?,
@@ -307,24 +308,16 @@ impl Maps {
             policy.others,
             policy.icmp6,
         ];
-        let mut tables = Vec::new();
-        for Span { first, len } in spans {
-            let steps: io::Result<Vec<Step>> =
-                (first..first + len).map(|i| Ok(self.steps.get(&i)?.unwrap_or(NO_STEP))).collect();
-            tables.push(steps?);
-        }
+        let tables = spans.map(|span| self.steps.read(span.first, span.len as usize));
+        let tables = tables.into_iter().collect::<io::Result<Vec<_>>>()?;
         let Span { first: first_step6, len: len6 } = policy.remotes6;
-        let steps6: io::Result<Vec<Step6>> = (first_step6..first_step6 + len6)
-            .map(|i| Ok(self.steps6.get(&i)?.unwrap_or(NO_STEP6)))
-            .collect();
-        let steps6 = steps6?;
+        let steps6 = self.steps6.read(first_step6, len6 as usize)?;
         let all = || tables.iter().flatten().map(|s| s.row).chain(steps6.iter().map(|s| s.row));
         let rows = || all().filter(|row| *row != ROW_NONE);
         // Every row has a step that points to it, so the first row is the lowest.
         let first_word = rows().min().unwrap_or(0);
         let end = rows().max().map_or(first_word, |last| last + policy.words);
-        let words: io::Result<Vec<u64>> =
-            (first_word..end).map(|i| Ok(self.words.get(&i)?.unwrap_or(0))).collect();
+        let words = self.words.read(first_word, (end - first_word) as usize);
         let row_of = |row: u32| (row != ROW_NONE).then(|| (row - first_word) / policy.words.max(1));
         let class = |step: &Step| Class { key: step.key, row: row_of(step.row) };
         let remotes6 =
@@ -357,9 +350,6 @@ fn by_ifindex<V>(half: u32, entries: Vec<(u32, V)>) -> BTreeMap<u32, V> {
     of_half(entries, |key| (key & HALVES[1] == half).then_some(key & !HALVES[1]))
 }
 
-const NO_STEP: Step = Step { key: 0, row: ROW_NONE, zero: 0 };
-const NO_STEP6: Step6 = Step6 { key: V6::UNSPECIFIED, row: ROW_NONE, zero: 0 };
-
 /// A map's descriptor, by its name.
 type Opener<'a> = &'a dyn Fn(&str) -> Result<OwnedFd, Error>;
 
@@ -368,6 +358,10 @@ fn map<K: bytemuck::Pod, V: bytemuck::Pod>(
     name: &str,
 ) -> Result<Map<K, V>, Error> {
     Map::open(open(name)?).map_err(|e| Error::new("open", name, e))
+}
+
+fn mapped<V: bytemuck::Pod>(open: Opener<'_>, name: &str) -> Result<Mapped<V>, Error> {
+    Mapped::open(open(name)?).map_err(|e| Error::new("map", name, e))
 }
 
 /// A map that is the object's own, or pinned under another's care.

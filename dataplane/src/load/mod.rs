@@ -14,6 +14,7 @@
 
 mod carry;
 mod links;
+mod mapped;
 mod maps;
 mod moved;
 mod nat;
@@ -172,15 +173,16 @@ impl Loaded {
     ) -> Result<usize, Error> {
         self.bring_home()?;
         let changes = diff(&self.tables, &next);
-        if !changes.is_empty() {
-            self.watch.harvest(&self.tables)?;
-        }
         if let Err(error) = self.apply(&changes, watch) {
             self.astray = true;
             let names = std::mem::take(&mut self.tables.names);
             self.tables = Tables { names, ..self.maps.read_back(self.maps.in_force()?)? };
             self.tables.attachments = links::attachments(&self.pins)?;
             return Err(error);
+        }
+        let renamed = self.renamed(&next, &changes);
+        if renamed {
+            self.watch.harvest(&self.tables)?;
         }
         self.tables = next;
         self.repeat(&changes)?;
@@ -189,7 +191,13 @@ impl Loaded {
         }
         // A crash may have left a device half attached that is wanted no more.
         links::detach_others(&self.pins, &self.tables.attachments)?;
-        Ok(changes.len())
+        Ok(changes.len() + usize::from(renamed))
+    }
+
+    /// Whether rules have other names, and nothing else of them changed: no record says so.
+    fn renamed(&self, next: &Tables, changes: &[Change]) -> bool {
+        let rules = &self.tables.names.rules;
+        !changes.contains(&Change::Publish) && !rules.is_empty() && *rules != next.names.rules
     }
 
     /// From programs of another layout, which go on until ours know what they know.
@@ -239,7 +247,11 @@ impl Loaded {
         let hidden = self.maps.hidden()?;
         for change in changes {
             match change {
-                Change::Publish => self.maps.publish(hidden)?,
+                Change::Publish => {
+                    self.maps.publish(hidden)?;
+                    // Not before it: packets do not wait for the counts.
+                    self.watch.harvest(&self.tables)?;
+                }
                 Change::Attach { ifindex, attachment } => {
                     links::attach(&mut self.bpf, &self.pins, *ifindex, attachment)?;
                 }

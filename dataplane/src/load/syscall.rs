@@ -153,7 +153,7 @@ impl Bytes {
     /// `cpus`: how many values an entry has, 1 but in maps that have one a CPU.
     pub fn open(fd: impl AsFd, cpus: usize) -> io::Result<Self> {
         let fd = fd.as_fd().try_clone_to_owned()?;
-        let (key_len, value_len) = sizes(&fd)?;
+        let Sizes { key: key_len, value: value_len, .. } = sizes(&fd)?;
         let value_space = if cpus == 1 { value_len } else { value_len.next_multiple_of(8) * cpus };
         Ok(Self { fd, key_len, value_len, value_space })
     }
@@ -183,8 +183,17 @@ impl Bytes {
     }
 }
 
-/// Of keys and values, as the kernel has them.
-fn sizes(fd: &OwnedFd) -> io::Result<(usize, usize)> {
+/// A map's measures, as the kernel has them.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// Bytes.
+    pub key: usize,
+    pub value: usize,
+    pub entries: usize,
+}
+
+pub fn sizes(fd: impl AsFd) -> io::Result<Sizes> {
+    let fd = fd.as_fd();
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
     let field = |name: &str| {
         info.lines()
@@ -194,7 +203,11 @@ fn sizes(fd: &OwnedFd) -> io::Result<(usize, usize)> {
                 io::Error::new(io::ErrorKind::InvalidData, format!("no {name} in {info}"))
             })
     };
-    Ok((field("key_size:")?, field("value_size:")?))
+    Ok(Sizes {
+        key: field("key_size:")?,
+        value: field("value_size:")?,
+        entries: field("max_entries:")?,
+    })
 }
 
 /// How many entries were read to `keys` and `values`, and the next cursor.
@@ -235,9 +248,9 @@ impl<K: Pod, V: Pod> Map<K, V> {
     /// Fails where the kernel's map has other sizes.
     pub fn open(fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd().try_clone_to_owned()?;
-        let sizes = sizes(&fd)?;
-        if sizes != (size_of::<K>(), size_of::<V>()) {
-            let text = format!("key and value have {sizes:?} bytes");
+        let found = sizes(&fd)?;
+        if (found.key, found.value) != (size_of::<K>(), size_of::<V>()) {
+            let text = format!("{found:?}, not {} and {}", size_of::<K>(), size_of::<V>());
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         Ok(Self { fd, of: std::marker::PhantomData })
@@ -329,39 +342,6 @@ pub struct Slice<K, V> {
 }
 
 impl<V: Pod> Map<u32, V> {
-    /// Writes entries of an array (one that may be mapped) in a row, through memory: a
-    /// thousand rules are some thirty thousand words, and a call for each takes too long.
-    /// Programs that read them meanwhile may see any mixture.
-    pub fn write(&self, first: u32, values: &[V]) -> io::Result<()> {
-        const { assert!(size_of::<V>().is_multiple_of(8), "an entry takes whole words") };
-        if values.is_empty() {
-            return Ok(());
-        }
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        let begin = first as usize * size_of::<V>();
-        // SAFETY: the call takes no pointer, and every Linux answers it.
-        let page_size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
-        let page = begin / page_size * page_size;
-        let length = begin - page + bytes.len();
-        let (access, fd) = (libc::PROT_READ | libc::PROT_WRITE, self.fd.as_raw_fd());
-        // SAFETY: a new mapping at a place of the kernel's choice touches no memory of ours;
-        // the kernel refuses a range that is not the map's.
-        let memory = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, access, libc::MAP_SHARED, fd, page as i64)
-        };
-        if memory == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the mapping has `length` bytes, `bytes` end where it does, and nobody else
-        // in this process knows it. It is not used after it is given back.
-        unsafe {
-            let to = memory.cast::<u8>().add(begin - page);
-            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-            libc::munmap(memory, length);
-        }
-        Ok(())
-    }
-
     /// A per-CPU array's values. Each takes whole words (linux/bpf.h).
     pub fn every_cpu(&self, index: u32, cpus: usize) -> io::Result<Vec<V>> {
         const { assert!(size_of::<V>().is_multiple_of(8)) };

@@ -62,7 +62,9 @@ impl Watch {
         Ok(taken)
     }
 
-    /// Called before rules change their places: counts under their old ones.
+    /// Called when rules have changed their places, with where they were: counts under their
+    /// old ones. A flow let in between the change and the call counts for the rule whose place
+    /// its own has now.
     pub fn harvest(&mut self, tables: &Tables) -> Result<(), Error> {
         if tables.names.rules.is_empty() {
             return Ok(());
