@@ -135,7 +135,7 @@ impl Watch {
 
 #[expect(clippy::disallowed_methods, reason = "it measures time")]
 fn ask(sender: &Sender, stop: &AtomicBool) -> anyhow::Result<Instant> {
-    free_of_one_processor()?;
+    leave_the_processor()?;
     while !stop.load(Ordering::Relaxed) {
         let (_, code) = sender.alone(Hook::Tc, UPLINK_INDEX, 1)?;
         if code == TC_REDIRECT {
@@ -145,12 +145,18 @@ fn ask(sender: &Sender, stop: &AtomicBool) -> anyhow::Result<Instant> {
     anyhow::bail!("stopped")
 }
 
-/// The one that asks must not stand in the way of the one that changes.
-fn free_of_one_processor() -> anyhow::Result<()> {
-    use nix::sched::{CpuSet, sched_setaffinity};
-    let mut all = CpuSet::new();
-    for cpu in 0..CpuSet::count().min(std::thread::available_parallelism()?.get().max(64)) {
-        all.set(cpu)?;
+/// The one that asks must not stand in the way of the one that changes, nor wait for it: where
+/// both share a processor, what is seen is when the other one sleeps.
+fn leave_the_processor() -> anyhow::Result<()> {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    use nix::unistd::{Pid, SysconfVar, sysconf};
+    let of_the_other = sched_getaffinity(Pid::from_raw(0))?;
+    let count = sysconf(SysconfVar::_NPROCESSORS_ONLN)?.context("the number of processors")?;
+    let mut others = CpuSet::new();
+    for cpu in 0..usize::try_from(count)?.min(CpuSet::count()) {
+        if !of_the_other.is_set(cpu)? {
+            others.set(cpu)?;
+        }
     }
-    Ok(sched_setaffinity(nix::unistd::Pid::from_raw(0), &all)?)
+    sched_setaffinity(Pid::from_raw(0), &others).context("a second processor is needed")
 }
