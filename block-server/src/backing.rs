@@ -32,10 +32,10 @@ pub enum Error {
     #[error("{}: it holds {size} bytes, less than one block of {alignment}", path.display())]
     Small { path: PathBuf, size: u64, alignment: u32 },
     #[error(
-        "{}: {holder} has it open for writing, or operations of it still run; \
-         waited {} s", path.display(), FREED_WITHIN.as_secs()
+        "{}: {holder} has it open, or operations of it still run; waited {} s; end that, \
+         or let both only read", path.display(), waited.as_secs()
     )]
-    Held { path: PathBuf, holder: String },
+    Held { path: PathBuf, holder: String, waited: Duration },
     #[error("{}: it holds {found} bytes, and the volume has {wanted}", path.display())]
     Size { path: PathBuf, found: u64, wanted: u64 },
 }
@@ -113,7 +113,7 @@ impl Backing {
     /// with the last operation on it.
     pub fn open_alone(path: &Path, size: u64) -> Result<Self, Error> {
         let backing = Self::open_sized(path, size)?;
-        await_lock(&backing.fd, path)?;
+        await_lock(&backing.fd, path, Lock::Alone, FREED_WITHIN)?;
         Ok(backing)
     }
 
@@ -140,27 +140,40 @@ impl Backing {
     }
 }
 
+/// Who else may have a file open, of those that lock it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lock {
+    Alone,
+    /// Others may read it, too.
+    Shared,
+}
+
 /// How long operations of a server that was killed may take to end.
-const FREED_WITHIN: Duration = Duration::from_secs(30);
+pub const FREED_WITHIN: Duration = Duration::from_secs(30);
 
 #[expect(clippy::disallowed_methods, reason = "a dead process's operations are waited for")]
-fn await_lock(fd: &OwnedFd, path: &Path) -> Result<(), Error> {
+pub fn await_lock(fd: &OwnedFd, path: &Path, lock: Lock, patience: Duration) -> Result<(), Error> {
     use rustix::fs::{FlockOperation, flock};
+    let wanted = match lock {
+        Lock::Alone => FlockOperation::NonBlockingLockExclusive,
+        Lock::Shared => FlockOperation::NonBlockingLockShared,
+    };
     let start = Instant::now();
     let mut told = false;
     loop {
-        match flock(fd, FlockOperation::NonBlockingLockExclusive) {
+        match flock(fd, wanted) {
             Ok(()) => return Ok(()),
             // A file system that has no locks leaves us as we were without them.
             Err(rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => return Ok(()),
-            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < FREED_WITHIN => {
+            Err(rustix::io::Errno::WOULDBLOCK) if start.elapsed() < patience => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!("{}: waiting for {}", path.display(), holder(fd));
                 }
                 std::thread::sleep(Duration::from_millis(5));
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(Error::Held { path: path.to_owned(), holder: holder(fd) });
+                let (path, holder) = (path.to_owned(), holder(fd));
+                return Err(Error::Held { path, holder, waited: patience });
             }
             Err(cause) => {
                 return Err(Error::Open { path: path.to_owned(), cause: cause.into() });
@@ -185,7 +198,7 @@ fn holder(fd: &OwnedFd) -> String {
     };
     match find() {
         Some(pid) if Path::new(&format!("/proc/{pid}")).exists() => format!("process {pid}"),
-        Some(pid) => format!("process {pid}, which has ended,"),
+        Some(pid) => format!("process {pid}, which has ended, or its successor,"),
         None => "another process".to_owned(),
     }
 }

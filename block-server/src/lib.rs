@@ -16,6 +16,7 @@ pub mod engine;
 pub mod exposition;
 pub mod fill;
 pub mod handover;
+mod holding;
 pub mod metrics;
 pub mod nbd;
 pub mod plan;

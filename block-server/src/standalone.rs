@@ -17,6 +17,7 @@ use crate::backing::{self, Backing, Cache};
 use crate::confine::{Needs, confine};
 use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taking};
+use crate::holding::Held;
 use crate::metrics::Counters;
 use crate::plan::{Export, Listen, Place, Plan};
 use crate::worker::{Access, EngineChoice, Front, Handle, NewVolume, Parked, Served};
@@ -24,6 +25,9 @@ use crate::{socket, tls};
 
 /// What a hand-over calls us; a `daemon` is another kind.
 const KIND: &str = "block-server serve";
+
+/// How long `--check` waits for who has just ended.
+const CHECK_MAX: Duration = Duration::from_millis(200);
 
 /// The name of the socket that metrics are asked at.
 const METRICS: &str = "metrics";
@@ -163,6 +167,7 @@ impl Options {
 /// All that can fail for what the user wrote, before anybody is served.
 struct Opened {
     exports: Vec<(Export, Backing)>,
+    held: Held,
     /// Of block devices, by the name that a successor gets them by.
     claims: BTreeMap<String, OwnedFd>,
     listeners: Vec<Listener>,
@@ -188,7 +193,7 @@ fn open(
 ) -> anyhow::Result<Opened> {
     let tls = load_tls(plan)?;
     let claims = claim_devices(plan, old)?;
-    let exports = open_exports(plan)?;
+    let (held, exports) = Held::open(&plan.exports, old, backing::FREED_WITHIN)?;
     let mut listeners = Vec::new();
     for listen in &plan.listeners {
         let access = access(listen, tls.as_ref());
@@ -207,7 +212,7 @@ fn open(
         (Some(place), None) => Some(place.bind()?),
         (None, _) => None,
     };
-    Ok(Opened { exports, claims, listeners, upgrades, metrics })
+    Ok(Opened { exports, held, claims, listeners, upgrades, metrics })
 }
 
 /// The sockets of one place, taken over, passed on or bound.
@@ -252,17 +257,6 @@ fn load_tls(plan: &Plan) -> anyhow::Result<Option<Arc<tls::Server>>> {
     plan.tls.as_ref().map(tls::Server::load).transpose().context("TLS")
 }
 
-fn open_exports(plan: &Plan) -> anyhow::Result<Vec<(Export, Backing)>> {
-    plan.exports
-        .iter()
-        .map(|export| {
-            let backing = Backing::open_cached(&export.path, export.read_only, export.cache)
-                .with_context(|| format!("export {:?}", export.name))?;
-            Ok((export.clone(), backing))
-        })
-        .collect()
-}
-
 /// Claims each device that is written to, once; a predecessor hands its claims on.
 fn claim_devices(plan: &Plan, old: &mut Sockets) -> anyhow::Result<BTreeMap<String, OwnedFd>> {
     let mut claims = BTreeMap::new();
@@ -290,14 +284,21 @@ fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     }
 }
 
-/// Where a predecessor may run, it has the devices' claims.
+/// Where a predecessor may run, it has the devices' claims and the files' locks.
 fn check(plan: &Plan, may_run: bool) -> anyhow::Result<()> {
     load_tls(plan)?;
-    if !may_run {
-        claim_devices(plan, &mut Sockets::default())?;
+    let nobody = &mut Sockets::default();
+    if may_run {
+        for export in &plan.exports {
+            Backing::open_cached(&export.path, export.read_only, export.cache)
+                .with_context(|| format!("export {:?}", export.name))?;
+        }
+    } else {
+        claim_devices(plan, nobody)?;
+        Held::open(&plan.exports, nobody, CHECK_MAX)?;
     }
-    let exports = open_exports(plan)?;
-    println!("{} exports on {} sockets: all could be served", exports.len(), plan.listeners.len());
+    let (exports, sockets) = (plan.exports.len(), plan.listeners.len());
+    println!("{exports} exports on {sockets} sockets: all could be served");
     Ok(())
 }
 
@@ -330,6 +331,7 @@ impl Serving {
             serving.names.insert(index, name);
         }
         serving.sockets.listening.extend(opened.claims);
+        serving.sockets.listening.extend(opened.held.hand_on());
         if let Some(socket) = &opened.upgrades {
             serving.sockets.listening.insert(UPGRADES.to_owned(), socket.try_clone()?);
         }
@@ -425,13 +427,15 @@ impl Prepared {
 
 /// Serves until `stop` resolves or a successor has taken over.
 pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Prepared { plan, opened, taking } = prepared;
+    let Prepared { plan, mut opened, taking } = prepared;
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, plan.engine, events).context("cannot start the I/O engine")?;
     let load = match taking {
         Some(taking) => tokio::task::block_in_place(|| taking.finish()).context("take over")?,
         None => Load::default(),
     };
+    // Nobody but us serves from here on.
+    opened.held.settle(backing::FREED_WITHIN)?;
     let taken = load.connections.len();
     let scraped_at = opened.metrics.as_ref().map(OwnedFd::try_clone).transpose()?;
     let (serving, upgrades) = Serving::start(worker, opened, load).await?;

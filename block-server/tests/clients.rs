@@ -167,9 +167,11 @@ fn libnbd_drives_every_command_and_flag() {
         let bench = Bench::new(16);
         let read_only = format!("ro={}", bench.image().display());
         let _server = bench.serve(&["--engine", engine, "--export", &read_only]);
-        let (socket, image) = (bench.socket(), bench.image());
+        // Another server's, while the first one has its own.
+        let image = bench.path("other.img");
+        std::fs::File::create(&image).unwrap().set_len(16 << 20).unwrap();
         let program = env!("CARGO_BIN_EXE_block-server");
-        succeed(TEST, PYTHON, &[script, text(&socket), program, text(&image)]);
+        succeed(TEST, PYTHON, &[script, text(&bench.socket()), program, text(&image)]);
     }
 }
 

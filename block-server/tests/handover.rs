@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use block_server::vhost::memory::Memory;
 use fixture::client::{BLOCK, Client, FUA, Ledger, READ, WRITE, request};
+use fixture::disk::Stoppable;
 use fixture::engines;
 use fixture::front::{DATA, Front, Machine};
 use fixture::home::{Home, MIB, id, writer};
@@ -260,66 +261,13 @@ async fn a_successor_that_fails_before_it_is_ready_changes_nothing() {
     successor.terminate();
 }
 
-/// A file system on a device whose operations can be stopped on their way: a loop
-/// device on a file in another file system, which is frozen.
-struct Stoppable {
-    outer: PathBuf,
-    inner: PathBuf,
-}
-
-fn sh(line: &str) -> Result<(), String> {
-    let output = Command::new("sh").args(["-ec", line]).output().map_err(|e| e.to_string())?;
-    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    output.status.success().then_some(()).ok_or(said)
-}
-
-impl Stoppable {
-    fn new(home: &Home, inner: PathBuf) -> Result<Self, String> {
-        let outer = home.path("outer");
-        for folder in [&outer, &inner] {
-            std::fs::create_dir_all(folder).map_err(|e| e.to_string())?;
-        }
-        let disk = Self { outer, inner };
-        let (outer, inner) = (disk.outer.display(), disk.inner.display());
-        sh(&format!(
-            "truncate -s 128M {outer}.img; mke2fs -q -t ext4 {outer}.img; \
-             mount -o loop {outer}.img {outer}; dd if=/dev/zero of={outer}/disk bs=1M count=64; \
-             mke2fs -q -t ext4 {outer}/disk; mount -o loop {outer}/disk {inner}"
-        ))?;
-        Ok(disk)
-    }
-
-    fn stop(&self) {
-        sh(&format!("fsfreeze -f {}", self.outer.display())).unwrap();
-    }
-
-    fn go_on(&self) {
-        sh(&format!("fsfreeze -u {}", self.outer.display())).unwrap();
-    }
-}
-
-impl Drop for Stoppable {
-    fn drop(&mut self) {
-        let (outer, inner) = (self.outer.display(), self.inner.display());
-        let _ = sh(&format!("fsfreeze -u {outer}"));
-        for folder in [inner, outer] {
-            for _ in 0..100 {
-                if sh(&format!("! mountpoint -q {folder} || umount {folder}")).is_ok() {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-        }
-    }
-}
-
 /// A write of a killed server is still on its way to the disk: its successor
 /// serves the volume only when that has landed, so that nothing lands later.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_server_s_write_does_not_land_after_its_successor_s() {
     const TEST: &str = "a_dead_server_s_write_does_not_land_after_its_successor_s";
     let home = Home::new();
-    let disk = match Stoppable::new(&home, home.volumes()) {
+    let disk = match Stoppable::new(home.path("outer"), home.volumes()) {
         Ok(disk) => disk,
         Err(reason) => return fixture::skip(TEST, &format!("no loop devices: {reason}")),
     };

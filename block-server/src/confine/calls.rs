@@ -20,6 +20,8 @@ const SERVING: &[libc::c_long] = &[
     libc::SYS_memfd_create, libc::SYS_ftruncate,
     // Which kind a descriptor is that a hypervisor sent.
     libc::SYS_readlinkat,
+    // Locks that a predecessor gives up.
+    libc::SYS_flock,
     libc::SYS_lseek, libc::SYS_fdatasync, libc::SYS_fsync, libc::SYS_fallocate,
     libc::SYS_close, libc::SYS_fstat, libc::SYS_statx, libc::SYS_newfstatat,
     libc::SYS_fcntl, libc::SYS_dup, libc::SYS_dup3, libc::SYS_ioctl,
@@ -57,7 +59,7 @@ const KEEPING: &[libc::c_long] = &[
     libc::SYS_openat, libc::SYS_openat2, libc::SYS_getdents64, libc::SYS_mkdirat,
     libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_faccessat,
     libc::SYS_faccessat2, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_fchown,
-    libc::SYS_fchownat, libc::SYS_flock, libc::SYS_getcwd,
+    libc::SYS_fchownat, libc::SYS_getcwd,
     libc::SYS_copy_file_range, libc::SYS_sendfile, libc::SYS_linkat, libc::SYS_statfs,
     libc::SYS_fstatfs, libc::SYS_fadvise64, libc::SYS_sync_file_range, libc::SYS_utimensat,
     libc::SYS_bind, libc::SYS_listen,

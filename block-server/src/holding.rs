@@ -1,0 +1,175 @@
+//! The open files of `serve`'s exports, each with its lock (flock): on the very open
+//! file that the ring works on, so that the lock outlives a killed server for as
+//! long as its last operation runs (docs/adr/0038).
+//!
+//! A file that is written to is locked alone, one that is only read together with
+//! other readers. A predecessor hands its open files on; where the new settings want
+//! another kind of open file for the same inode, the lock changes hands in
+//! [`Held::settle`], when nobody but us serves.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::fs::{FlockOperation, flock, fstat};
+
+use crate::backing::{self, Backing, Cache};
+use crate::handover::Sockets;
+use crate::plan::Export;
+
+/// A file itself, whatever it is called: what a lock is on.
+type Inode = (u64, u64);
+
+/// One kind of open file of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    inode: Inode,
+    read_only: bool,
+    cached: bool,
+}
+
+impl Key {
+    fn of(fd: &OwnedFd, export: &Export) -> io::Result<Self> {
+        let cached = export.cache == Cache::Writeback;
+        Ok(Self { inode: inode(fd)?, read_only: export.read_only, cached })
+    }
+
+    /// What a hand-over calls it.
+    fn name(self) -> String {
+        let kind = if self.read_only { "reads" } else { "writes" };
+        let way = if self.cached { "cached" } else { "direct" };
+        let (device, number) = self.inode;
+        format!("{FILE}{device}:{number} {kind} {way}")
+    }
+}
+
+/// How the names of open files begin.
+const FILE: &str = "file ";
+
+fn inode(fd: &OwnedFd) -> io::Result<Inode> {
+    let found = fstat(fd)?;
+    Ok((found.st_dev, found.st_ino))
+}
+
+/// Open files whose exports are to be served.
+pub struct Held {
+    files: BTreeMap<Key, (Export, OwnedFd)>,
+    /// A predecessor's that we have no use for but their locks, which it holds as
+    /// long as it may still serve.
+    left: Vec<(Inode, OwnedFd)>,
+}
+
+impl Held {
+    /// Opens every export's file and locks it, waiting so long for a dead server's
+    /// last operation.
+    pub fn open(
+        exports: &[Export],
+        old: &mut Sockets,
+        patience: Duration,
+    ) -> anyhow::Result<(Self, Vec<(Export, Backing)>)> {
+        let mut held = Self { files: BTreeMap::new(), left: Vec::new() };
+        let mut opened = Vec::new();
+        for export in exports {
+            let backing =
+                held.add(export, old).with_context(|| format!("export {:?}", export.name))?;
+            opened.push((export.clone(), backing));
+        }
+        held.keep_left(old)?;
+        for (key, (export, fd)) in &held.files {
+            if held.left.iter().all(|(inode, _)| *inode != key.inode) {
+                held.lock(*key, export, fd, patience)?;
+            }
+        }
+        held.see_that_locks_can_change()?;
+        Ok((held, opened))
+    }
+
+    fn add(&mut self, export: &Export, old: &mut Sockets) -> anyhow::Result<Backing> {
+        let anew = Backing::open_cached(&export.path, export.read_only, export.cache)?;
+        let key = Key::of(&anew.fd, export)?;
+        let other_way = Key { cached: !key.cached, ..key };
+        if let Some((other, _)) = self.files.get(&other_way).filter(|_| !key.read_only) {
+            bail!(
+                "{}: export {:?} writes to it by another cache; write the same for both",
+                export.path.display(),
+                other.name
+            );
+        }
+        let fd = match (self.files.get(&key), old.listening.remove(&key.name())) {
+            (Some((_, present)), _) => present.try_clone()?,
+            (None, Some(handed_on)) => handed_on,
+            (None, None) => anew.fd,
+        };
+        self.files.entry(key).or_insert((export.clone(), fd.try_clone()?));
+        Ok(Backing { fd, geometry: anew.geometry })
+    }
+
+    /// Keeps what of the predecessor's stands in our way.
+    fn keep_left(&mut self, old: &mut Sockets) -> io::Result<()> {
+        let names: Vec<String> =
+            old.listening.keys().filter(|name| name.starts_with(FILE)).cloned().collect();
+        for fd in names.iter().filter_map(|name| old.listening.remove(name)) {
+            let inode = inode(&fd)?;
+            if self.files.keys().any(|key| key.inode == inode) {
+                self.left.push((inode, fd));
+            }
+        }
+        Ok(())
+    }
+
+    fn has_writer(&self, inode: Inode) -> bool {
+        self.files.keys().any(|key| key.inode == inode && !key.read_only)
+    }
+
+    fn lock(&self, key: Key, export: &Export, fd: &OwnedFd, wait: Duration) -> anyhow::Result<()> {
+        let locked = match (key.read_only, self.has_writer(key.inode)) {
+            (true, true) => Ok(()), // The writer's lock, which is ours, keeps all others off.
+            (true, false) => backing::await_lock(fd, &export.path, backing::Lock::Shared, wait),
+            (false, _) => backing::await_lock(fd, &export.path, backing::Lock::Alone, wait),
+        };
+        locked.with_context(|| format!("export {:?}", export.name))
+    }
+
+    /// A predecessor that only read, and other readers beside it: we could not write
+    /// once it is gone, so it is said before it goes.
+    fn see_that_locks_can_change(&self) -> anyhow::Result<()> {
+        for (key, (export, _)) in self.files.iter().filter(|(key, _)| !key.read_only) {
+            let left: Vec<&OwnedFd> =
+                self.left.iter().filter(|(i, _)| *i == key.inode).map(|(_, fd)| fd).collect();
+            let Some((first, others)) = left.split_first() else { continue };
+            for fd in others {
+                flock(fd, FlockOperation::Unlock)?;
+            }
+            let alone =
+                backing::await_lock(first, &export.path, backing::Lock::Alone, Duration::ZERO);
+            if let Err(error) = alone {
+                for fd in left {
+                    flock(fd, FlockOperation::NonBlockingLockShared)?;
+                }
+                return Err(error).with_context(|| format!("export {:?}", export.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody but us serves: takes the locks that the predecessor had by other open files.
+    pub fn settle(&mut self, patience: Duration) -> anyhow::Result<()> {
+        let left = std::mem::take(&mut self.left);
+        for (_, fd) in &left {
+            flock(fd, FlockOperation::Unlock)?;
+        }
+        for (key, (export, fd)) in &self.files {
+            if left.iter().any(|(inode, _)| *inode == key.inode) {
+                self.lock(*key, export, fd, patience)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For a successor.
+    pub fn hand_on(self) -> impl Iterator<Item = (String, OwnedFd)> {
+        self.files.into_iter().map(|(key, (_, fd))| (key.name(), fd))
+    }
+}
