@@ -108,7 +108,13 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let depot = Depot::open(&deployment, workers, &mut from)?;
     let has_predecessor = taking.is_some();
     if let Some(taking) = taking {
-        from.load = tokio::task::block_in_place(|| taking.finish()).context("take over")?;
+        let mut taken = tokio::task::block_in_place(|| taking.finish()).context("take over")?;
+        if taken.has_crashed {
+            tracing::warn!("the predecessor died; going on as after a crash");
+            from.after_a_crash();
+        }
+        from.load = std::mem::take(&mut taken.load);
+        taken.begin();
     }
     // Nobody but us serves from here on.
     let taken = from.load.connections.len();
@@ -149,7 +155,7 @@ fn own_sockets(deployment: &Deployment, from: &mut Inheritance) -> anyhow::Resul
     for (name, path) in paths {
         let socket = match from.sockets.listening.remove(name) {
             Some(socket) => socket,
-            None => socket::listen(&path, None)?,
+            None => socket::listen(&path, &[])?,
         };
         own.listening.insert(name.to_owned(), socket);
     }

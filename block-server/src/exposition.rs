@@ -42,7 +42,7 @@ impl Place {
             Self::Tcp(address) => Ok(std::net::TcpListener::bind(address)
                 .with_context(|| format!("metrics: cannot bind {address}"))?
                 .into()),
-            Self::Unix(path) => Ok(socket::listen(path, None)?),
+            Self::Unix(path) => Ok(socket::listen(path, &[])?),
         }
     }
 }

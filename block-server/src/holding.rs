@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock, fstat};
 
-use crate::backing::{self, Backing, Cache};
+use crate::backing::{self, Backing, Cache, Lock};
 use crate::handover::Sockets;
 use crate::plan::Export;
 
@@ -38,7 +38,7 @@ impl Key {
 
     /// What a hand-over calls it.
     fn name(self) -> String {
-        let kind = if self.read_only { "reads" } else { "writes" };
+        let kind = if self.read_only { READS } else { WRITES };
         let way = if self.cached { "cached" } else { "direct" };
         let (device, number) = self.inode;
         format!("{FILE}{device}:{number} {kind} {way}")
@@ -47,6 +47,8 @@ impl Key {
 
 /// How the names of open files begin.
 const FILE: &str = "file ";
+const READS: &str = "reads";
+const WRITES: &str = "writes";
 
 fn inode(fd: &OwnedFd) -> io::Result<Inode> {
     let found = fstat(fd)?;
@@ -56,9 +58,31 @@ fn inode(fd: &OwnedFd) -> io::Result<Inode> {
 /// Open files whose exports are to be served.
 pub struct Held {
     files: BTreeMap<Key, (Export, OwnedFd)>,
+    /// Our own, beside those that were handed on: after a crash they are the ones.
+    anew: BTreeMap<Key, OwnedFd>,
     /// A predecessor's that we have no use for but their locks, which it holds as
     /// long as it may still serve.
-    left: Vec<(Inode, OwnedFd)>,
+    left: Vec<Left>,
+}
+
+struct Left {
+    inode: Inode,
+    fd: OwnedFd,
+    /// How the predecessor keeps others off by it.
+    lock: Lock,
+}
+
+impl Left {
+    /// As it was. Somebody may have come between: no more can be done then.
+    fn restore(&self) {
+        let lock = match self.lock {
+            Lock::Alone => FlockOperation::NonBlockingLockExclusive,
+            Lock::Shared => FlockOperation::NonBlockingLockShared,
+        };
+        if let Err(error) = flock(&self.fd, lock) {
+            tracing::warn!("the predecessor's lock of inode {:?} is lost: {error}", self.inode);
+        }
+    }
 }
 
 impl Held {
@@ -69,7 +93,7 @@ impl Held {
         old: &mut Sockets,
         patience: Duration,
     ) -> anyhow::Result<(Self, Vec<(Export, Backing)>)> {
-        let mut held = Self { files: BTreeMap::new(), left: Vec::new() };
+        let mut held = Self { files: BTreeMap::new(), anew: BTreeMap::new(), left: Vec::new() };
         let mut opened = Vec::new();
         for export in exports {
             let backing =
@@ -78,7 +102,7 @@ impl Held {
         }
         held.keep_left(old)?;
         for (key, (export, fd)) in &held.files {
-            if held.left.iter().all(|(inode, _)| *inode != key.inode) {
+            if held.left.iter().all(|left| left.inode != key.inode) {
                 held.lock(*key, export, fd, patience)?;
             }
         }
@@ -99,7 +123,10 @@ impl Held {
         }
         let fd = match (self.files.get(&key), old.listening.remove(&key.name())) {
             (Some((_, present)), _) => present.try_clone()?,
-            (None, Some(handed_on)) => handed_on,
+            (None, Some(handed_on)) => {
+                self.anew.insert(key, anew.fd);
+                handed_on
+            }
             (None, None) => anew.fd,
         };
         self.files.entry(key).or_insert((export.clone(), fd.try_clone()?));
@@ -110,10 +137,12 @@ impl Held {
     fn keep_left(&mut self, old: &mut Sockets) -> io::Result<()> {
         let names: Vec<String> =
             old.listening.keys().filter(|name| name.starts_with(FILE)).cloned().collect();
-        for fd in names.iter().filter_map(|name| old.listening.remove(name)) {
+        for name in names {
+            let Some(fd) = old.listening.remove(&name) else { continue };
             let inode = inode(&fd)?;
+            let lock = if name.contains(WRITES) { Lock::Alone } else { Lock::Shared };
             if self.files.keys().any(|key| key.inode == inode) {
-                self.left.push((inode, fd));
+                self.left.push(Left { inode, fd, lock });
             }
         }
         Ok(())
@@ -126,8 +155,8 @@ impl Held {
     fn lock(&self, key: Key, export: &Export, fd: &OwnedFd, wait: Duration) -> anyhow::Result<()> {
         let locked = match (key.read_only, self.has_writer(key.inode)) {
             (true, true) => Ok(()), // The writer's lock, which is ours, keeps all others off.
-            (true, false) => backing::await_lock(fd, &export.path, backing::Lock::Shared, wait),
-            (false, _) => backing::await_lock(fd, &export.path, backing::Lock::Alone, wait),
+            (true, false) => backing::await_lock(fd, &export.path, Lock::Shared, wait),
+            (false, _) => backing::await_lock(fd, &export.path, Lock::Alone, wait),
         };
         locked.with_context(|| format!("export {:?}", export.name))
     }
@@ -136,18 +165,15 @@ impl Held {
     /// once it is gone, so it is said before it goes.
     fn see_that_locks_can_change(&self) -> anyhow::Result<()> {
         for (key, (export, _)) in self.files.iter().filter(|(key, _)| !key.read_only) {
-            let left: Vec<&OwnedFd> =
-                self.left.iter().filter(|(i, _)| *i == key.inode).map(|(_, fd)| fd).collect();
-            let Some((first, others)) = left.split_first() else { continue };
-            for fd in others {
+            let left: Vec<&Left> = self.left.iter().filter(|l| l.inode == key.inode).collect();
+            let is_alone = left.iter().any(|l| l.lock == Lock::Alone);
+            let Some((first, others)) = left.split_first().filter(|_| !is_alone) else { continue };
+            for Left { fd, .. } in others {
                 flock(fd, FlockOperation::Unlock)?;
             }
-            let alone =
-                backing::await_lock(first, &export.path, backing::Lock::Alone, Duration::ZERO);
+            let alone = backing::await_lock(&first.fd, &export.path, Lock::Alone, Duration::ZERO);
             if let Err(error) = alone {
-                for fd in left {
-                    flock(fd, FlockOperation::NonBlockingLockShared)?;
-                }
+                left.iter().for_each(|left| left.restore());
                 return Err(error).with_context(|| format!("export {:?}", export.name));
             }
         }
@@ -156,14 +182,44 @@ impl Held {
 
     /// Nobody but us serves: takes the locks that the predecessor had by other open files.
     pub fn settle(&mut self, patience: Duration) -> anyhow::Result<()> {
+        self.anew.clear();
         let left = std::mem::take(&mut self.left);
-        for (_, fd) in &left {
+        for Left { fd, .. } in &left {
             flock(fd, FlockOperation::Unlock)?;
         }
         for (key, (export, fd)) in &self.files {
-            if left.iter().any(|(inode, _)| *inode == key.inode) {
-                self.lock(*key, export, fd, patience)?;
+            if left.iter().any(|left| left.inode == key.inode)
+                && let Err(error) = self.lock(*key, export, fd, patience)
+            {
+                // The predecessor goes on, then.
+                for (_, fd) in self.files.values() {
+                    flock(fd, FlockOperation::Unlock)?;
+                }
+                left.iter().for_each(Left::restore);
+                return Err(error);
             }
+        }
+        Ok(())
+    }
+
+    /// The predecessor died while it may have had operations on their way, which hold
+    /// the locks of its open files: gives those up, and waits for the locks by our own.
+    pub fn take_from_the_dead(
+        &mut self,
+        exports: &mut [(Export, Backing)],
+        patience: Duration,
+    ) -> anyhow::Result<()> {
+        self.left.clear();
+        for (export, backing) in exports {
+            if let Some(fd) = self.anew.get(&Key::of(&backing.fd, export)?) {
+                backing.fd = fd.try_clone()?;
+            }
+        }
+        for (key, fd) in std::mem::take(&mut self.anew) {
+            self.files.entry(key).and_modify(|(_, present)| *present = fd);
+        }
+        for (key, (export, fd)) in &self.files {
+            self.lock(*key, export, fd, patience)?;
         }
         Ok(())
     }

@@ -38,14 +38,18 @@ pub struct Listen {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
-    /// For root, our own user and this one.
-    Unix(PathBuf, Option<u32>),
+    /// For root, our own user and these.
+    Unix(PathBuf, Vec<u32>),
     /// The same for QEMU's vhost-user-blk.
-    VhostUser(PathBuf, Option<u32>),
+    VhostUser(PathBuf, Vec<u32>),
     Tcp(SocketAddr),
-    /// Sockets that whoever started us passes on, as systemd does.
-    Activated,
+    /// Sockets that whoever started us passes on, as systemd does: for whom their
+    /// modes let in, or, where there are users, for root, our own and these.
+    Activated(Vec<u32>),
 }
+
+/// What passed-on sockets are called.
+pub const ACTIVATED: &str = "activated";
 
 impl Place {
     pub fn front(&self) -> Front {
@@ -63,7 +67,7 @@ impl Display for Place {
             Self::Unix(path, _) => write!(f, "unix {}", path.display()),
             Self::VhostUser(path, _) => write!(f, "vhost-user {}", path.display()),
             Self::Tcp(address) => write!(f, "tcp {address}"),
-            Self::Activated => f.write_str("activated"),
+            Self::Activated(_) => f.write_str(ACTIVATED),
         }
     }
 }
@@ -120,6 +124,8 @@ enum Engine {
 struct ListenTable {
     unix: Option<PathBuf>,
     user: Option<u32>,
+    #[serde(default)]
+    users: Vec<u32>,
     tcp: Option<SocketAddr>,
     #[serde(default)]
     activated: bool,
@@ -228,12 +234,14 @@ fn plan(document: Document) -> Result<Plan, Fault> {
 }
 
 fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> {
-    let ListenTable { unix, vhost_user, user, tcp, activated, tls } = table.get_ref();
+    let ListenTable { unix, vhost_user, user, users, tcp, activated, tls } = table.get_ref();
+    let users: Vec<u32> = user.iter().chain(users).copied().collect();
+    let has_users = !users.is_empty();
     let place = match (unix, vhost_user, tcp, activated) {
-        (Some(path), None, None, false) => Place::Unix(path.clone(), *user),
-        (None, Some(path), None, false) => Place::VhostUser(path.clone(), *user),
+        (Some(path), None, None, false) => Place::Unix(path.clone(), users),
+        (None, Some(path), None, false) => Place::VhostUser(path.clone(), users),
         (None, None, Some(address), false) => Place::Tcp(*address),
-        (None, None, None, true) => Place::Activated,
+        (None, None, None, true) => Place::Activated(users),
         _ => {
             return Err(fault(
                 table,
@@ -243,8 +251,12 @@ fn listen(table: &Spanned<ListenTable>, has_tls: bool) -> Result<Listen, Fault> 
             ));
         }
     };
-    if user.is_some() && !matches!(place, Place::Unix(..) | Place::VhostUser(..)) {
-        return Err(fault(table, "user: only a unix socket has one; write unix = \"PATH\" too"));
+    if has_users && matches!(place, Place::Tcp(_)) {
+        return Err(fault(
+            table,
+            "user, users: only who comes by a unix socket has one; write unix = \"PATH\" \
+             in place of tcp",
+        ));
     }
     if *tls && place.is_vhost_user() {
         return Err(fault(
@@ -318,7 +330,7 @@ mod tests {
             activated = true
             [[listen]]
             vhost-user = "/run/v.sock"
-            user = 64000
+            users = [64000, 64001]
             [[export]]
             name = "root"
             path = "/dev/vg/root"
@@ -330,9 +342,12 @@ mod tests {
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
         assert_eq!(plan.engine, EngineChoice::Threads);
-        assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), Some(107)));
+        assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), vec![107]));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
-        assert_eq!(plan.listeners[3].place, Place::VhostUser("/run/v.sock".into(), Some(64000)));
+        assert_eq!(
+            plan.listeners[3].place,
+            Place::VhostUser("/run/v.sock".into(), vec![64000, 64001])
+        );
         assert_eq!(plan.slow_log, Some(Duration::from_millis(250)));
         assert!(matches!(plan.metrics, Some(exposition::Place::Tcp(_))));
         let export = &plan.exports[0];
@@ -353,6 +368,10 @@ mod tests {
             (format!("engine = \"fast\"\n{LISTEN}{EXPORT}"), &["line 1", "fast", "io_uring"]),
             (format!("{LISTEN}tcp = \"127.0.0.1:1\"\n{EXPORT}"), &["line 1", "one of unix"]),
             (format!("{LISTEN}tls = true\n{EXPORT}"), &["line 1", "tls", "certificate, key"]),
+            (
+                format!("[[listen]]\ntcp = \"127.0.0.1:1\"\nusers = [1]\n{EXPORT}"),
+                &["line 1", "users", "unix"],
+            ),
             (format!("[[listen]]\ntcp = \"here\"\n{EXPORT}"), &["line 2", "tcp", "address"]),
             (format!("{LISTEN}{EXPORT}{EXPORT}"), &["line 6", "name", "taken"]),
             (format!("{LISTEN}{EXPORT}clients = [\"a\"]\n"), &["line 3", "clients", "tls = true"]),

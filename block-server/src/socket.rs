@@ -8,6 +8,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// What is added to a socket's name until it listens.
+pub const PENDING: &str = ".new";
+
 #[derive(Debug, thiserror::Error)]
 #[error("socket {}: {deed}: {cause}", path.display())]
 pub struct Error {
@@ -18,11 +21,12 @@ pub struct Error {
 
 /// Listens at `path`, in place of whatever a dead server left there. The file is
 /// made under another name and moved, so that a client finds a socket that
-/// listens or none. Its mode lets in our own user and `owner` only.
-pub fn listen(path: &Path, owner: Option<u32>) -> Result<OwnedFd, Error> {
+/// listens or none. Its mode lets in our own user and a single one of `users` only;
+/// several are told apart by the credentials of who connects.
+pub fn listen(path: &Path, users: &[u32]) -> Result<OwnedFd, Error> {
     let failed = |deed| move |cause| Error { path: path.to_owned(), deed, cause };
     let mut pending = path.as_os_str().to_owned();
-    pending.push(".new");
+    pending.push(PENDING);
     let pending = PathBuf::from(pending);
     match std::fs::remove_file(&pending) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
@@ -31,18 +35,22 @@ pub fn listen(path: &Path, owner: Option<u32>) -> Result<OwnedFd, Error> {
         _ => {}
     }
     let listener = UnixListener::bind(&pending).map_err(failed("bind"))?;
-    std::fs::set_permissions(&pending, std::fs::Permissions::from_mode(0o600))
-        .map_err(failed("set its mode"))?;
-    set_owner(&pending, owner)?;
+    set_users(&pending, users)?;
     std::fs::rename(&pending, path).map_err(failed("move into place"))?;
     Ok(listener.into())
 }
 
-/// Lets in `owner` beside root; `None` leaves the socket to our own user.
-pub fn set_owner(path: &Path, owner: Option<u32>) -> Result<(), Error> {
-    let uid = owner.unwrap_or_else(|| rustix::process::getuid().as_raw());
-    let failed = |cause| Error { path: path.to_owned(), deed: "give it to its user", cause };
-    chown(path, Some(uid), None).map_err(failed)
+/// Lets them in beside root and ourselves, as far as a file's mode can tell.
+pub fn set_users(path: &Path, users: &[u32]) -> Result<(), Error> {
+    let (mode, uid) = match users {
+        [] => (0o600, rustix::process::getuid().as_raw()),
+        [user] => (0o600, *user),
+        _ => (0o666, rustix::process::getuid().as_raw()),
+    };
+    let failed = |deed| move |cause| Error { path: path.to_owned(), deed, cause };
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .map_err(failed("set its mode"))?;
+    chown(path, Some(uid), None).map_err(failed("give it to its user"))
 }
 
 /// Listening sockets that whoever started us passes on (sd_listen_fds(3)):

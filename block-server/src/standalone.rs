@@ -16,15 +16,18 @@ use tokio::sync::mpsc::unbounded_channel;
 use crate::backing::{self, Backing, Cache};
 use crate::confine::{Needs, confine};
 use crate::exposition;
-use crate::handover::{self, Load, Sockets, Taking};
+use crate::handover::{self, Load, Sockets, Taken, Taking};
 use crate::holding::Held;
 use crate::metrics::Counters;
-use crate::plan::{Export, Listen, Place, Plan};
+use crate::plan::{ACTIVATED, Export, Listen, Place, Plan};
 use crate::worker::{Access, EngineChoice, Front, Handle, NewVolume, Parked, Served};
 use crate::{socket, tls};
 
 /// What a hand-over calls us; a `daemon` is another kind.
 const KIND: &str = "block-server serve";
+
+/// How long a successor may take to open its files; clients are served meanwhile.
+const PREPARE_MAX: Duration = Duration::from_secs(60);
 
 /// How long `--check` waits for who has just ended.
 const CHECK_MAX: Duration = Duration::from_millis(200);
@@ -134,9 +137,9 @@ impl Options {
             .collect();
         ensure!(!exports.is_empty(), "name a --file, an --export or a --config");
         let places = [
-            activated.then_some(Place::Activated),
-            self.socket.map(|path| Place::Unix(path, None)),
-            self.vhost_user.map(|path| Place::VhostUser(path, None)),
+            activated.then(|| Place::Activated(Vec::new())),
+            self.socket.map(|path| Place::Unix(path, Vec::new())),
+            self.vhost_user.map(|path| Place::VhostUser(path, Vec::new())),
             self.tcp.map(Place::Tcp),
         ];
         let tls = self.tls_certificates.as_deref().map(tls::Files::of_folder);
@@ -204,7 +207,7 @@ fn open(
     }
     let upgrades = match (old.listening.remove(UPGRADES), take_over) {
         (Some(socket), Some(_)) => Some(socket),
-        (_, Some(path)) => Some(socket::listen(path, None)?),
+        (_, Some(path)) => Some(socket::listen(path, &[])?),
         (_, None) => None,
     };
     let metrics = match (&plan.metrics, old.listening.remove(METRICS)) {
@@ -223,23 +226,23 @@ fn sockets_of(
 ) -> anyhow::Result<Vec<(String, OwnedFd)>> {
     let name = place.to_string();
     if let Some(socket) = old.listening.remove(&name) {
-        if let Place::Unix(path, user) | Place::VhostUser(path, user) = place {
-            socket::set_owner(path, *user)?;
+        if let Place::Unix(path, users) | Place::VhostUser(path, users) = place {
+            socket::set_users(path, users)?;
         }
         return Ok(vec![(name, socket)]);
     }
     let bound = match place {
-        Place::Unix(path, user) | Place::VhostUser(path, user) => socket::listen(path, *user)?,
+        Place::Unix(path, users) | Place::VhostUser(path, users) => socket::listen(path, users)?,
         Place::Tcp(address) => {
             socket::bind(*address).with_context(|| format!("cannot bind {address}"))?.into()
         }
-        Place::Activated => return passed_on(activated, old),
+        Place::Activated(_) => return passed_on(activated, old),
     };
     Ok(vec![(name, bound)])
 }
 
 fn passed_on(activated: &[OwnedFd], old: &mut Sockets) -> anyhow::Result<Vec<(String, OwnedFd)>> {
-    let name = |index: usize| format!("{} {index}", Place::Activated);
+    let name = |index: usize| format!("{ACTIVATED} {index}");
     let mut found = Vec::new();
     while let Some(socket) = old.listening.remove(&name(found.len())) {
         found.push((name(found.len()), socket));
@@ -279,8 +282,11 @@ fn claim_devices(plan: &Plan, old: &mut Sockets) -> anyhow::Result<BTreeMap<Stri
 fn access(listen: &Listen, tls: Option<&Arc<tls::Server>>) -> Access {
     match (tls, &listen.place) {
         (Some(server), _) if listen.tls => Access::Certificate(Arc::clone(server)),
-        (_, Place::Unix(_, user) | Place::VhostUser(_, user)) => Access::Owner(*user),
-        (_, Place::Tcp(_) | Place::Activated) => Access::Anyone,
+        (_, Place::Unix(_, users) | Place::VhostUser(_, users)) => {
+            Access::Users(users.as_slice().into())
+        }
+        (_, Place::Activated(users)) if !users.is_empty() => Access::Users(users.as_slice().into()),
+        (_, Place::Tcp(_) | Place::Activated(_)) => Access::Anyone,
     }
 }
 
@@ -360,7 +366,9 @@ impl Serving {
     /// `true`: a successor serves, and we must not.
     fn give_to(&self, stream: UnixStream) -> anyhow::Result<bool> {
         let runtime = tokio::runtime::Handle::current();
-        let given = handover::give(stream, KIND, &self.sockets, || runtime.block_on(self.park()));
+        let given = handover::give(stream, KIND, &self.sockets, PREPARE_MAX, || {
+            runtime.block_on(self.park())
+        });
         match given {
             Ok(()) => Ok(true),
             Err((error, load)) => {
@@ -393,8 +401,8 @@ impl Prepared {
                 (taking, old) = (Some(begun), sockets);
             }
         }
-        let has_activated = !activated.is_empty()
-            || old.listening.keys().any(|name| name.starts_with(&Place::Activated.to_string()));
+        let has_activated =
+            !activated.is_empty() || old.listening.keys().any(|name| name.starts_with(ACTIVATED));
         let plan = options.plan(has_activated)?;
         if is_check {
             check(&plan, take_over.is_some())?;
@@ -408,7 +416,7 @@ impl Prepared {
     pub fn confine(&self) {
         let sockets = self.plan.listeners.iter().filter_map(|listen| match &listen.place {
             Place::Unix(path, _) | Place::VhostUser(path, _) => Some(path.as_path()),
-            Place::Tcp(_) | Place::Activated => None,
+            Place::Tcp(_) | Place::Activated(_) => None,
         });
         let metrics = match &self.plan.metrics {
             Some(exposition::Place::Unix(path)) => Some(path.as_path()),
@@ -430,12 +438,19 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let Prepared { plan, mut opened, taking } = prepared;
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, plan.engine, events).context("cannot start the I/O engine")?;
-    let load = match taking {
+    let mut taken = match taking {
         Some(taking) => tokio::task::block_in_place(|| taking.finish()).context("take over")?,
-        None => Load::default(),
+        None => Taken::default(),
     };
-    // Nobody but us serves from here on.
-    opened.held.settle(backing::FREED_WITHIN)?;
+    // Nobody else serves now; when we fail before `begin`, the predecessor goes on.
+    if taken.has_crashed {
+        tracing::warn!("the predecessor died; going on as after a crash");
+        opened.held.take_from_the_dead(&mut opened.exports, backing::FREED_WITHIN)?;
+    } else {
+        opened.held.settle(backing::FREED_WITHIN)?;
+    }
+    taken.begin();
+    let load = taken.load;
     let taken = load.connections.len();
     let scraped_at = opened.metrics.as_ref().map(OwnedFd::try_clone).transpose()?;
     let (serving, upgrades) = Serving::start(worker, opened, load).await?;
@@ -450,7 +465,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     };
     let (engine, exports) = (serving.worker.engine(), plan.exports.len());
     tracing::info!(engine, exports, taken, "serving");
-    if plan.listeners.iter().any(|listen| listen.place != Place::Activated) {
+    if plan.listeners.iter().any(|listen| !matches!(listen.place, Place::Activated(_))) {
         println!("ready");
     } // Else whoever passed the sockets on has clients there already, and its output is not ours.
     tokio::select! {

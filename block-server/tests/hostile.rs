@@ -3,6 +3,7 @@
 mod fixture;
 
 use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
@@ -159,16 +160,88 @@ fn connect_when_there_is_room(bench: &Bench) -> UnixStream {
     panic!("no room again in 30 s");
 }
 
+/// The default export by EXPORT_NAME; whether the server let it in.
+fn may_enter(stream: &mut UnixStream) -> bool {
+    let mut answer = [0; 28];
+    // One that was ended may be so at each of these.
+    let _ = stream.write_all(&[0, 0, 0, 3]);
+    let _ = stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0");
+    stream.read_exact(&mut answer).is_ok()
+        && stream.write_all(&request(0, 7, 0, 512)).is_ok()
+        && stream.read_exact(&mut [0; 16 + 512]).is_ok()
+}
+
 #[test]
 fn connections_beyond_the_limit_are_closed_and_the_limit_is_regained() {
     for engine in engines() {
         let bench = Bench::new(4);
         let _server = bench.serve(&["--engine", engine]);
         let mut all: Vec<UnixStream> = (0..300).map(|_| connect(&bench)).collect();
-        let answered = all.iter_mut().filter_map(|s| s.read_exact(&mut [0; 18]).ok()).count();
-        assert!((1..=64).contains(&answered), "{answered}");
-        drop(all);
+        let served = all.iter_mut().filter_map(|s| may_enter(s).then_some(())).count();
+        assert!((1..=64).contains(&served), "{served}");
+        let mut more: Vec<UnixStream> = (0..100).map(|_| connect(&bench)).collect();
+        let more_served = more.iter_mut().filter_map(|s| may_enter(s).then_some(())).count();
+        assert_eq!(served + more_served, 64, "one more is one too many");
+        drop((all, more));
         let mut again = connect_when_there_is_room(&bench);
         read_block(&mut again);
+    }
+}
+
+/// Through the handshake slowly: `between` goes on after the greeting.
+fn come_in_over(stream: &mut TcpStream, between: impl FnOnce()) {
+    stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut greeting = [0; 18];
+    stream.read_exact(&mut greeting).unwrap();
+    between();
+    stream.write_all(&[0, 0, 0, 3]).unwrap();
+    stream.write_all(b"IHAVEOPT\0\0\0\x01\0\0\0\0").unwrap();
+    stream.read_exact(&mut [0; 10]).expect("it is let in");
+    stream.write_all(&request(0, 7, 0, 512)).unwrap();
+    stream.read_exact(&mut [0; 16 + 512]).expect("it is served");
+}
+
+/// A connection from another address of this host.
+fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let stream = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&stream, &SocketAddr::new(source.parse().unwrap(), 0)).unwrap();
+    connect(&stream, &to).unwrap();
+    stream.into()
+}
+
+/// Hundreds that say nothing, or only a little, hold all places of those who have
+/// not come to use an export: whoever comes then is served, and one who takes his
+/// time is not ended for a flood from another address.
+#[test]
+fn silent_strangers_keep_nobody_out() {
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let server = bench.serve(&["--engine", engine, "--tcp", &free.to_string()]);
+        let strangers = |count| {
+            let come = |number| {
+                let mut stranger = connect_from("127.0.0.2", free);
+                if number % 2 == 0 {
+                    // It may be ended already.
+                    let _ = stranger.write_all(&[0, 0, 0, 3]);
+                }
+                stranger
+            };
+            (0..count).map(come).collect::<Vec<_>>()
+        };
+        let first = strangers(200);
+        come_in_over(&mut TcpStream::connect(free).unwrap(), || ());
+        let mut served = connect_from("127.0.0.2", free);
+        come_in_over(&mut served, || ());
+        let mut more = Vec::new();
+        come_in_over(&mut TcpStream::connect(free).unwrap(), || more = strangers(200));
+        // Who uses an export stays.
+        served.write_all(&request(0, 7, 0, 512)).unwrap();
+        served.read_exact(&mut [0; 16 + 512]).unwrap();
+        let files = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count();
+        assert!(files < 64 + 64 + 40, "{engine}: {files} descriptors");
+        drop((first, more));
+        server.terminate();
     }
 }

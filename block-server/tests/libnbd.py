@@ -133,6 +133,7 @@ h.opt_abort()
 # A socket that the client made and passed on, as systemd does.
 h = nbd.NBD()
 h.connect_systemd_socket_activation([program, "serve", "--file", image])
+h.pwrite(bytes([17]) * 4096, 17 * 4096)
 assert h.pread(4096, 17 * 4096) == bytes([17]) * 4096
 h.shutdown()
 print("all held")

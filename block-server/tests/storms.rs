@@ -37,7 +37,7 @@ fn settles_at(server: &Server, before: usize) {
     panic!("{} descriptors, {before} before", descriptors(server));
 }
 
-/// Beyond 64 each is closed at once; the one that was there first is served, and
+/// Beyond 64 that say nothing each newcomer ends another; the one that uses an export is served, and
 /// when they are gone there is room again.
 #[test]
 fn ten_thousand_connections_cost_no_more_than_the_limit() {
@@ -66,7 +66,8 @@ fn ten_thousand_connections_cost_no_more_than_the_limit() {
         let resident = figure(&server, "status", "VmRSS:");
         let open = descriptors(&server) - before;
         eprintln!("{engine}: {resident} KiB resident, {open} connections open");
-        assert!(open < 64 + 2, "{engine}: {open} connections");
+        // Those for whom another came may not be gone yet.
+        assert!(open < 64 + 8, "{engine}: {open} connections");
         assert!(resident < RESIDENT_KIB_MAX, "{engine}: {resident} KiB");
         drop(crowd);
         settles_at(&server, before);

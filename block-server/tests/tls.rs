@@ -478,3 +478,57 @@ fn cut_tls_connections_leave_nothing_behind() {
     assert!(run(TEST, "nbdinfo", &[&place]).unwrap().status.success());
     server.terminate();
 }
+
+/// The next line of a client that tells how far it is: writes and connections.
+fn progress(lines: &mut impl Iterator<Item = std::io::Result<String>>) -> (String, u64) {
+    let line = lines.next().expect("it goes on").expect("it can be read");
+    let (done, connections) = line.rsplit_once(' ').expect("two words");
+    (done.to_owned(), connections.parse().expect("a number"))
+}
+
+/// What TLS sealed is not handed on: each connection ends between two requests, its
+/// client comes again to the successor, and nothing that was acknowledged is lost.
+#[test]
+fn clients_of_tls_come_again_after_each_upgrade_and_lose_nothing() {
+    const TEST: &str = "clients_of_tls_come_again_after_each_upgrade_and_lose_nothing";
+    const PYTHON: &str = "/usr/bin/python3";
+    const UPGRADES: u64 = 6;
+    if !run(TEST, PYTHON, &["-c", "import nbd"]).is_some_and(|o| o.status.success()) {
+        return skip(TEST, "python3-libnbd is not installed");
+    }
+    for engine in engines() {
+        let bench = Bench::new(4);
+        let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+        let folder = certificates.client("ca", "host-a", "DNS:host-a");
+        let port = free_port();
+        let (file, upgrades) = (config(&bench, engine, port, ""), bench.path("up.sock"));
+        let own = ["serve", "--config", text(&file), "--take-over", text(&upgrades)];
+        let mut server = Server::start(&own);
+        let mut client = Command::new(PYTHON)
+            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls_relay.py"))
+            .arg(uri(port, "all", &folder))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines =
+            std::io::BufRead::lines(std::io::BufReader::new(client.stdout.take().unwrap()));
+        for upgrade in 1..=UPGRADES {
+            // It works by the connection that came after the last one.
+            while progress(&mut lines).1 < upgrade {}
+            let successor = Server::start(&own);
+            std::mem::replace(&mut server, successor).ended();
+        }
+        while progress(&mut lines).1 <= UPGRADES {}
+        drop(client.stdin.take());
+        let last = loop {
+            let (done, connections) = progress(&mut lines);
+            if done == "all there" {
+                break connections;
+            }
+        };
+        assert!(client.wait().unwrap().success());
+        assert_eq!(last, UPGRADES + 1, "{engine}: a connection for each server");
+        server.terminate();
+    }
+}

@@ -112,7 +112,7 @@ fn read_frame(stream: &mut UnixStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-const HELLO: &str = "{\"Hello\":{\"version\":2,\"kind\":\"block-server serve\"}}";
+const HELLO: &str = "{\"Hello\":{\"version\":3,\"kind\":\"block-server serve\"}}";
 
 /// A successor that comes as far as `last` and dies.
 fn false_successor(path: &Path, last: &str) {
@@ -164,7 +164,7 @@ fn a_successor_that_dies_leaves_the_old_one_serving() {
         assert!(!failed.status.success());
         // Nor is one of another version.
         let mut stream = UnixStream::connect(&upgrades).unwrap();
-        stream.write_all(&frame(&HELLO.replace(":2", ":999"))).unwrap();
+        stream.write_all(&frame(&HELLO.replace(":3", ":999"))).unwrap();
         assert!(read_frame(&mut stream).contains("Refused"));
         let Some(told) = succeed(TEST, "nbdinfo", &[&bench.uri()]) else { return };
         assert!(told.contains("export-size: 201326592"), "{told}");

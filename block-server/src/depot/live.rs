@@ -87,7 +87,7 @@ impl Depot {
         for (name, present) in &mut state.open_exports {
             let Some(export) = exports.get(name).filter(|e| e.volume == id) else { continue };
             present.served.size = size;
-            present.tell(worker, &Access::Owner(export.owner_uid))?;
+            present.tell(worker, &Access::owner(export.owner_uid))?;
         }
         Ok(())
     }

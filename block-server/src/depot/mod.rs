@@ -26,6 +26,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
 
 use model::VolumeId;
 use rpc::block::{NewExport, NewVolume, Status, VolumeHealth};
@@ -459,7 +460,7 @@ impl Depot {
         if !export.read_only {
             worker.raise(open.index, export.generation).await.map_err(of_worker)?;
         }
-        let access = Access::Owner(export.owner_uid);
+        let access = Access::owner(export.owner_uid);
         let mut served = Served {
             name: name.to_owned(),
             volume: open.index,
@@ -476,7 +477,7 @@ impl Depot {
             served.connections = Arc::clone(&present.served.connections);
             present.served = served.clone();
             for path in &paths {
-                socket::set_owner(path, export.owner_uid).map_err(unfit)?;
+                socket::set_users(path, export.owner_uid.as_slice()).map_err(unfit)?;
             }
             return present.tell(worker, &access);
         }
@@ -610,8 +611,8 @@ fn socket_at(
     inherited: Option<OwnedFd>,
 ) -> Result<OwnedFd, socket::Error> {
     match inherited {
-        Some(socket) => socket::set_owner(path, owner).map(|()| socket),
-        None => socket::listen(path, owner),
+        Some(socket) => socket::set_users(path, owner.as_slice()).map(|()| socket),
+        None => socket::listen(path, owner.as_slice()),
     }
 }
 
@@ -621,11 +622,20 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(failed)
 }
 
+/// A second's.
+const LOCK_TRIES: usize = 50;
+
 fn lock(path: &Path) -> Result<File, Error> {
     let failed = |e: String| Error::unavailable(format!("{}: lock: {e}", path.display()));
     let file = File::create(path).map_err(|e| failed(e.to_string()))?;
-    file.try_lock().map_err(|_| failed("another block-server holds it".to_owned()))?;
-    Ok(file)
+    // A process that was killed takes a moment to let go.
+    for _ in 0..LOCK_TRIES {
+        if file.try_lock().is_ok() {
+            return Ok(file);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Err(failed("another block-server holds it".to_owned()))
 }
 
 fn of_catalogue(error: catalogue::Error) -> Error {

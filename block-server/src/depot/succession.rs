@@ -3,7 +3,7 @@
 //! From the moment a successor asks until it is decided who serves, the state is
 //! locked: calls that would change something wait, so that the catalogue which
 //! the successor reads is the one that it serves. Data goes on until the parking.
-//! After `Go` the lock is never given back: nothing of ours may write to the
+//! After `Begun` the lock is never given back: nothing of ours may write to the
 //! catalogue any more, and calls that waited end with the process.
 
 use std::io;
@@ -30,6 +30,10 @@ pub(super) const LOCK: &str = "lock";
 pub const CONTROL: &str = "control";
 pub const TAKE_OVER: &str = "take-over";
 
+/// How long a successor may take to read its settings and to start its threads; calls
+/// wait meanwhile.
+const PREPARE_MAX: Duration = Duration::from_secs(10);
+
 /// How long the disk may take to end what is in flight. A successor waits longer.
 const PARK_MAX: Duration = Duration::from_secs(20);
 
@@ -41,6 +45,13 @@ pub struct Inheritance {
 }
 
 impl Inheritance {
+    /// The predecessor died before it parked: its connections are gone, and each
+    /// volume's file is locked anew, so that its last operations are waited for.
+    pub fn after_a_crash(&mut self) {
+        self.sockets.listening.retain(|name, _| !name.starts_with(VOLUME));
+        self.load = Load::default();
+    }
+
     pub(super) fn socket(&mut self, name: &str) -> Option<OwnedFd> {
         self.sockets.listening.remove(name)
     }
@@ -53,8 +64,10 @@ pub(super) fn names_of(export: &str) -> [String; 2] {
 
 /// A volume's open file, by which it is locked.
 pub(super) fn volume_name(id: VolumeId) -> String {
-    format!("volume {id}")
+    format!("{VOLUME}{id}")
 }
+
+const VOLUME: &str = "volume ";
 
 impl Depot {
     /// `true`: a successor serves, and we must not. `own`: sockets that are not the
@@ -66,7 +79,9 @@ impl Depot {
             .map_err(|e| Error::unavailable(format!("hand-over: cannot copy a descriptor: {e}")))?;
         let runtime = tokio::runtime::Handle::current();
         let given = block_in_place(|| {
-            handover::give(stream, KIND, &sockets, || runtime.block_on(self.park(&mut state)))
+            handover::give(stream, KIND, &sockets, PREPARE_MAX, || {
+                runtime.block_on(self.park(&mut state))
+            })
         });
         match given {
             Ok(()) => {

@@ -9,14 +9,17 @@
 //!    │ ── Prepared ────────────────────────▶ │ parks: nothing runs from here on
 //!    │ ◀──── Volume … Connection … End ──── │
 //!    │ ── Ready ───────────────────────────▶ │ will never serve again
-//!    │ ◀──────────────────────────── Go ──── │ ends
+//!    │ ◀──────────────────────────── Go ──── │ must not serve but at `Begun`'s absence
+//!    │ ── Begun ───────────────────────────▶ │ ends
 //!    │ serves                                │
 //! ```
 //!
 //! What may never be true: two that serve. Until the old one reads `Ready` it may
 //! change its mind (the new one fell silent, or died) and goes on as before; the
 //! new one serves only after `Go`, or once the kernel says that the old process
-//! is dead. Whichever is killed, at any place, the other serves or nobody does.
+//! is dead. After `Go` the old one goes on only if the new one ends without having
+//! said `Begun`, which it says before it begins. So whichever is killed or stands
+//! still, at any place, the other serves; tests/relay.rs tries them all.
 
 mod wire;
 
@@ -33,16 +36,19 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::nbd::Frozen;
 use crate::worker::{Carried, Parked};
-use wire::{Channel, Message};
+use wire::{Channel, Message, Received};
 
 /// Raised with every change of the messages: two that differ do not talk.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// How long one side waits for the other, but for what follows.
 const WAIT_MAX: Duration = Duration::from_secs(10);
 
-/// How long the new one may take to read its settings and to open its files.
-const PREPARE_MAX: Duration = Duration::from_secs(60);
+/// How long a dying process may take to close what it listens at.
+const DEAD_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long the old one may take to park: the disk's time, mostly.
+const PARK_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -54,6 +60,10 @@ pub enum Error {
     Kind(String),
     #[error("the other side said something else: {0}")]
     Unexpected(String),
+    #[error("the other side said nothing for {} s {while_it}", .waited.as_secs())]
+    Silent { waited: Duration, while_it: &'static str },
+    #[error("the new server ended before it began to serve")]
+    NotBegun,
     #[error("the old server went on serving by itself")]
     Kept,
 }
@@ -114,26 +124,59 @@ pub fn give(
     stream: UnixStream,
     kind: &str,
     sockets: &Sockets,
+    prepare_max: Duration,
     park: impl FnOnce() -> io::Result<Load>,
 ) -> Result<(), (Error, Option<Load>)> {
     let mut channel = Channel::new(stream);
-    let begun = begin_giving(&mut channel, kind, sockets);
+    let begun = begin_giving(&mut channel, kind, sockets, prepare_max);
     begun.map_err(|error| (error, None))?;
     let load = park().map_err(|error| (Error::Io(error), None))?;
-    match hand_on(&mut channel, &load) {
-        Ok(()) => {
-            // From here on we are no server any more, whether or not this arrives:
-            // when it does not, the other sees our end.
-            let _ = channel.send(&Message::Go);
-            Ok(())
-        }
+    match hand_on(&mut channel, &load).and_then(|()| let_begin(&mut channel)) {
+        Ok(()) => Ok(()),
         Err(error) => Err((error, Some(load))),
     }
 }
 
-fn begin_giving(channel: &mut Channel, kind: &str, sockets: &Sockets) -> Result<(), Error> {
+/// We are no server any more, unless the other ends without a word: then nothing
+/// has happened. One that neither begins nor ends is waited for, since it may begin.
+fn let_begin(channel: &mut Channel) -> Result<(), Error> {
+    // When it does not arrive, the other sees our end, or we its.
+    let _ = channel.send(&Message::Go);
+    loop {
+        match channel.receive() {
+            Ok(Received { message: Message::Begun, .. }) => return Ok(()),
+            Ok(other) => return Err(unexpected(&other.message)),
+            Err(error) if is_timeout(&error) => {
+                tracing::warn!(
+                    "the successor does not begin; nobody serves. End it, and this one goes on"
+                );
+            }
+            Err(_) => return Err(Error::NotBegun),
+        }
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}
+
+/// A silence, named.
+fn silent(waited: Duration, while_it: &'static str) -> impl Fn(Error) -> Error {
+    move |error| match error {
+        Error::Io(cause) if is_timeout(&cause) => Error::Silent { waited, while_it },
+        other => other,
+    }
+}
+
+fn begin_giving(
+    channel: &mut Channel,
+    kind: &str,
+    sockets: &Sockets,
+    prepare_max: Duration,
+) -> Result<(), Error> {
     channel.wait_at_most(WAIT_MAX)?;
-    match channel.receive()?.message {
+    let hello = channel.receive().map_err(Error::Io);
+    match hello.map_err(silent(WAIT_MAX, "after it had connected"))?.message {
         Message::Hello { version, kind: other } => {
             let refusal = if version != VERSION {
                 Some(Error::Version(version))
@@ -154,8 +197,9 @@ fn begin_giving(channel: &mut Channel, kind: &str, sockets: &Sockets) -> Result<
     // Not the peer's credentials: those are of whoever first listened here.
     let own = pidfd_open(getpid(), PidfdFlags::empty()).map_err(io::Error::from)?;
     channel.send_with(&Message::Welcome, &[], Some(own.as_fd()))?;
-    channel.wait_at_most(PREPARE_MAX)?;
-    match channel.receive()?.message {
+    channel.wait_at_most(prepare_max)?;
+    let prepared = channel.receive().map_err(Error::Io);
+    match prepared.map_err(silent(prepare_max, "while it prepared"))?.message {
         Message::Prepared => Ok(()),
         other => Err(unexpected(&other)),
     }
@@ -179,10 +223,16 @@ fn hand_on(channel: &mut Channel, load: &Load) -> Result<(), Error> {
         channel.send_with(&message, &bytes, Some(parked.socket.as_fd()))?;
     }
     channel.send(&Message::End { connections: load.connections.len() })?;
-    match channel.receive()?.message {
+    let ready = channel.receive().map_err(Error::Io);
+    match ready.map_err(silent(WAIT_MAX, "when all was handed to it"))?.message {
         Message::Ready => Ok(()),
         other => Err(unexpected(&other)),
     }
+}
+
+fn is_hang_up(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 fn unexpected(message: &Message) -> Error {
@@ -207,9 +257,44 @@ impl Load {
     }
 }
 
+/// What the new one is left with.
+#[derive(Default)]
+pub struct Taken {
+    pub load: Load,
+    /// The old one died before it had handed over what it held: it is as after a
+    /// crash, and its last operations may still run.
+    pub has_crashed: bool,
+    channel: Option<Channel>,
+}
+
+impl Taken {
+    /// To be called before anything is served: from then on the old one ends.
+    pub fn begin(&mut self) {
+        if let Some(mut channel) = self.channel.take() {
+            // When it is dead, nobody needs to hear it.
+            let _ = channel.send(&Message::Begun);
+        }
+    }
+}
+
 impl Taking {
     /// Asks whoever listens at `path` for its sockets; `None` where nobody does.
     pub fn begin(path: &Path, kind: &str) -> Result<Option<(Self, Sockets)>, Error> {
+        let mut waited = Duration::ZERO;
+        loop {
+            match Self::ask(path, kind) {
+                // It hung up on us: dying, perhaps, and then soon nobody listens.
+                Err(Error::Io(cause)) if is_hang_up(&cause) && waited < DEAD_WITHIN => {
+                    let pause = Duration::from_millis(50);
+                    std::thread::sleep(pause);
+                    waited += pause;
+                }
+                asked => return asked,
+            }
+        }
+    }
+
+    fn ask(path: &Path, kind: &str) -> Result<Option<(Self, Sockets)>, Error> {
         let stream = match UnixStream::connect(path) {
             Ok(stream) => stream,
             Err(error)
@@ -227,13 +312,14 @@ impl Taking {
         channel.send(&Message::Hello { version: VERSION, kind: kind.to_owned() })?;
         let mut sockets = Sockets::default();
         loop {
-            let received = channel.receive()?;
+            let received = channel.receive().map_err(Error::Io);
+            let received = received.map_err(silent(WAIT_MAX, "when it was asked"))?;
             match (received.message, received.fd) {
                 (Message::Socket { name }, Some(fd)) => {
                     sockets.listening.insert(name, fd);
                 }
                 (Message::Welcome, Some(old)) => {
-                    channel.wait_at_most(PREPARE_MAX)?;
+                    channel.wait_at_most(PARK_MAX)?;
                     return Ok(Some((Self { channel, old }, sockets)));
                 }
                 (other, _) => return Err(unexpected(&other)),
@@ -242,15 +328,24 @@ impl Taking {
     }
 
     /// All is open and could be served: takes the rest. When this gives `Ok`,
-    /// nobody but us serves; before, nothing may be begun.
-    pub fn finish(mut self) -> Result<Load, Error> {
-        self.channel.send(&Message::Prepared)?;
-        let load = self.receive_load()?;
-        self.channel.send(&Message::Ready)?;
-        match self.channel.receive() {
-            Ok(received) if matches!(received.message, Message::Go) => Ok(load),
+    /// nobody but us may serve; before, nothing may be begun.
+    pub fn finish(mut self) -> Result<Taken, Error> {
+        let handed_on = self.channel.send(&Message::Prepared).map_err(Error::Io);
+        let load = match handed_on.and_then(|()| self.receive_load()) {
+            Ok(load) => load,
+            Err(_) if self.old_is_dead() => {
+                return Ok(Taken { has_crashed: true, ..Taken::default() });
+            }
+            Err(error) => return Err(silent(PARK_MAX, "when it was to hand all on")(error)),
+        };
+        self.channel.wait_at_most(WAIT_MAX)?;
+        let heard = self.channel.send(&Message::Ready).and_then(|()| self.channel.receive());
+        match heard {
+            Ok(received) if matches!(received.message, Message::Go) => {
+                Ok(Taken { load, has_crashed: false, channel: Some(self.channel) })
+            }
             // It said nothing: either it has changed its mind, or it is dead.
-            _ if self.old_is_dead() => Ok(load),
+            _ if self.old_is_dead() => Ok(Taken { load, ..Taken::default() }),
             _ => Err(Error::Kept),
         }
     }
@@ -282,7 +377,7 @@ impl Taking {
 
     /// A process that ends takes a moment.
     fn old_is_dead(&self) -> bool {
-        let timeout = Timespec { tv_sec: 2, tv_nsec: 0 };
+        let timeout = Timespec { tv_sec: DEAD_WITHIN.as_secs() as i64, tv_nsec: 0 };
         let mut fds = [PollFd::new(&self.old, PollFlags::IN)];
         retry_on_intr(|| poll(&mut fds, Some(&timeout))).is_ok_and(|count| count > 0)
     }

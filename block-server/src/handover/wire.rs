@@ -61,6 +61,7 @@ pub(super) enum Message {
     },
     Ready,
     Go,
+    Begun,
 }
 
 pub(super) struct Received {

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 
 use super::{Access, Served, Slots, Volume};
 use crate::nbd;
+use crate::socket;
 use crate::tls::Names;
 use crate::vhost::block::{Disk, QUEUES_MAX, id_of};
 use crate::volume::{Core, Geometry, Kind, Trouble};
@@ -110,14 +111,17 @@ pub(super) fn report(volume: &str, trouble: &Trouble) {
 }
 
 pub(super) fn admits(access: &Access, socket: &OwnedFd) -> bool {
-    let Access::Owner(owner) = *access else { return true };
+    let Access::Users(users) = access else { return true };
     match rustix::net::sockopt::socket_peercred(socket) {
         Ok(peer) => {
-            let uid = peer.uid.as_raw();
-            let lawful =
-                uid == 0 || uid == rustix::process::getuid().as_raw() || Some(uid) == owner;
+            let (uid, own) = (peer.uid.as_raw(), rustix::process::getuid().as_raw());
+            let lawful = uid == 0 || uid == own || users.contains(&uid);
             if !lawful {
-                tracing::warn!(uid, "refused a stranger");
+                let (place, pid) = (place_of(socket), peer.pid.as_raw_nonzero());
+                tracing::warn!(
+                    "refused user {uid} (process {pid}) at {place}: root, our own user {own} and \
+                     {users:?} may connect"
+                );
             }
             lawful
         }
@@ -126,6 +130,16 @@ pub(super) fn admits(access: &Access, socket: &OwnedFd) -> bool {
             false
         }
     }
+}
+
+/// Where a unix socket was bound; it may have been moved into its place since.
+fn place_of(socket: &OwnedFd) -> String {
+    let name = rustix::net::getsockname(socket).ok().and_then(|any| {
+        let unix = rustix::net::SocketAddrUnix::try_from(any).ok()?;
+        Some(unix.path()?.to_string_lossy().into_owned())
+    });
+    let name = name.unwrap_or_else(|| "its socket".to_owned());
+    name.strip_suffix(socket::PENDING).unwrap_or(&name).to_owned()
 }
 
 /// Replies are gathered by us; the kernel must not wait for more. A unix socket

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::places::Origin;
 use super::{Access, Served};
 use crate::engine::Window;
 use crate::nbd::session::Held;
@@ -68,6 +69,8 @@ impl Drop for Chosen {
 pub(super) struct Connection {
     pub socket: OwnedFd,
     pub listener: u32,
+    /// Where it comes from.
+    pub origin: Origin,
     pub exports: Rc<[Served]>,
     pub session: Session<Window>,
     /// What to put in place when the peer asks for it.
@@ -108,13 +111,14 @@ impl Connection {
         static SERIAL: AtomicU64 = AtomicU64::new(1);
         let (session, tls_server) = match access {
             Access::Certificate(server) => (Session::behind_tls(), Some(server)),
-            Access::Anyone | Access::Owner(_) => (Session::new(), None),
+            Access::Anyone | Access::Users(_) => (Session::new(), None),
         };
         // SAFETY: a message header of zeros is an empty message.
         let message = unsafe { std::mem::zeroed() };
         Self {
             socket,
             listener,
+            origin: Origin::default(),
             exports,
             session,
             tls_server,
@@ -137,6 +141,11 @@ impl Connection {
             vectors: Vec::new(),
             message,
         }
+    }
+
+    pub fn from(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
     }
 
     pub fn has_output(&self) -> bool {

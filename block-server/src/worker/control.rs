@@ -35,10 +35,17 @@ pub struct NewVolume {
 #[derive(Debug, Clone)]
 pub enum Access {
     Anyone,
-    /// Root, the user that we run as, and this one.
-    Owner(Option<u32>),
+    /// Root, the user that we run as, and these.
+    Users(Arc<[u32]>),
     /// Whoever shows a certificate that this accepts, by TLS.
     Certificate(Arc<tls::Server>),
+}
+
+impl Access {
+    /// Beside root and ourselves at most one.
+    pub fn owner(uid: Option<u32>) -> Self {
+        Self::Users(uid.into_iter().collect())
+    }
 }
 
 /// What is spoken on a socket.

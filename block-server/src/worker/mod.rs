@@ -18,6 +18,7 @@ mod control;
 mod device;
 mod guest;
 mod park;
+mod places;
 mod quality;
 mod serve;
 
@@ -184,6 +185,8 @@ struct Listener {
     accepting: bool,
     /// Connections are being refused, and the log says so.
     told_full: bool,
+    /// Those who do not come to use an export are being ended for others.
+    told_crowd: bool,
 }
 
 /// A request between its session and its volume.

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::connection::{Chosen, Closing, Connection, Receiving};
+use super::places::Origin;
 use super::{Access, HANDSHAKE_MAX, InFlight, Purpose, Volume, Worker};
 use crate::engine::{Engine, Window};
 use crate::nbd::{self, Frozen, Session};
@@ -227,7 +228,9 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let deadline = now + HANDSHAKE_MAX;
-        let mut connection = Connection::new(socket, index, exports, access, now, deadline);
+        let origin = Origin::of(&socket);
+        let mut connection =
+            Connection::new(socket, index, exports, access, now, deadline).from(origin);
         connection.session = Session::<Window>::thaw(session);
         connection.chosen = chosen;
         let id = self.connections.insert(Box::new(connection));

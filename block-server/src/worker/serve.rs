@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::border::{View, admits, error_of, kind_of, report, set_no_delay};
 use super::connection::{Chosen, Closing, Connection, Receiving};
 use super::guest::GUEST;
+use super::places::Origin;
 use super::quality::BARRIER;
 use super::{
     Command, DRAIN_MAX, Event, Front, HANDSHAKE_MAX, InFlight, Listener, Purpose, Slots, Volume,
@@ -21,10 +22,6 @@ use crate::volume::{Core, Op, Outcome, Reply, Request, Token, Trouble};
 /// Payload of at least this size that has not come yet is received straight to
 /// its place; smaller ones come with the next requests in one receive.
 const STRAIGHT_MIN: usize = 32 << 10;
-
-/// Connections that one socket may have: QEMU uses one, nbdcopy four by
-/// default, a migration two QEMUs.
-const CONNECTIONS_MAX: usize = 64;
 
 impl<E: Engine> Worker<E> {
     pub(super) fn obey(&mut self, command: Command, now: Instant) {
@@ -64,6 +61,7 @@ impl<E: Engine> Worker<E> {
                     draining: false,
                     accepting: false,
                     told_full: false,
+                    told_crowd: false,
                 };
                 let index = self.listeners.insert(listener);
                 self.accept(index);
@@ -189,26 +187,23 @@ impl<E: Engine> Worker<E> {
             // SAFETY: the kernel just gave this descriptor to us.
             let socket = unsafe { OwnedFd::from_raw_fd(result) };
             let (access, exports) = (listener.access.clone(), Rc::clone(&listener.exports));
-            let count = self.connections.iter().filter(|(_, c)| c.listener == index).count();
-            let is_full = count >= CONNECTIONS_MAX;
-            let was_full = std::mem::replace(&mut listener.told_full, is_full);
-            if listener.draining {
+            let (front, is_draining) = (listener.front, listener.draining);
+            if is_draining {
                 drop(socket);
-            } else if is_full && !was_full {
-                tracing::warn!(
-                    limit = CONNECTIONS_MAX,
-                    "refused a connection: the limit is reached"
-                );
-            } else if listener.front == Front::VhostUser {
+            } else if front == Front::VhostUser {
                 if let Some(served) = exports.first().filter(|_| admits(&access, &socket)) {
                     self.device_came(socket, index, served, now);
                 }
-            } else if !is_full && admits(&access, &socket) {
+            } else if admits(&access, &socket) {
                 set_no_delay(&socket);
-                let deadline = now + HANDSHAKE_MAX;
-                let connection = Connection::new(socket, index, exports, access, now, deadline);
-                let id = self.connections.insert(Box::new(connection));
-                self.touch_connection(id);
+                let from = Origin::of(&socket);
+                if self.make_room(index, from) {
+                    let deadline = now + HANDSHAKE_MAX;
+                    let connection =
+                        Connection::new(socket, index, exports, access, now, deadline).from(from);
+                    let id = self.connections.insert(Box::new(connection));
+                    self.touch_connection(id);
+                }
             }
         } else if matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
             // Until the next tick: it would only fail again at once.
@@ -334,8 +329,12 @@ impl<E: Engine> Worker<E> {
                 connection.session.export_key().and_then(|key| connection.exports.get(key as usize))
         {
             connection.chosen = Some(Chosen::new(served));
+            if self.is_crowded(id) {
+                return false;
+            }
         }
         let Some(request) = request else { return false };
+        let Some(connection) = self.connections.get_mut(id) else { return false };
         let Some(chosen) = &connection.chosen else {
             unreachable!("a request comes after an export was chosen")
         };
