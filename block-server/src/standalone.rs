@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use rpc::block::Quality;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 
 use crate::backing::{self, Backing, Cache};
@@ -19,7 +20,9 @@ use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taken, Taking};
 use crate::holding::Held;
 use crate::metrics::Counters;
+use crate::notify::Manager;
 use crate::plan::{ACTIVATED, Export, Listen, Place, Plan};
+use crate::starter::{self, Starter};
 use crate::worker::{Access, EngineChoice, Front, Handle, NewVolume, Parked, Served};
 use crate::{socket, tls};
 
@@ -363,18 +366,18 @@ impl Serving {
         Ok(Load { connections, volumes: still.volumes })
     }
 
-    /// `true`: a successor serves, and we must not.
-    fn give_to(&self, stream: UnixStream) -> anyhow::Result<bool> {
+    /// `None`: a successor serves, and we must not. Else why we serve on.
+    fn give_to(&self, stream: UnixStream) -> anyhow::Result<Option<String>> {
         let runtime = tokio::runtime::Handle::current();
         let given = handover::give(stream, KIND, &self.sockets, PREPARE_MAX, || {
             runtime.block_on(self.park())
         });
         match given {
-            Ok(()) => Ok(true),
+            Ok(()) => Ok(None),
             Err((error, load)) => {
                 tracing::warn!("a successor came and failed; serving on: {error}");
                 self.take_up(load.unwrap_or_default())?;
-                Ok(false)
+                Ok(Some(error.to_string()))
             }
         }
     }
@@ -385,16 +388,29 @@ pub struct Prepared {
     plan: Plan,
     opened: Opened,
     taking: Option<Taking>,
+    manager: Manager,
+    /// Where a file says what is served, which may change.
+    starter: Option<Starter>,
 }
 
 impl Prepared {
     /// Opens all that is to be served; `None` where only that was asked.
     pub fn new(options: Options) -> anyhow::Result<Option<Self>> {
-        let activated = socket::inherited();
         let (is_check, take_over) = (options.check, options.take_over.clone());
+        // Before anything is opened, so that nobody else has it open, too.
+        let predecessor = starter::predecessor().context("the predecessor's socket")?;
+        let reloads = options.config.is_some() && !is_check;
+        let starter = reloads.then(Starter::split_off).transpose().context("the starter")?;
+        let manager = Manager::of_environment();
+        let activated = socket::inherited();
         let mut old = Sockets::default();
         let mut taking = None;
-        if let Some(path) = take_over.as_deref().filter(|_| !is_check) {
+        let asks = take_over.as_deref().filter(|_| predecessor.is_none());
+        if let Some(stream) = predecessor {
+            let (begun, sockets) = Taking::of_starter(stream, KIND).context("take over")?;
+            (taking, old) = (Some(begun), sockets);
+        }
+        if let Some(path) = asks.filter(|_| !is_check) {
             let begun = Taking::begin(path, KIND)
                 .with_context(|| format!("take over by {}", path.display()))?;
             if let Some((begun, sockets)) = begun {
@@ -409,7 +425,7 @@ impl Prepared {
             return Ok(None);
         }
         let opened = open(&plan, take_over.as_deref(), activated, &mut old)?;
-        Ok(Some(Self { plan, opened, taking }))
+        Ok(Some(Self { plan, opened, taking, manager, starter }))
     }
 
     /// Gives up what serving does not need. Called before any thread is started.
@@ -435,7 +451,11 @@ impl Prepared {
 
 /// Serves until `stop` resolves or a successor has taken over.
 pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let Prepared { plan, mut opened, taking } = prepared;
+    let Prepared { plan, mut opened, taking, manager, starter } = prepared;
+    let is_successor = taking.is_some();
+    // Heard from the beginning: it would end us.
+    let hangups = starter.is_some().then(|| signal(SignalKind::hangup())).transpose();
+    let hangups = hangups.context("cannot hear SIGHUP")?;
     let (events, _) = unbounded_channel();
     let worker = Handle::start(0, plan.engine, events).context("cannot start the I/O engine")?;
     let mut taken = match taking {
@@ -448,6 +468,10 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
         opened.held.take_from_the_dead(&mut opened.exports, backing::FREED_WITHIN)?;
     } else {
         opened.held.settle(backing::FREED_WITHIN)?;
+    }
+    if is_successor {
+        // While the predecessor still lives: its end is not the service's then.
+        manager.successor();
     }
     taken.begin();
     let load = taken.load;
@@ -468,8 +492,14 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     if plan.listeners.iter().any(|listen| !matches!(listen.place, Place::Activated(_))) {
         println!("ready");
     } // Else whoever passed the sockets on has clients there already, and its output is not ours.
+    manager.ready();
     tokio::select! {
         () = stop => {}
+        reloaded = reloads(&serving, starter.zip(hangups), &manager) => {
+            reloaded?;
+            tracing::info!("a successor serves");
+            return Ok(());
+        }
         ended = scraped => ended.context("the metrics' socket failed")?,
         succeeded = succession(&serving, upgrades) => {
             succeeded?;
@@ -477,6 +507,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
             return Ok(());
         }
     }
+    manager.stopping();
     tokio::task::block_in_place(|| {
         serving.worker.begin_stop();
         serving.worker.await_stop();
@@ -498,8 +529,33 @@ async fn succession(serving: &Serving, upgrades: Option<OwnedFd>) -> anyhow::Res
     let asked = handover::Asked::new(upgrades)?;
     loop {
         let stream = asked.next().await?;
-        if tokio::task::block_in_place(|| serving.give_to(stream))? {
+        if tokio::task::block_in_place(|| serving.give_to(stream))?.is_none() {
             return Ok(());
+        }
+    }
+}
+
+/// Resolves when SIGHUP has brought a successor that serves by the changed file.
+async fn reloads(
+    serving: &Serving,
+    starter: Option<(Starter, Signal)>,
+    manager: &Manager,
+) -> anyhow::Result<()> {
+    let Some((starter, mut hangups)) = starter else { return std::future::pending().await };
+    loop {
+        hangups.recv().await;
+        tracing::info!("SIGHUP: starting a successor");
+        manager.reloading();
+        let given = tokio::task::block_in_place(|| match starter.start() {
+            Ok(stream) => serving.give_to(stream),
+            Err(error) => Ok(Some(format!("cannot start a successor: {error}"))),
+        });
+        match given? {
+            None => return Ok(()),
+            Some(why) => {
+                tracing::warn!("not reloaded, serving on: {why}");
+                manager.not_reloaded(&why);
+            }
         }
     }
 }

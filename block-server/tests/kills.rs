@@ -74,7 +74,8 @@ fn qemu_on(socket: &Path, done: &AtomicBool) -> Option<u64> {
         text(socket)
     );
     let mut rounds = 0;
-    while !done.load(Ordering::Relaxed) {
+    // Once nobody is killed any more a round comes to its end.
+    while !done.load(Ordering::Relaxed) || rounds == 0 {
         let mut commands = Vec::new();
         for step in 0..40_u64 {
             let (pattern, at) = ((rounds * 40 + step) % 255 + 1, step * 37 % 100 * 64);

@@ -97,11 +97,11 @@ impl Drop for Successor {
 }
 
 /// A client that comes again until it is served, and keeps account of all it wrote.
-fn write_on(socket: PathBuf, export: &str, done: &AtomicBool, bursts: &AtomicU64) {
+fn write_on(socket: PathBuf, export: &str, [done, gone]: [&AtomicBool; 2], bursts: &AtomicU64) {
     let mut ledger = Ledger::new(0, 64);
     let mut random = Random::new(7);
     let mut client = None;
-    loop {
+    while !gone.load(Ordering::Relaxed) {
         let Some(present) = &mut client else {
             client = Client::connect(&socket, export).ok();
             if let Some(new) = &mut client {
@@ -124,6 +124,15 @@ fn write_on(socket: PathBuf, export: &str, done: &AtomicBool, bursts: &AtomicU64
         {
             return;
         }
+    }
+}
+
+/// A test that failed waits for nobody.
+struct Gone<'a>(&'a AtomicBool);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.store(std::thread::panicking(), Ordering::Relaxed);
     }
 }
 
@@ -152,8 +161,10 @@ async fn hand_over(place: Place, word: &str, victim: Victim, blow: Signal) {
     let mut old = place.start();
     let (socket, export) = place.export().await;
     let (done, bursts) = (AtomicBool::new(false), AtomicU64::new(0));
+    let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        scope.spawn(|| write_on(socket, export, &done, &bursts));
+        let _goes = Gone(&gone);
+        let writer = scope.spawn(|| write_on(socket, export, [&done, &gone], &bursts));
         is_served(&bursts, &format!("{what}: the beginning"));
         let relay = Relay::at(&place.asked());
         let mut new = place.successor();
@@ -192,6 +203,8 @@ async fn hand_over(place: Place, word: &str, victim: Victim, blow: Signal) {
         let (old_lives, new_lives) = (old.has_ended().is_none(), new.has_ended().is_none());
         assert!(old_lives != new_lives, "{what}: old {old_lives}, new {new_lives}");
         done.store(true, Ordering::Relaxed);
+        // It looks at all that it wrote, and needs whoever serves for that.
+        writer.join().unwrap();
     });
     drop(old);
 }

@@ -278,6 +278,11 @@ impl Taken {
 }
 
 impl Taking {
+    /// Asks the predecessor that had us started.
+    pub fn of_starter(stream: UnixStream, kind: &str) -> Result<(Self, Sockets), Error> {
+        Self::hello(stream, kind)
+    }
+
     /// Asks whoever listens at `path` for its sockets; `None` where nobody does.
     pub fn begin(path: &Path, kind: &str) -> Result<Option<(Self, Sockets)>, Error> {
         let mut waited = Duration::ZERO;
@@ -307,6 +312,10 @@ impl Taking {
             }
             Err(error) => return Err(error.into()),
         };
+        Self::hello(stream, kind).map(Some)
+    }
+
+    fn hello(stream: UnixStream, kind: &str) -> Result<(Self, Sockets), Error> {
         let mut channel = Channel::new(stream);
         channel.wait_at_most(WAIT_MAX)?;
         channel.send(&Message::Hello { version: VERSION, kind: kind.to_owned() })?;
@@ -320,7 +329,7 @@ impl Taking {
                 }
                 (Message::Welcome, Some(old)) => {
                     channel.wait_at_most(PARK_MAX)?;
-                    return Ok(Some((Self { channel, old }, sockets)));
+                    return Ok((Self { channel, old }, sockets));
                 }
                 (other, _) => return Err(unexpected(&other)),
             }
