@@ -7,6 +7,7 @@ mod acls;
 mod address;
 mod alone;
 mod confined;
+mod corners;
 mod elastic;
 mod fast;
 mod hops;
