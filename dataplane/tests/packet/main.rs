@@ -15,6 +15,8 @@ mod history;
 mod hostile;
 mod lists;
 mod nat;
+mod nftables;
+mod oracle;
 mod permits;
 mod random;
 mod rates;
