@@ -34,6 +34,10 @@ impl Client {
         Self { socket: self.socket.clone(), timeout }
     }
 
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     pub fn socket(&self) -> &Path {
         &self.socket
     }

@@ -15,6 +15,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
@@ -24,6 +25,10 @@ use model::{
 use serde::{Deserialize, Serialize};
 
 use crate::{Client, Error};
+
+/// What one more new interface may take: to attach a device is to wait for two or three grace
+/// periods of the kernel, of some 10 to 30 ms each, one device after the other.
+const ATTACH_MAX: Duration = Duration::from_millis(200);
 
 /// The whole wish, at once. What is not in it is removed.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -691,8 +696,11 @@ impl Client {
         self.get("/v1/status").await
     }
 
+    /// A state with many new interfaces is waited for longer: each has to be attached.
     pub async fn dataplane_apply(&self, desired: &Desired) -> Result<Applied, Error> {
-        self.put("/v1/desired", desired).await
+        let interfaces = u32::try_from(desired.interfaces.len()).unwrap_or(u32::MAX);
+        let patience = self.timeout().saturating_add(ATTACH_MAX.saturating_mul(interfaces));
+        self.with_timeout(patience).put("/v1/desired", desired).await
     }
 
     pub async fn dataplane_why(&self, question: &Question) -> Result<Verdict, Error> {
