@@ -25,6 +25,7 @@ pub mod dns;
 mod interface;
 pub mod limit;
 pub mod metadata;
+mod stack;
 mod stream;
 pub mod thread;
 mod time;

@@ -9,14 +9,12 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
-use smoltcp::time::Instant;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::dhcp::METADATA_ADDRESS;
 use super::interface::{Counters, METADATA_PORT};
 use super::metadata::{Service, Session};
+use super::stack::{Limits, Line, Stack};
 use super::wire::Wire;
 
 /// Metadata connections an interface may hold; a client needs one or two. At
@@ -34,36 +32,36 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// The metadata service behind its TCP: one spare listener while there is room.
 pub struct Metadata {
     pub service: Service,
-    stack: Interface,
-    sockets: SocketSet<'static>,
+    stack: Stack,
     connections: Vec<Connection>,
     /// Routers that an answer may pass: with 1, one that is forwarded dies.
     hops: u8,
 }
 
 struct Connection {
-    handle: SocketHandle,
+    line: Line,
     session: Session,
     /// What is written but does not fit the socket's buffer yet.
     unsent: VecDeque<u8>,
-    /// Since when it has been quiet, or since when its request has been coming.
-    since: Duration,
-    /// Whether a peer has come.
-    taken: bool,
+}
+
+impl AsRef<Line> for Connection {
+    fn as_ref(&self) -> &Line {
+        &self.line
+    }
 }
 
 impl Metadata {
     pub fn new(service: Service, hops: u8, wire: &mut Wire, seed: u128, now: Duration) -> Self {
-        let mut config = Config::new(HardwareAddress::Ip);
-        // Initial sequence numbers come from it; the lower half is as random as the whole.
-        config.random_seed = seed as u64;
-        let mut stack = Interface::new(config, wire, instant(now));
-        stack.update_ip_addrs(|addresses| {
-            let pushed = addresses.push(IpCidr::new(IpAddress::Ipv4(METADATA_ADDRESS), 32));
-            assert!(pushed.is_ok(), "a new interface has room for one address");
-        });
-        let sockets = SocketSet::new(Vec::new());
-        let mut metadata = Self { service, stack, sockets, connections: Vec::new(), hops };
+        let limits = Limits {
+            connections: CONNECTIONS_MAX,
+            receive_bytes: RECEIVE_BYTES,
+            send_bytes: SEND_BYTES,
+            patience: PATIENCE,
+        };
+        let at = (METADATA_ADDRESS, METADATA_PORT);
+        let stack = Stack::new([METADATA_ADDRESS], at, limits, wire, seed, now);
+        let mut metadata = Self { service, stack, connections: Vec::new(), hops };
         metadata.listen(now);
         metadata
     }
@@ -72,79 +70,37 @@ impl Metadata {
     pub fn limit_hops(&mut self, hops: u8) {
         self.hops = hops;
         for connection in &self.connections {
-            let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
-            socket.set_hop_limit(Some(hops));
+            self.stack.socket(&connection.line).set_hop_limit(Some(hops));
         }
     }
 
     /// One turn of the stack: packets in, requests answered, packets out.
     pub fn turn(&mut self, wire: &mut Wire, counters: &mut Counters, now: Duration) {
         loop {
-            self.stack.poll(instant(now), wire, &mut self.sockets);
+            self.stack.poll(wire, now);
             let mut moved = false;
             for connection in &mut self.connections {
-                let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
+                let socket = self.stack.socket(&connection.line);
                 moved |= connection.turn(socket, &mut self.service, counters, now);
             }
             if !moved {
                 break;
             }
         }
-        self.reap();
+        self.stack.reap(&mut self.connections);
         self.listen(now);
     }
 
-    /// Forgets connections that have ended.
-    fn reap(&mut self) {
-        let sockets = &mut self.sockets;
-        self.connections.retain(|connection| {
-            let ended = !sockets.get::<tcp::Socket<'_>>(connection.handle).is_open();
-            if ended {
-                sockets.remove(connection.handle);
-            }
-            !ended
-        });
-    }
-
-    /// Keeps one listener spare, at the cost of the quietest connection.
+    /// Keeps one listener spare.
     fn listen(&mut self, now: Duration) {
-        if self.connections.iter().any(|c| !c.taken) {
-            return;
-        }
-        if self.connections.len() >= CONNECTIONS_MAX {
-            let quietest = self.connections.iter().enumerate().min_by_key(|(_, c)| c.since);
-            if let Some((at, _)) = quietest {
-                let connection = self.connections.swap_remove(at);
-                self.sockets.remove(connection.handle);
-            }
-        }
-        let mut socket = tcp::Socket::new(
-            tcp::SocketBuffer::new(vec![0; RECEIVE_BYTES]),
-            tcp::SocketBuffer::new(vec![0; SEND_BYTES]),
-        );
-        socket.set_hop_limit(Some(self.hops));
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        // A peer that no longer acknowledges is given up after this long.
-        socket.set_timeout(Some(duration(PATIENCE)));
-        let listening = socket.listen((METADATA_ADDRESS, METADATA_PORT));
-        assert!(listening.is_ok(), "a new socket may listen on a port that is not zero");
-        self.connections.push(Connection {
-            handle: self.sockets.add(socket),
-            session: Session::default(),
-            unsent: VecDeque::new(),
-            since: now,
-            taken: false,
-        });
+        let Some(line) = self.stack.listen(&mut self.connections, now) else { return };
+        self.stack.socket(&line).set_hop_limit(Some(self.hops));
+        let (session, unsent) = (Session::default(), VecDeque::new());
+        self.connections.push(Connection { line, session, unsent });
     }
 
     pub fn next_due(&mut self, now: Duration) -> Option<Duration> {
-        let stack = self
-            .stack
-            .poll_at(instant(now), &self.sockets)
-            .map(|at| Duration::from_micros(at.total_micros().max(0).unsigned_abs()));
-        let patience = self.connections.iter().filter(|c| c.taken).map(|c| c.since + PATIENCE);
-        stack.into_iter().chain(patience).min()
+        self.stack.next_due(&self.connections, now)
     }
 }
 
@@ -157,13 +113,10 @@ impl Connection {
         counters: &mut Counters,
         now: Duration,
     ) -> bool {
-        if !self.taken && socket.state() != tcp::State::Listen {
-            (self.taken, self.since) = (true, now);
-        }
-        if !self.taken || !socket.is_open() {
+        if !self.line.served(socket, now) {
             return false;
         }
-        if now >= self.since + PATIENCE {
+        if now >= self.line.since + PATIENCE {
             return self.give_up(socket, now);
         }
         let mut moved = self.flush(socket);
@@ -174,7 +127,7 @@ impl Connection {
                 Some(answer) => {
                     counters.metadata_answered += 1;
                     self.unsent.extend(answer);
-                    self.since = now;
+                    self.line.since = now;
                     self.flush(socket);
                     moved = true;
                 }
@@ -203,7 +156,7 @@ impl Connection {
         });
         // The request's time runs from its first byte; later ones do not extend it.
         if fresh {
-            self.since = now;
+            self.line.since = now;
         }
         taken.is_ok_and(|n| n > 0)
     }
@@ -223,18 +176,10 @@ impl Connection {
             self.unsent.extend(self.session.time_out());
             self.flush(socket);
             socket.close();
-            self.since = now;
+            self.line.since = now;
         } else {
             socket.abort();
         }
         true
     }
-}
-
-pub(super) fn instant(now: Duration) -> Instant {
-    Instant::from_micros(i64::try_from(now.as_micros()).unwrap_or(i64::MAX))
-}
-
-pub(super) fn duration(d: Duration) -> smoltcp::time::Duration {
-    smoltcp::time::Duration::from_micros(u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }

@@ -11,12 +11,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::PORT;
-use crate::respond::stream::{duration, instant};
+use crate::respond::stack::{Limits, Line, Stack};
 use crate::respond::wire::Wire;
 
 /// Connections of an interface; at the limit the quietest gives way.
@@ -28,8 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const QUERY_BYTES_MAX: usize = 1024;
 
 pub struct Streams {
-    stack: Interface,
-    sockets: SocketSet<'static>,
+    stack: Stack,
     connections: Vec<Connection>,
     names: u64,
 }
@@ -37,12 +34,16 @@ pub struct Streams {
 struct Connection {
     /// Never used again, that no answer comes to another's connection.
     name: u64,
-    handle: SocketHandle,
+    line: Line,
     read: Vec<u8>,
     unsent: VecDeque<u8>,
     asked: bool,
-    taken: bool,
-    since: Duration,
+}
+
+impl AsRef<Line> for Connection {
+    fn as_ref(&self) -> &Line {
+        &self.line
+    }
 }
 
 impl Streams {
@@ -52,17 +53,14 @@ impl Streams {
         seed: u128,
         now: Duration,
     ) -> Self {
-        let mut config = Config::new(HardwareAddress::Ip);
-        config.random_seed = seed as u64;
-        let mut stack = Interface::new(config, wire, instant(now));
-        stack.update_ip_addrs(|own| {
-            for address in addresses {
-                let pushed = own.push(IpCidr::new(IpAddress::Ipv4(address), 32));
-                assert!(pushed.is_ok(), "a new interface has room for two addresses");
-            }
-        });
-        let sockets = SocketSet::new(Vec::new());
-        let mut streams = Self { stack, sockets, connections: Vec::new(), names: 0 };
+        let limits = Limits {
+            connections: CONNECTIONS_MAX,
+            receive_bytes: RECEIVE_BYTES,
+            send_bytes: SEND_BYTES,
+            patience: PATIENCE,
+        };
+        let stack = Stack::new(addresses, PORT, limits, wire, seed, now);
+        let mut streams = Self { stack, connections: Vec::new(), names: 0 };
         streams.listen(now);
         streams
     }
@@ -70,74 +68,42 @@ impl Streams {
     /// Packets in, packets out; `asked` gets connections and what they ask.
     pub fn turn(&mut self, wire: &mut Wire, now: Duration, asked: &mut Vec<(u64, Vec<u8>)>) {
         loop {
-            self.stack.poll(instant(now), wire, &mut self.sockets);
+            self.stack.poll(wire, now);
             let mut moved = false;
             for connection in &mut self.connections {
-                let socket = self.sockets.get_mut::<tcp::Socket<'_>>(connection.handle);
+                let socket = self.stack.socket(&connection.line);
                 moved |= connection.turn(socket, now, asked);
             }
             if !moved {
                 break;
             }
         }
-        let sockets = &mut self.sockets;
-        self.connections.retain(|connection| {
-            let open = sockets.get::<tcp::Socket<'_>>(connection.handle).is_open();
-            if !open {
-                sockets.remove(connection.handle);
-            }
-            open
-        });
+        self.stack.reap(&mut self.connections);
         self.listen(now);
     }
 
     pub fn answer(&mut self, name: u64, message: &[u8], now: Duration) {
         let Some(connection) = self.connections.iter_mut().find(|c| c.name == name) else { return };
         let Ok(length) = u16::try_from(message.len()) else { return };
-        (connection.asked, connection.since) = (false, now);
+        (connection.asked, connection.line.since) = (false, now);
         connection.unsent.extend(length.to_be_bytes());
         connection.unsent.extend(message);
     }
 
     fn listen(&mut self, now: Duration) {
-        if self.connections.iter().any(|c| !c.taken) {
-            return;
-        }
-        if self.connections.len() >= CONNECTIONS_MAX {
-            let quietest = self.connections.iter().enumerate().min_by_key(|(_, c)| c.since);
-            if let Some((at, _)) = quietest {
-                let connection = self.connections.swap_remove(at);
-                self.sockets.remove(connection.handle);
-            }
-        }
-        let mut socket = tcp::Socket::new(
-            tcp::SocketBuffer::new(vec![0; RECEIVE_BYTES]),
-            tcp::SocketBuffer::new(vec![0; SEND_BYTES]),
-        );
-        socket.set_nagle_enabled(false);
-        socket.set_ack_delay(None);
-        socket.set_timeout(Some(duration(PATIENCE)));
-        let listening = socket.listen(PORT);
-        assert!(listening.is_ok(), "a new socket may listen on a port that is not zero");
+        let Some(line) = self.stack.listen(&mut self.connections, now) else { return };
         self.names += 1;
         self.connections.push(Connection {
             name: self.names,
-            handle: self.sockets.add(socket),
+            line,
             read: Vec::new(),
             unsent: VecDeque::new(),
             asked: false,
-            taken: false,
-            since: now,
         });
     }
 
     pub fn next_due(&mut self, now: Duration) -> Option<Duration> {
-        let stack = self
-            .stack
-            .poll_at(instant(now), &self.sockets)
-            .map(|at| Duration::from_micros(at.total_micros().max(0).unsigned_abs()));
-        let patience = self.connections.iter().filter(|c| c.taken).map(|c| c.since + PATIENCE);
-        stack.into_iter().chain(patience).min()
+        self.stack.next_due(&self.connections, now)
     }
 }
 
@@ -149,13 +115,10 @@ impl Connection {
         now: Duration,
         asked: &mut Vec<(u64, Vec<u8>)>,
     ) -> bool {
-        if !self.taken && socket.state() != tcp::State::Listen {
-            (self.taken, self.since) = (true, now);
-        }
-        if !self.taken || !socket.is_open() {
+        if !self.line.served(socket, now) {
             return false;
         }
-        if now >= self.since + PATIENCE {
+        if now >= self.line.since + PATIENCE {
             socket.abort();
             return true;
         }
@@ -164,7 +127,7 @@ impl Connection {
             moved |= self.read(socket);
             match self.whole() {
                 Ok(Some(message)) => {
-                    (self.asked, self.since) = (true, now);
+                    (self.asked, self.line.since) = (true, now);
                     asked.push((self.name, message));
                 }
                 Ok(None) if socket.may_recv() || socket.recv_queue() > 0 => {}
