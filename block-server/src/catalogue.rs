@@ -1,13 +1,18 @@
 //! What a daemon must know again after kill -9: its volumes and exports.
 //! The format is docs/formats/block-catalogue.md.
 //!
-//! One small file, replaced as a whole: written beside, synced, renamed, and the
+//! One small file, replaced as a whole: written beside, synced, exchanged, and the
 //! folder synced. A reader finds the old or the new, never a mixture. A change is
 //! durable before anyone is told of it.
+//!
+//! The replaced file stays as the next one's room: on a file system that is full a
+//! change still finds where to be written, and above all the one that makes room
+//! (docs/adr/0079).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use model::{Limits, VolumeId};
@@ -22,9 +27,15 @@ const VERSION: u32 = 2;
 /// The one before, without a digest; it is read, and written as the present one.
 const VERSION_PLAIN: u32 = 1;
 
+/// Both files are so many bytes long, or a multiple: the text, then blank lines.
+const ROOM: u64 = 16 << 10;
+
+/// Of these are left at least; a deletion's records take a few.
+const ROOM_MIN: u64 = 4 << 10;
+
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("catalogue {}: {deed}: {cause}", path.display())]
+    #[error("catalogue {}: {deed}: {cause}{}", path.display(), advice(cause))]
     Unavailable { path: PathBuf, deed: &'static str, cause: io::Error },
     #[error("catalogue {}: it cannot be read: {cause}; it is left as it is", path.display())]
     Damaged { path: PathBuf, cause: String },
@@ -170,11 +181,71 @@ impl Catalogue {
             |deed| move |cause| Error::Unavailable { path: self.path.clone(), deed, cause };
         let bytes = seal(content).map_err(|e| failed("write")(io::Error::other(e)))?;
         let pending = self.path.with_extension("new");
-        let mut file = File::create(&pending).map_err(failed("create"))?;
-        file.write_all(&bytes).map_err(failed("write"))?;
+        let file = open_room(&pending).map_err(failed("create"))?;
+        fill_room(&file, &bytes).map_err(failed("write"))?;
         file.sync_all().map_err(failed("sync"))?;
-        std::fs::rename(&pending, &self.path).map_err(failed("replace"))?;
-        sync_parent(&self.path).map_err(failed("sync its folder"))
+        exchange(&pending, &self.path).map_err(failed("replace"))?;
+        sync_parent(&self.path).map_err(failed("sync its folder"))?;
+        // The first time nothing was replaced. Without room of its own the next
+        // change takes what there is.
+        if let Err(error) = reserve(&pending, bytes.len() as u64) {
+            tracing::warn!("{}: no room set aside for a full disk: {error}", pending.display());
+        }
+        Ok(())
+    }
+}
+
+/// What an operator can do about an error of a file.
+pub fn advice(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        io::ErrorKind::StorageFull => "; make room on its file system and ask again",
+        io::ErrorKind::QuotaExceeded => "; raise its quota or make room, and ask again",
+        _ => "",
+    }
+}
+
+/// What it holds is kept: that is the room.
+fn open_room(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create(true).truncate(false).open(path)
+}
+
+fn length_for(text: u64) -> u64 {
+    (text + ROOM_MIN).next_multiple_of(ROOM)
+}
+
+/// Over what the file holds already, this needs none of the file system's room.
+fn fill_room(file: &File, text: &[u8]) -> io::Result<()> {
+    let (end, length) = (text.len() as u64, length_for(text.len() as u64));
+    let held = file.metadata()?.len().clamp(end, length);
+    let blanks = vec![b'\n'; (length - end) as usize];
+    let (old, new) = blanks.split_at((held - end) as usize);
+    file.write_all_at(text, 0)?;
+    file.write_all_at(old, end)?;
+    file.set_len(held)?;
+    if let Err(error) = file.write_all_at(new, held) {
+        tracing::debug!("catalogue: no room set aside for its growth: {error}");
+    }
+    Ok(())
+}
+
+/// The file of the next change, where there is none.
+fn reserve(pending: &Path, text: u64) -> io::Result<()> {
+    if pending.exists() {
+        return Ok(());
+    }
+    let file = open_room(pending)?;
+    file.write_all_at(&vec![b'\n'; length_for(text) as usize], 0)?;
+    // What is only promised by the page cache may be refused when it is needed.
+    file.sync_all()
+}
+
+/// Each file gets the other's name, where the file system can and both are there.
+fn exchange(pending: &Path, path: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, pending, CWD, path, RenameFlags::EXCHANGE) {
+        Err(Errno::NOENT | Errno::INVAL | Errno::NOSYS) => std::fs::rename(pending, path),
+        done => Ok(done?),
     }
 }
 
@@ -303,6 +374,28 @@ mod tests {
         }
         eprintln!("{flips} flips, {refused} refused");
         assert!(flips >= 10_000 && refused > flips * 99 / 100, "{flips} flips, {refused} refused");
+    }
+
+    #[test]
+    fn the_next_change_has_its_room_from_the_first_on() {
+        use std::os::unix::fs::MetadataExt;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("catalogue.json");
+        let mut catalogue = Catalogue::open(path.clone()).unwrap();
+        for number in 1..200 {
+            catalogue.put_volume(VolumeId::from_random(number), volume()).unwrap();
+            let text = std::fs::read(&path).unwrap().trim_ascii_end().len() as u64;
+            for file in [&path, &path.with_extension("new")] {
+                let found = std::fs::metadata(file).unwrap();
+                assert!(found.len() >= text + ROOM_MIN / 2, "{number}: {found:?}");
+                assert!(found.blocks() * 512 >= found.len(), "{number}: it has holes");
+            }
+        }
+        for number in 2..200 {
+            catalogue.remove_volume(VolumeId::from_random(number)).unwrap();
+        }
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), ROOM, "it shrinks again");
+        assert_eq!(Catalogue::open(path).unwrap().volumes().len(), 1);
     }
 
     #[test]

@@ -10,14 +10,14 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::catalogue::sync_parent;
+use crate::catalogue::{advice, sync_parent};
 
 /// Bytes between two looks at whether the copy is still wanted.
 const STRETCH_BYTES: usize = 16 << 20;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("{}: {deed}: {cause}", path.display())]
+    #[error("{}: {deed}: {cause}{}", path.display(), advice(cause))]
     Failed { path: PathBuf, deed: &'static str, cause: io::Error },
     #[error("{}: it holds {found} bytes, more than the volume's {size}", path.display())]
     TooLarge { path: PathBuf, found: u64, size: u64 },
@@ -72,12 +72,18 @@ fn make(
         if rustix::fs::ioctl_ficlone(&target, &source).is_err() {
             copy(&source, &target, found, cancelled).map_err(|cause| match cause {
                 None => Error::Cancelled,
+                Some(cause) if is_full(&cause) => failed("write")(cause),
                 Some(cause) => of_source("copy")(cause),
             })?;
         }
     }
     target.set_len(size).map_err(failed("grow"))?;
     target.sync_all().map_err(failed("sync"))
+}
+
+/// Then it is the target that has no room, not the source.
+fn is_full(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Copies what is not a hole. `None` as error: cancelled.

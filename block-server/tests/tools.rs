@@ -6,9 +6,8 @@ mod fixture;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
+use fixture::fuse::Fuse;
 use fixture::{Bench, engines, run, skip, succeed, text};
 use sim::{Random, is_full, seed_from_environment};
 
@@ -39,44 +38,6 @@ fn nbdcopy_and_nbddump_agree_over_tcp() {
         let plain = ["--length", "4096", "--", "[", "nbdkit", "file", text(&source), "]"];
         let Some(theirs) = succeed(TEST, "nbddump", &plain) else { return };
         assert_eq!(ours, theirs);
-    }
-}
-
-/// A volume as a file, by nbdfuse; gone when it is dropped.
-struct Fuse {
-    child: Child,
-    folder: std::path::PathBuf,
-}
-
-impl Fuse {
-    fn mount(bench: &Bench) -> Option<Self> {
-        let folder = bench.path("fuse");
-        std::fs::create_dir(&folder).unwrap();
-        let child = Command::new("nbdfuse")
-            .args(["-C", "1", text(&folder.join("nbd")), &bench.uri()])
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .ok()?;
-        let fuse = Self { child, folder };
-        for _ in 0..200 {
-            if fuse.file().exists() {
-                return Some(fuse);
-            }
-            std::thread::sleep(Duration::from_millis(25));
-        }
-        None
-    }
-
-    fn file(&self) -> std::path::PathBuf {
-        self.folder.join("nbd")
-    }
-}
-
-impl Drop for Fuse {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.folder).output();
-        let _ = self.child.wait();
     }
 }
 
@@ -116,7 +77,9 @@ fn random_reads_and_writes_over_nbdfuse_agree_with_memory() {
     for engine in engines() {
         let bench = Bench::new(16);
         let _server = bench.serve(&["--engine", engine]);
-        let Some(fuse) = Fuse::mount(&bench) else { return skip(TEST, NO_FUSE) };
+        let Some(fuse) = Fuse::mount(bench.path("fuse"), &bench.uri()) else {
+            return skip(TEST, NO_FUSE);
+        };
         let operations = if is_full() { 100_000 } else { 1500 };
         exercise(&fuse.file(), 16 << 20, operations, &mut Random::new(seed));
     }
@@ -128,7 +91,9 @@ fn a_file_system_on_a_loop_device_over_nbdfuse_is_sound() {
     for engine in engines() {
         let bench = Bench::new(64);
         let server = bench.serve(&["--engine", engine]);
-        let Some(fuse) = Fuse::mount(&bench) else { return skip(TEST, NO_FUSE) };
+        let Some(fuse) = Fuse::mount(bench.path("fuse"), &bench.uri()) else {
+            return skip(TEST, NO_FUSE);
+        };
         let device = fuse.file();
         if succeed(TEST, "mkfs.ext4", &["-q", "-F", text(&device)]).is_none() {
             return;

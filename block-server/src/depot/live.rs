@@ -63,7 +63,8 @@ impl Depot {
             Ok::<_, std::io::Error>(())
         });
         grown.map_err(|e| {
-            Error::unavailable(format!("volume {id}: resize: {}: {e}", path.display()))
+            let advice = catalogue::advice(&e);
+            Error::unavailable(format!("volume {id}: resize: {}: {e}{advice}", path.display()))
         })?;
         let volume = catalogue::Volume { size_bytes: size, ..volume };
         block_in_place(|| state.catalogue.put_volume(id, volume.clone())).map_err(of_catalogue)?;

@@ -264,7 +264,12 @@ impl Depot {
                     volume.size_bytes
                 )));
             }
-            return Ok(self.describe(id, volume));
+            let volume = volume.clone();
+            if volume.stage == Stage::Filling && !state.filling.contains_key(&id) {
+                // Its making ended in a record that could not be written.
+                self.start_filling(&mut state, id, &volume);
+            }
+            return Ok(self.describe(id, &volume));
         }
         check::check_new(id, &new)?;
         let file = self.file_of(id);
