@@ -1,10 +1,11 @@
 #!/bin/sh
-# source.sh PACKAGE FOLDER: a package's upstream source of this distribution,
-# unpacked into FOLDER/source. Lists and cache are its own: the machine's apt
+# source.sh PACKAGE FOLDER [PATTERN…]: a package's upstream source of this distribution,
+# or those of its files, unpacked into FOLDER/source. Lists and cache are its own: the machine's apt
 # sources are not touched, and need no deb-src line.
 set -eu
 
 package=$1 folder=$2
+shift 2
 . /etc/os-release
 mkdir -p "$folder/apt/lists/partial" "$folder/apt/cache/archives/partial" "$folder/source"
 cd "$folder/apt"
@@ -21,5 +22,6 @@ apt() {
 }
 apt update
 apt source --download-only "$package" || { echo "$package: its source is not to be had from $mirror"; exit 1; }
-tar xf "$(ls ./*.orig.tar.* | grep -v '\.asc$' | head -n 1)" -C "$folder/source" --strip-components=1
+tar xf "$(ls ./*.orig.tar.* | grep -v '\.asc$' | head -n 1)" -C "$folder/source" \
+    --strip-components=1 --wildcards "$@"
 rm -rf lists cache

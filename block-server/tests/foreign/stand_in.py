@@ -7,7 +7,9 @@ that is to be served, listens as they would, and passes the socket on as systemd
 does. What it does not know ends with 64 and a word about it: a test that needs
 that is in the list of those which cannot be run, with the reason.
 
-STAND_IN_SERVER is block-server's path, STAND_IN_FOLDER a folder for files."""
+STAND_IN_SERVER is block-server's path, STAND_IN_FOLDER a folder for files,
+STAND_IN_CACHE how exports treat the kernel's cache (writeback), and
+STAND_IN_QEMU_NBD the real qemu-nbd, for when it is asked to be a client."""
 
 import array
 import ctypes
@@ -24,6 +26,7 @@ import threading
 
 SERVER = os.environ["STAND_IN_SERVER"]
 FOLDER = os.environ["STAND_IN_FOLDER"]
+CACHE = os.environ.get("STAND_IN_CACHE", "writeback")
 FIRST_PASSED_ON = 3
 PR_SET_PDEATHSIG = 1
 
@@ -84,6 +87,7 @@ class Server:
         self.is_inetd = False
         self.is_bound_to_parent = False
         self.pid_file = None
+        self.is_background = False
         self.run = None
         self.uri_export = ""
 
@@ -100,7 +104,7 @@ class Server:
             lines.insert(0, "[tls]")
         lines += ["[[listen]]", "activated = true", f"tls = {json.dumps(bool(self.certificates))}"]
         for name, path in self.exports:
-            facts = {"name": name, "path": os.path.abspath(path), "cache": "writeback"}
+            facts = {"name": name, "path": os.path.abspath(path), "cache": CACHE}
             facts |= {"read-only": self.is_read_only, "description": self.descriptions.get(name, "")}
             lines += ["[[export]]", *(f"{key} = {json.dumps(fact)}" for key, fact in facts.items())]
         fd, path = tempfile.mkstemp(dir=FOLDER, suffix=".toml")
@@ -121,6 +125,9 @@ class Server:
             path = listener.getsockname()
             self.run_beside(self.child(listener), path)
         else:
+            if self.is_background and os.fork():
+                # Who connects from now on is served when the other is up.
+                os._exit(0)
             if self.pid_file:
                 with open(self.pid_file, "w") as file:
                     print(os.getpid(), file=file)
@@ -179,7 +186,9 @@ class Server:
 
 
 def listen_at(where):
-    if isinstance(where, int):
+    if isinstance(where, tuple):
+        listener = socket.create_server(where)
+    elif isinstance(where, int):
         listener = socket.create_server(("::", where), family=socket.AF_INET6, dualstack_ipv6=True)
     else:
         listener = socket.socket(socket.AF_UNIX)
@@ -258,10 +267,29 @@ def nbdkit(words):
 
 
 def qemu_nbd(words):
+    if {"-L", "--list"} & set(words):
+        real = os.environ["STAND_IN_QEMU_NBD"]
+        os.execv(real, [real, *words])
+    os.environ.setdefault("RUST_LOG", "error")
     server, name, description, folder, path = Server(), "", "", None, None
+    address, port = "0.0.0.0", None
     words = iter(words)
     for word in words:
-        if word == "-f":
+        if word in ("-v", "-t"):
+            pass
+        elif word == "-e":
+            next(words)
+        elif word == "--fork":
+            server.is_background = True
+        elif word.startswith("--pid-file="):
+            server.pid_file = word.partition("=")[2]
+        elif word == "-k":
+            server.listen = next(words)
+        elif word == "-b":
+            address = next(words)
+        elif word == "-p":
+            port = int(next(words))
+        elif word == "-f":
             if next(words) != "raw":
                 cannot("an image that is not raw")
         elif word == "-x":
@@ -282,6 +310,8 @@ def qemu_nbd(words):
             cannot(word)
         else:
             path = word
+    if port is not None:
+        server.listen = (address, port)
     server.exports, server.descriptions = [(name, path)], {name: description}
     server.start()
 
