@@ -44,7 +44,8 @@ fn ten_thousand_connections_cost_no_more_than_the_limit() {
     const TEST: &str = "ten_thousand_connections_cost_no_more_than_the_limit";
     const CONNECTIONS: usize = 10_000;
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let wanted = CONNECTIONS as u64 + 500;
+    // The other tests of this program have theirs meanwhile.
+    let wanted = CONNECTIONS as u64 + 4000;
     if files.maximum.is_some_and(|most| most < wanted) {
         return skip(TEST, &format!("RLIMIT_NOFILE cannot be raised to {wanted}"));
     }
