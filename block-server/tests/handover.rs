@@ -14,6 +14,7 @@ use fixture::disk::Stoppable;
 use fixture::engines;
 use fixture::front::{DATA, Front, Machine};
 use fixture::home::{Home, MIB, id, writer};
+use fixture::wait::wait_for;
 use rpc::block::{NewVolume, Quality, Quiesce, VolumeHealth};
 use sim::Random;
 
@@ -32,14 +33,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
 fn now() -> Instant {
     Instant::now()
-}
-
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "in vain waited for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }
 
 /// Bursts over one connection, which may never be lost.
@@ -94,7 +87,7 @@ async fn a_daemon_is_replaced_twenty_times_and_no_client_notices() {
             }
             let busy = || {
                 let before: Vec<u64> = bursts.iter().map(|b| b.load(Ordering::Relaxed)).collect();
-                wait_for("every writer goes on", || {
+                wait_for("every writer goes on", PATIENCE, || {
                     bursts.iter().zip(&before).all(|(b, was)| b.load(Ordering::Relaxed) > was + 1)
                 });
             };
@@ -152,7 +145,7 @@ async fn a_successor_knows_what_its_predecessor_knew() {
     let source = home.source(96);
     let new = NewVolume { size_bytes: 128 * MIB, source: Some(source) };
     client.put_volume(id(5), &new).await.unwrap();
-    wait_for("the held write waits", || {
+    wait_for("the held write waits", PATIENCE, || {
         let all = tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(client.connections())
         });
@@ -175,7 +168,7 @@ async fn a_successor_knows_what_its_predecessor_knew() {
     assert_eq!(reader.call(READ, 0, 512).unwrap(), vec![7; 512]);
     // Its bucket is as empty as it was: the next operation waits.
     writer_of_slow.send(&request(0, READ, 4, 0, 512)).unwrap();
-    wait_for("the limited read waits", || {
+    wait_for("the limited read waits", PATIENCE, || {
         let all = tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(client.connections())
         });
@@ -279,33 +272,21 @@ async fn a_dead_server_s_write_does_not_land_after_its_successor_s() {
     assert_eq!(old.reply().unwrap(), (9, 0));
     disk.stop();
     old.send(&write(2)).unwrap();
-    wait_for("the write is on its way", || {
+    wait_for("the write is on its way", PATIENCE, || {
         let all = tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(client.connections())
         });
         all.unwrap().iter().any(|c| c.in_flight == 1 && !c.waits)
     });
     server.kill();
-    let is_ready = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let start = scope.spawn(|| {
-            let (server, _) = home.start();
-            is_ready.store(true, Ordering::Relaxed);
-            server
-        });
-        std::thread::sleep(Duration::from_secs(1));
-        let was_ready = is_ready.load(Ordering::Relaxed);
-        disk.go_on();
-        let server = start.join().unwrap();
-        assert!(!was_ready, "it served while a write of the dead one was on its way");
-        let mut new = Client::connect(&socket, "e").unwrap();
-        let found = new.call(READ, 0, 4096).unwrap();
-        assert!(found == [1; 4096] || found == [2; 4096]);
-        new.send(&write(3)).unwrap();
-        assert_eq!(new.reply().unwrap(), (9, 0));
-        assert_eq!(new.call(READ, 0, 4096).unwrap(), [3; 4096]);
-        server.terminate();
-    });
+    let server = disk.is_waited_for(|| home.start().0);
+    let mut new = Client::connect(&socket, "e").unwrap();
+    let found = new.call(READ, 0, 4096).unwrap();
+    assert!(found == [1; 4096] || found == [2; 4096]);
+    new.send(&write(3)).unwrap();
+    assert_eq!(new.reply().unwrap(), (9, 0));
+    assert_eq!(new.call(READ, 0, 4096).unwrap(), [3; 4096]);
+    server.terminate();
 }
 
 /// A quiesce outlives kill -9: no change comes through before it is resumed.
@@ -319,7 +300,7 @@ async fn a_quiesced_volume_stays_so_over_a_crash_until_it_is_resumed() {
     let (server, client) = home.start();
     let mut writer = Client::connect(&socket, "e").unwrap();
     writer.send(&[request(0, WRITE, 9, 0, 512), vec![7; 512]].concat()).unwrap();
-    wait_for("the write waits", || {
+    wait_for("the write waits", PATIENCE, || {
         let all = tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(client.connections())
         });

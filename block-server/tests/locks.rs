@@ -5,24 +5,15 @@ mod fixture;
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fixture::client::{Client, FUA, READ, WRITE, request};
 use fixture::disk::Stoppable;
+use fixture::wait::wait_for;
 use fixture::{Bench, Server, engines, skip, text};
 
 /// A bound for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-#[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "in vain waited for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 fn check(bench: &Bench, more: &[&str]) -> Output {
     let (image, socket) = (bench.image(), bench.path("other.sock"));
@@ -58,7 +49,7 @@ fn a_file_has_one_writer_or_readers_and_the_refusal_names_file_and_process() {
     assert!(check(&bench, &["--read-only"]).status.success(), "two may read");
     assert!(!check(&bench, &[]).status.success(), "a reader keeps writers off");
     reader.terminate();
-    wait_for("the lock is free", || check(&bench, &[]).status.success());
+    wait_for("the lock is free", PATIENCE, || check(&bench, &[]).status.success());
 }
 
 /// One process may serve a file twice: by one open file, and so by one lock.
@@ -106,27 +97,15 @@ fn a_killed_serve_s_write_does_not_land_after_its_successor_s() {
     write(&mut old, 1);
     disk.stop();
     old.send(&[request(FUA, WRITE, 9, 0, 4096), vec![2; 4096]].concat()).unwrap();
-    wait_for("the write is on its way", || in_flight(&metrics));
+    wait_for("the write is on its way", PATIENCE, || in_flight(&metrics));
     server.kill();
-    let is_ready = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let start = scope.spawn(|| {
-            let server = Server::start(&arguments);
-            is_ready.store(true, Ordering::Relaxed);
-            server
-        });
-        std::thread::sleep(Duration::from_secs(1));
-        let was_ready = is_ready.load(Ordering::Relaxed);
-        disk.go_on();
-        let server = start.join().unwrap();
-        assert!(!was_ready, "it served while a write of the dead one was on its way");
-        let mut new = Client::connect(&socket, "").unwrap();
-        let found = new.call(READ, 0, 4096).unwrap();
-        assert!(found == [1; 4096] || found == [2; 4096]);
-        write(&mut new, 3);
-        assert_eq!(new.call(READ, 0, 4096).unwrap(), [3; 4096]);
-        server.terminate();
-    });
+    let server = disk.is_waited_for(|| Server::start(&arguments));
+    let mut new = Client::connect(&socket, "").unwrap();
+    let found = new.call(READ, 0, 4096).unwrap();
+    assert!(found == [1; 4096] || found == [2; 4096]);
+    write(&mut new, 3);
+    assert_eq!(new.call(READ, 0, 4096).unwrap(), [3; 4096]);
+    server.terminate();
 }
 
 /// What a successor is started with, and whether the file is then locked for it alone.
@@ -172,7 +151,7 @@ fn the_lock_goes_with_every_upgrade() {
         assert_eq!(client.call(READ, 0, 4096).unwrap(), [9; 4096]);
         assert!(!check(&bench, &[]).status.success());
         server.terminate();
-        wait_for("the lock is free", || check(&bench, &[]).status.success());
+        wait_for("the lock is free", PATIENCE, || check(&bench, &[]).status.success());
     }
 }
 

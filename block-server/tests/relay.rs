@@ -7,26 +7,18 @@ mod fixture;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fixture::client::{Client, Ledger};
 use fixture::home::Home;
 use fixture::relay::{BEGUN, Relay, WORDS};
+use fixture::wait::wait_for;
 use fixture::{Bench, Server, text};
 use rustix::process::{Pid, Signal, kill_process};
 use sim::Random;
 
 /// A bound for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(120);
-
-#[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < PATIENCE, "in vain waited for: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// What is replaced.
 enum Place {
@@ -146,7 +138,7 @@ enum Victim {
 /// The client goes on: once more than was under way.
 fn is_served(bursts: &AtomicU64, what: &str) {
     let before = bursts.load(Ordering::Relaxed);
-    wait_for(what, || bursts.load(Ordering::Relaxed) > before + 1);
+    wait_for(what, PATIENCE, || bursts.load(Ordering::Relaxed) > before + 1);
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -188,7 +180,7 @@ async fn hand_over(place: Place, word: &str, victim: Victim, blow: Signal) {
         }
         // The one that does not serve ends by itself.
         let (mut old_ended, mut new_ended) = (false, false);
-        wait_for(&format!("{what}: one of the two ends"), || {
+        wait_for(&format!("{what}: one of the two ends"), PATIENCE, || {
             old_ended |= old.has_ended().is_some();
             new_ended |= new.has_ended().is_some();
             old_ended || new_ended
@@ -196,7 +188,7 @@ async fn hand_over(place: Place, word: &str, victim: Victim, blow: Signal) {
         let is_crash = begun && victim == Victim::New && blow == Signal::KILL;
         if is_crash {
             // It served when it was killed: whoever keeps it starts it anew.
-            wait_for(&format!("{what}: the old one ends"), || old.has_ended().is_some());
+            wait_for(&format!("{what}: the old one ends"), PATIENCE, || old.has_ended().is_some());
             old = place.start();
         }
         is_served(&bursts, &format!("{what}: served"));

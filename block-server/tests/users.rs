@@ -6,9 +6,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use fixture::wait::wait_for;
 use fixture::{Bench, skip, text};
+
+/// A bound for a loaded machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 const ALLOWED: [u32; 2] = [64_101, 64_102];
 const STRANGER: u32 = 64_103;
@@ -19,15 +23,6 @@ impl Drop for Ended {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a test against a real program takes real time")]
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(60), "in vain waited for: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -72,7 +67,7 @@ fn only_the_allowed_come_in(test: &str, bench: &Bench, socket: &Path) {
     let Some(refused) = ask_as(STRANGER, socket) else { return };
     assert!(!refused.status.success());
     let place = text(socket);
-    wait_for("the log tells who was refused, where, and who is not", || {
+    wait_for("the log tells who was refused, where, and who is not", PATIENCE, || {
         let told = log_of(bench);
         let line = told.lines().find(|line| line.contains("refused user 64103")).unwrap_or("");
         line.contains(place) && line.contains("[64101, 64102]")
@@ -102,7 +97,7 @@ fn a_stranger_is_refused_by_who_he_is_and_the_log_says_so() {
     let listen = format!("[[listen]]\nunix = \"{}\"\nusers = [64101, 64102]\n", text(&socket));
     let mut start = Command::new(env!("CARGO_BIN_EXE_block-server"));
     let _server = serve(&bench, &listen, start.arg("serve"));
-    wait_for("it listens", || socket.exists());
+    wait_for("it listens", PATIENCE, || socket.exists());
     only_the_allowed_come_in(TEST, &bench, &socket);
 }
 
