@@ -24,7 +24,7 @@ use crate::frames6::{self, carried_out6};
 use crate::random::Random;
 use crate::told::{told, told6};
 use crate::world::{
-    GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices,
+    GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices, peopled,
 };
 
 const PACKETS: u64 = 120_000;
@@ -448,12 +448,7 @@ fn a_restarted_loader_adopts_what_is_pinned() {
 
 /// A world in which flows of both families come about soon, whatever the dice say.
 fn talkative(random: &mut Random) -> Desired {
-    let mut made = desired(random, 0);
-    while made.interfaces.len() < GUESTS || made.uplink.is_none() {
-        made = desired(random, 0);
-    }
-    made.blocklist.clear();
-    made.uplink.as_mut().unwrap().bogons = false;
+    let mut made = peopled(random);
     for group in &mut made.groups {
         let anything = |n: u128, net: &str| Rule {
             id: RuleId::from_random(n),

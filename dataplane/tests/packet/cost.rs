@@ -15,7 +15,7 @@ use crate::acls::acl_id;
 use crate::agree::Bench;
 use crate::random::Random;
 use crate::routes::table_id;
-use crate::world::{GUESTS, desired, devices, group};
+use crate::world::{devices, group, peopled};
 
 const TIMES: u32 = 1_000_000;
 const ROUNDS: usize = 9;
@@ -26,10 +26,7 @@ const TO: [u8; 4] = [203, 0, 113, 9];
 /// is asked of the way.
 fn bare() -> Desired {
     let mut random = Random::seeded("cost", 51);
-    let mut world = desired(&mut random, 0);
-    while world.interfaces.len() < GUESTS || world.uplink.is_none() {
-        world = desired(&mut random, 0);
-    }
+    let mut world = peopled(&mut random);
     let first = &mut world.interfaces[0];
     (first.elastic, first.route_table, first.network_acl) = (None, None, None);
     first.groups = vec![group(0)];

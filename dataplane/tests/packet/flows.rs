@@ -8,9 +8,7 @@ use etherparse::PacketBuilder;
 use model::{Peer, PortRange, Protocol, Rule, RuleId};
 
 use crate::random::Random;
-use crate::world::{
-    GUESTS, UPLINK, UPLINK_MAC, address, desired, elastic, guest_mac, imagined_devices,
-};
+use crate::world::{UPLINK, UPLINK_MAC, address, elastic, guest_mac, imagined_devices, peopled};
 
 const WORLD: [u8; 4] = [203, 0, 113, 9];
 
@@ -24,10 +22,7 @@ struct Stage {
 impl Stage {
     fn new() -> Self {
         let mut random = Random::seeded("flows", 41);
-        let mut desired = desired(&mut random, 0);
-        while desired.interfaces.len() < GUESTS || desired.uplink.is_none() {
-            desired = crate::world::desired(&mut random, 0);
-        }
+        let mut desired = peopled(&mut random);
         for (n, interface) in desired.interfaces.iter_mut().enumerate() {
             interface.elastic = Some(elastic(n));
             interface.source_check = true;

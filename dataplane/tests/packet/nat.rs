@@ -16,8 +16,7 @@ use model::{Peer, Protocol, Route, RouteTable, Rule, RuleId};
 use crate::frames::carried_out;
 use crate::random::Random;
 use crate::world::{
-    GUESTS, UPLINK, UPLINK_MAC, address, desired, elastic, gateway, guest, guest_mac,
-    imagined_devices,
+    UPLINK, UPLINK_MAC, address, elastic, gateway, guest, guest_mac, imagined_devices, peopled,
 };
 
 const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -109,14 +108,9 @@ struct Stage {
 impl Stage {
     fn new(ports: u16) -> Self {
         let mut random = Random::seeded("nat", 71);
-        let mut desired = desired(&mut random, 0);
-        while desired.interfaces.len() < GUESTS || desired.uplink.is_none() {
-            desired = crate::world::desired(&mut random, 0);
-        }
+        let mut desired = peopled(&mut random);
         desired.nat_gateways = vec![gateway(1)];
         desired.nat_gateways[0].ports_max = Some(ports);
-        desired.blocklist.clear();
-        desired.uplink.as_mut().unwrap().bogons = false;
         let everything = "0.0.0.0/0".parse().unwrap();
         let table = RouteTable {
             id: crate::routes::table_id(0),

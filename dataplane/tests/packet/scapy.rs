@@ -56,8 +56,7 @@ fn what_scapy_builds_comes_out_as_scapy_would_have_it() {
     let mut random = Random::seeded("scapy", 91);
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let devices = devices(|name| if_nametoindex(name).unwrap());
-    let mut world = open_world(&mut random);
-    world.blocklist.clear();
+    let world = open_world(&mut random);
     let tables = compile(&world, &devices, loaded.tables()).unwrap();
     loaded.update(tables).unwrap();
     let mut lines = String::new();

@@ -88,7 +88,6 @@ fn open(test: &str) -> Option<Open> {
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let devices = devices(|name| if_nametoindex(name).unwrap());
     let mut world = open_world(&mut random);
-    world.blocklist.clear();
     for (n, group) in world.groups.iter_mut().enumerate() {
         let id = RuleId::from_random(n as u128 + 100);
         let peer = Peer::Cidr("::/0".parse().unwrap());

@@ -162,6 +162,17 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
     }
 }
 
+/// A world with every guest and an uplink, where nothing is blocked, whatever the dice say.
+pub fn peopled(random: &mut Random) -> Desired {
+    let mut world = desired(random, 0);
+    while world.interfaces.len() < GUESTS || world.uplink.is_none() {
+        world = desired(random, 0);
+    }
+    world.blocklist.clear();
+    world.uplink.as_mut().unwrap().bogons = false;
+    world
+}
+
 pub fn group(n: u64) -> GroupId {
     GroupId::from_random(u128::from(n) + 100)
 }
