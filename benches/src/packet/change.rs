@@ -35,6 +35,8 @@ pub struct Change {
 
 const TC_REDIRECT: u32 = 7;
 const FIRST_PORT: u16 = 7000;
+/// How often it is asked before the clock runs: until nothing of it is cold any more.
+const ASKED_BEFORE: usize = 100;
 const VISIBLE_WITHIN: Duration = Duration::from_secs(10);
 
 /// `interfaces` that share groups of a thousand rules, of which one changes each round.
@@ -107,19 +109,24 @@ struct Watch {
 }
 
 impl Watch {
-    /// It has asked once when this returns, and was refused.
+    /// It asks without a pause when this returns, and is refused: a thread that had yet to
+    /// come to its processor would see a change later than it was made.
     fn start(template: &Template, program: u32) -> anyhow::Result<Self> {
         let sender = Sender::for_alone(Hook::Tc, template, Some(program))?;
-        let (_, code) = sender.alone(Hook::Tc, UPLINK_INDEX, 1)?;
-        anyhow::ensure!(code != TC_REDIRECT, "the packet passes before its rule is there");
         let namespace = Namespace::current()?;
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, (told, answer)) = (stop.clone(), mpsc::channel());
+        let (ready, begun) = mpsc::channel();
         std::thread::spawn(move || {
-            let seen = namespace.enter().and_then(|()| ask(&sender, &stopped));
+            let seen = namespace.enter().and_then(|()| ask(&sender, &stopped, &ready));
             _ = told.send(seen);
         });
-        Ok(Self { stop, answer })
+        match begun.recv_timeout(VISIBLE_WITHIN) {
+            Ok(()) => Ok(Self { stop, answer }),
+            Err(_) => {
+                Err(Self { stop, answer }.seen().err().context("the asking thread is late")?)
+            }
+        }
     }
 
     fn seen(self) -> anyhow::Result<Instant> {
@@ -134,8 +141,13 @@ impl Watch {
 }
 
 #[expect(clippy::disallowed_methods, reason = "it measures time")]
-fn ask(sender: &Sender, stop: &AtomicBool) -> anyhow::Result<Instant> {
+fn ask(sender: &Sender, stop: &AtomicBool, ready: &mpsc::Sender<()>) -> anyhow::Result<Instant> {
     leave_the_processor()?;
+    for _ in 0..ASKED_BEFORE {
+        let (_, code) = sender.alone(Hook::Tc, UPLINK_INDEX, 1)?;
+        anyhow::ensure!(code != TC_REDIRECT, "the packet passes before its rule is there");
+    }
+    _ = ready.send(());
     while !stop.load(Ordering::Relaxed) {
         let (_, code) = sender.alone(Hook::Tc, UPLINK_INDEX, 1)?;
         if code == TC_REDIRECT {

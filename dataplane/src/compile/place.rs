@@ -6,6 +6,7 @@
 //! record names it, and only after that may its predecessor's place be used again.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ebpf::layout::{POLICIES_MAX, STEPS_MAX, STEPS6_MAX, WORDS_MAX};
 
@@ -16,7 +17,7 @@ pub struct Places {
     /// What may not be written: loaded and new.
     taken: BTreeMap<u32, Placed>,
     /// Where a content is in the new tables, or was in the loaded ones.
-    by_content: BTreeMap<Content, u32>,
+    by_content: BTreeMap<Arc<Content>, u32>,
     /// The new tables' own.
     pub placed: BTreeMap<u32, Placed>,
 }
@@ -37,6 +38,7 @@ impl Places {
         let slot = (0..POLICIES_MAX)
             .find(|slot| !self.taken.contains_key(slot))
             .ok_or(Error::Full { table: "policies", limit: POLICIES_MAX })?;
+        let content = Arc::new(content);
         let steps = self.taken.values().map(|p| (p.first_step, p.content.steps_len()));
         let first_step = gap(steps, content.steps_len(), STEPS_MAX)
             .ok_or(Error::Full { table: "policy steps", limit: STEPS_MAX })?;

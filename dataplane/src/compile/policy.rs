@@ -4,7 +4,7 @@
 //! are matched by the same rules, and that set of rules is its row. Classes are
 //! found by their boundaries; neighbours with equal rows are one class.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ebpf::V6;
 use ebpf::flow::{ICMP, ICMPV6, TCP, UDP};
@@ -54,99 +54,151 @@ impl<'a> Asked<'a> {
             ranges6: nets.iter().filter_map(range6).collect(),
         }
     }
-
-    fn has(&self, address: u64) -> bool {
-        self.ranges.iter().any(|(first, last)| (*first..=*last).contains(&address))
-    }
-
-    fn has6(&self, address: u128) -> bool {
-        self.ranges6.iter().any(|(first, last)| (*first..=*last).contains(&address))
-    }
 }
+
+/// Keys from the first to the last, and the bit of the rule that matches them.
+type Stretch<K> = (K, K, usize);
 
 /// The content of rules in the order in which they are asked.
 pub fn of_rules(rules: Vec<&Rule>, identities: &Identities, lists: &[PrefixList]) -> Content {
     let rules: Vec<Asked<'_>> = rules.into_iter().map(|r| Asked::new(r, lists)).collect();
-    let words = if rules.is_empty() { 0 } else { 1 + rules.len().div_ceil(64) };
-    let mut rows = Rows { words, by_row: BTreeMap::new(), content: Vec::new() };
-    let members: Vec<(u64, Row)> = identities
-        .iter()
-        .map(|(number, set)| (*number, row(&rules, words, |r| is_member(&r.rule.peer, set))))
-        .collect();
-    let by = |protocol| move |r: &Asked<'_>, key| matches(r.rule, protocol, key);
+    let mut rows = Rows::new(rules.len());
+    let details = |protocol| stretches(&rules, move |r| detail_range(r.rule, protocol));
     let classes = [
-        rows.classes(address_bounds(&rules), |key| row(&rules, words, |r| r.has(key))),
-        rows.exact(members),
-        rows.classes(port_bounds(&rules, TCP), |k| row(&rules, words, |r| by(TCP)(r, k))),
-        rows.classes(port_bounds(&rules, UDP), |k| row(&rules, words, |r| by(UDP)(r, k))),
-        rows.classes(port_bounds(&rules, ICMP), |k| row(&rules, words, |r| by(ICMP)(r, k))),
-        rows.classes((0..=255).collect(), |k| row(&rules, words, |r| by(k as u8)(r, 0))),
-        rows.classes(port_bounds(&rules, ICMPV6), |k| row(&rules, words, |r| by(ICMPV6)(r, k))),
+        rows.classes(stretches(&rules, |r| r.ranges.iter().copied()), u32::MAX.into()),
+        rows.members(&rules, identities),
+        rows.classes(details(TCP), 0xffff),
+        rows.classes(details(UDP), 0xffff),
+        rows.classes(details(ICMP), 0xffff),
+        rows.classes(stretches(&rules, |r| protocol_range(r.rule)), 0xff),
+        rows.classes(details(ICMPV6), 0xffff),
     ];
-    let remotes6 = rows.classes(address6_bounds(&rules), |key| row(&rules, words, |r| r.has6(key)));
+    let remotes6 = rows.classes(stretches(&rules, |r| r.ranges6.iter().copied()), u128::MAX);
     let wide = |class: Class<u128>| Class { key: V6::from_bits(class.key), row: class.row };
     let remotes6 = remotes6.into_iter().map(wide).collect();
-    Content { words: words as u32, classes, remotes6, rows: rows.content, allow: 0 }
+    Content { words: rows.words as u32, classes, remotes6, rows: rows.content, allow: 0 }
 }
 
-fn row(rules: &[Asked<'_>], words: usize, matches: impl Fn(&Asked<'_>) -> bool) -> Row {
-    let mut row = vec![0; words];
-    for (bit, rule) in rules.iter().enumerate() {
-        if matches(rule) {
-            row[1 + bit / 64] |= 1 << (bit % 64);
-            row[0] |= 1 << (bit / 64);
-        }
-    }
-    row
+fn stretches<'a, K, R: IntoIterator<Item = (K, K)>>(
+    rules: &'a [Asked<'a>],
+    ranges: impl Fn(&'a Asked<'a>) -> R,
+) -> Vec<Stretch<K>> {
+    let each = rules.iter().enumerate();
+    each.flat_map(|(bit, r)| ranges(r).into_iter().map(move |(a, b)| (a, b, bit))).collect()
 }
 
 /// Equal rows are stored once, empty ones not at all.
 struct Rows {
+    rules: usize,
     words: usize,
-    by_row: BTreeMap<Row, u32>,
+    by_row: HashMap<Row, u32>,
     content: Vec<u64>,
 }
 
 impl Rows {
-    fn number(&mut self, row: Row) -> Option<u32> {
-        if row.iter().all(|w| *w == 0) {
-            return None;
-        }
-        let next = (self.content.len() / self.words) as u32;
-        let content = &mut self.content;
-        Some(*self.by_row.entry(row).or_insert_with_key(|row| {
-            content.extend_from_slice(row);
-            next
-        }))
+    fn new(rules: usize) -> Self {
+        let words = if rules == 0 { 0 } else { 1 + rules.div_ceil(64) };
+        Self { rules, words, by_row: HashMap::new(), content: Vec::new() }
     }
 
-    /// Classes that hold from their key up to the next one.
-    fn classes<K: Copy>(
-        &mut self,
-        bounds: BTreeSet<K>,
-        row_at: impl Fn(K) -> Row,
-    ) -> Vec<Class<K>> {
+    fn number(&mut self, row: &Row) -> Option<u32> {
+        if row.first().is_none_or(|summary| *summary == 0) {
+            return None;
+        }
+        if let Some(number) = self.by_row.get(row) {
+            return Some(*number);
+        }
+        let next = (self.content.len() / self.words) as u32;
+        self.content.extend_from_slice(row);
+        self.by_row.insert(row.clone(), next);
+        Some(next)
+    }
+
+    /// Classes that hold from their key up to the next one: one walk along the keys, on
+    /// which each stretch is met where it begins and where it has ended.
+    fn classes<K>(&mut self, stretches: Vec<Stretch<K>>, last_key: K) -> Vec<Class<K>>
+    where
+        K: Copy + Ord + From<u8> + std::ops::Add<Output = K>,
+    {
+        let mut edges: Vec<(K, bool, usize)> = Vec::with_capacity(2 * stretches.len());
+        for (first, last, bit) in stretches {
+            edges.push((first, true, bit));
+            if last < last_key {
+                edges.push((last + K::from(1), false, bit));
+            }
+        }
+        edges.sort_unstable();
+        let mut over = Over::new(self.rules, self.words);
         let mut classes: Vec<Class<K>> = Vec::new();
-        for key in bounds {
-            let row = self.number(row_at(key));
+        let mut key = K::from(0);
+        let mut edges = edges.into_iter().peekable();
+        loop {
+            while let Some((_, begins, bit)) = edges.next_if(|edge| edge.0 == key) {
+                if begins { over.begin(bit) } else { over.end(bit) }
+            }
+            let row = self.number(&over.row);
             if classes.last().is_none_or(|last| last.row != row) {
                 classes.push(Class { key, row });
             }
+            match edges.peek() {
+                Some(next) => key = next.0,
+                None => return classes,
+            }
         }
-        classes
     }
 
-    /// Classes of a single key; those without a rule are left out.
-    fn exact(&mut self, members: Vec<(u64, Row)>) -> Vec<Class> {
-        members
-            .into_iter()
-            .filter_map(|(key, row)| self.number(row).map(|row| Class { key, row: Some(row) }))
-            .collect()
+    /// Classes of a single identity; those without a rule are left out.
+    fn members(&mut self, rules: &[Asked<'_>], identities: &Identities) -> Vec<Class> {
+        let mut by_group: BTreeMap<GroupId, Vec<usize>> = BTreeMap::new();
+        for (bit, rule) in rules.iter().enumerate() {
+            if let Peer::Group(group) = rule.rule.peer {
+                by_group.entry(group).or_default().push(bit);
+            }
+        }
+        let class = |(number, set): (&u64, &BTreeSet<GroupId>)| {
+            let mut row = vec![0; self.words];
+            set.iter().filter_map(|g| by_group.get(g)).flatten().for_each(|b| put(&mut row, *b));
+            self.number(&row).map(|row| Class { key: *number, row: Some(row) })
+        };
+        identities.iter().filter_map(class).collect()
     }
 }
 
-fn is_member(peer: &Peer, set: &BTreeSet<GroupId>) -> bool {
-    matches!(peer, Peer::Group(group) if set.contains(group))
+/// The rules whose stretches cover the key that a walk has come to.
+struct Over {
+    /// How many stretches of each rule: those of a prefix list may overlap.
+    times: Vec<u32>,
+    row: Row,
+}
+
+impl Over {
+    fn new(rules: usize, words: usize) -> Self {
+        Self { times: vec![0; rules], row: vec![0; words] }
+    }
+
+    fn begin(&mut self, bit: usize) {
+        self.times[bit] += 1;
+        put(&mut self.row, bit);
+    }
+
+    fn end(&mut self, bit: usize) {
+        self.times[bit] -= 1;
+        if self.times[bit] == 0 {
+            take(&mut self.row, bit);
+        }
+    }
+}
+
+fn put(row: &mut Row, bit: usize) {
+    row[1 + bit / 64] |= 1 << (bit % 64);
+    row[0] |= 1 << (bit / 64);
+}
+
+fn take(row: &mut Row, bit: usize) {
+    row[1 + bit / 64] &= !(1 << (bit % 64));
+    if row[1 + bit / 64] == 0 {
+        row[0] &= !(1 << (bit / 64));
+    }
 }
 
 /// First and last address of an IPv4 network; IPv6 networks match no IPv4 packet.
@@ -165,14 +217,6 @@ fn range6(net: &IpNet) -> Option<(u128, u128)> {
         IpNet::V6(net) => Some((net.network().into(), net.broadcast().into())),
         IpNet::V4(_) => None,
     }
-}
-
-fn address6_bounds(rules: &[Asked<'_>]) -> BTreeSet<u128> {
-    bounds(rules.iter().flat_map(|r| r.ranges6.iter().copied()), u128::MAX)
-}
-
-fn address_bounds(rules: &[Asked<'_>]) -> BTreeSet<u64> {
-    bounds(rules.iter().flat_map(|r| r.ranges.iter().copied()), u32::MAX.into())
 }
 
 /// What of the low 16 bits (port, or ICMP type and code) the rule matches.
@@ -196,25 +240,16 @@ fn detail_range(rule: &Rule, protocol: u8) -> Option<(u64, u64)> {
     }
 }
 
-fn matches(rule: &Rule, protocol: u8, detail: u64) -> bool {
-    detail_range(rule, protocol).is_some_and(|(first, last)| first <= detail && detail <= last)
-}
-
-fn port_bounds(rules: &[Asked<'_>], protocol: u8) -> BTreeSet<u64> {
-    bounds(rules.iter().filter_map(|r| detail_range(r.rule, protocol)), 0xffff)
-}
-
-/// Where the set of matching ranges may change.
-fn bounds<K>(ranges: impl Iterator<Item = (K, K)>, last_key: K) -> BTreeSet<K>
-where
-    K: Copy + Ord + From<u8> + std::ops::Add<Output = K>,
-{
-    let mut bounds = BTreeSet::from([K::from(0)]);
-    for (first, last) in ranges {
-        bounds.insert(first);
-        if last < last_key {
-            bounds.insert(last + K::from(1));
-        }
-    }
-    bounds
+/// The protocols that the rule matches where nothing is known of a packet but its protocol.
+fn protocol_range(rule: &Rule) -> Option<(u64, u64)> {
+    let number = match rule.protocol {
+        Protocol::Any => return Some((0, 0xff)),
+        Protocol::Number(number) => number,
+        Protocol::Tcp(_) => TCP,
+        Protocol::Udp(_) => UDP,
+        Protocol::Icmp { .. } => ICMP,
+        Protocol::Icmpv6 { .. } => ICMPV6,
+    };
+    let (first, _) = detail_range(rule, number)?;
+    (first == 0).then_some((number.into(), number.into()))
 }

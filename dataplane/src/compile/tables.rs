@@ -110,7 +110,7 @@ pub struct Class<K = u64> {
 /// A policy in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placed {
-    pub content: Content,
+    pub content: Arc<Content>,
     pub first_step: u32,
     pub first_step6: u32,
     pub first_word: u32,

@@ -326,6 +326,7 @@ impl Maps {
         let classes = std::array::from_fn(|_| classes.next().unwrap_or_default());
         let content =
             Content { words: policy.words, classes, remotes6, rows: words?, allow: policy.allow };
+        let content = content.into();
         Ok(Placed { content, first_step: policy.remotes.first, first_step6, first_word })
     }
 }

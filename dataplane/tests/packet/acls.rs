@@ -154,7 +154,10 @@ fn an_entry_that_permits_where_it_should_deny_is_noticed() {
     for _ in 0..40 {
         let desired = desired(&mut random, 2);
         let mut tables = compile(&desired, &imagined_devices(), &Tables::default()).unwrap();
-        tables.policies.values_mut().for_each(|p| p.content.allow = u64::MAX);
+        tables
+            .policies
+            .values_mut()
+            .for_each(|p| std::sync::Arc::make_mut(&mut p.content).allow = u64::MAX);
         noticed += u64::from(compare(&mut random, &desired, &Host::new(tables), 60)[0] > 0);
     }
     assert!(noticed >= 10, "only {noticed} of 40 sabotaged worlds were noticed");
