@@ -106,6 +106,7 @@ pub fn enforce(deployment: &Deployment, desired: Desired) -> Result<Applied, Err
     let tables = compile(&desired, &devices, loaded.tables())?;
     record::write(&deployment.state_of("dataplane").join("desired.json"), &desired)?;
     let changed = loaded.update(tables)?;
+    announce(&mut loaded);
     let removed = host.prune(&desired)?;
     loaded.sweep_all()?;
     Ok(Applied { generation: desired.generation, changes: made + changed + removed })
@@ -192,6 +193,7 @@ impl Applier {
         let served = at_devices(served, &self.accepted, &devices);
         self.respond.configure(served, self.accepted.name_servers.clone());
         let changed = self.loaded.update(tables)?;
+        announce(&mut self.loaded);
         self.observe.know(Directory::new(self.loaded.tables()));
         if changed > 0 {
             record::write(&self.hits, self.loaded.watch.earlier())?;
@@ -226,6 +228,7 @@ impl Applier {
             Ok(swept) => self.flows = swept.flows,
             Err(error) => tracing::error!(%error, "flows were not aged"),
         }
+        announce(&mut self.loaded);
         if let Err(error) = self.watch() {
             tracing::error!(%error, "what is observed was not told");
         }
@@ -369,6 +372,13 @@ impl Applier {
             Ok(NatGatewayStatus { id, elastic, connections, reasons })
         });
         told.collect()
+    }
+}
+
+/// Where it cannot be said now (the uplink is down), neighbours ask when they need to know.
+fn announce(loaded: &mut Loaded) {
+    if let Err(error) = loaded.announce() {
+        tracing::warn!(%error, "addresses that came were not announced on the uplink");
     }
 }
 

@@ -34,7 +34,10 @@ pub const UPLINK_EARLY: &str = "uplink_early";
 const PUNT_INGRESS: &str = "punt_ingress";
 const TAP_GUARD: &str = "tap_guard";
 
-const CLASSIFIERS: [&str; 4] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD];
+/// On no device: it is run to send a frame.
+pub const ANNOUNCE: &str = "announce";
+
+const CLASSIFIERS: [&str; 5] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD, ANNOUNCE];
 /// Where those go on, by their place in `PROGRAMS`.
 const OTHERS: [(u32, &str); PROGRAMS_MAX as usize] = [
     (SIX_GUEST, "tap_ingress_six"),

@@ -12,6 +12,7 @@
 //! ```
 //! Dropping [`Loaded`] detaches nothing. Only [`teardown`] does.
 
+mod announce;
 mod carry;
 mod links;
 mod mapped;
@@ -46,6 +47,7 @@ use rpc::dataplane::{
 use crate::compile::Tables;
 use crate::diff::{Change, diff, records};
 
+use announce::Announcer;
 use carry::{Carried, Carry};
 use maps::Maps;
 use pins::Pins;
@@ -110,6 +112,7 @@ pub struct Loaded {
     astray: bool,
     sweep: Sweep,
     ports: nat::Sweep,
+    announcer: Announcer,
     pub watch: Watch,
 }
 
@@ -141,7 +144,20 @@ impl Loaded {
         let watch = Watch::open(&bpf)?;
         let astray = true;
         let ports = nat::Sweep::default();
-        Ok(Self { watch, bpf, maps, pins, tables, adopted, outdated, astray, sweep, ports })
+        let announcer = Announcer::default();
+        Ok(Self {
+            watch,
+            bpf,
+            maps,
+            pins,
+            tables,
+            adopted,
+            outdated,
+            astray,
+            sweep,
+            ports,
+            announcer,
+        })
     }
 
     /// Whether pinned programs were found at `open` and taken over.
@@ -184,6 +200,7 @@ impl Loaded {
         if renamed {
             self.watch.harvest(&self.tables)?;
         }
+        self.announcer.note(&self.tables, &next);
         self.tables = next;
         self.repeat(&changes)?;
         if self.outdated {
@@ -263,6 +280,14 @@ impl Loaded {
             watch(self, change);
         }
         Ok(())
+    }
+
+    /// Tells the uplink's neighbours of addresses that have come to this host, each for the
+    /// next of its times; call it after [`Loaded::update`] and then about once a second.
+    pub fn announce(&mut self) -> Result<(), Error> {
+        let frames = self.announcer.frames(&self.tables);
+        let uplink = self.tables.config.uplink;
+        frames.iter().try_for_each(|frame| announce::send(&self.bpf, uplink, frame))
     }
 
     pub fn counters(&self) -> Result<Counters, Error> {

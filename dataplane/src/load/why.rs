@@ -45,10 +45,7 @@ pub fn run(
         _ => TAP_INGRESS,
     };
     let program = classifier(bpf, name)?;
-    let mut context = [0; SKB_LEN];
-    context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let context = context(ifindex, mark);
     let mut context_out = [0; SKB_LEN];
     let mut out = vec![0; (frame.len() + HEADERS6_LEN).clamp(ANSWER_LEN, FRAME_LEN_MAX)];
     let mut options = TestRunOptions::new();
@@ -75,12 +72,19 @@ pub fn run(
     })
 }
 
+/// A frame of that device and mark.
+pub fn context(ifindex: u32, mark: u32) -> [u8; SKB_LEN] {
+    let mut context = [0; SKB_LEN];
+    for (at, word) in [(MARK, mark), (IFINDEX, ifindex), (INGRESS_IFINDEX, ifindex)] {
+        context[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    context
+}
+
 /// How long one run of a guest's program takes, of `times`, on a frame that it drops: what it
 /// lets pass it rewrites, and the next run would meet another frame.
 pub fn time(bpf: &Ebpf, ifindex: u32, frame: &[u8], times: u32) -> Result<Duration, Error> {
-    let mut context = [0; SKB_LEN];
-    context[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
-    context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
+    let context = context(ifindex, 0);
     let mut options = TestRunOptions::new();
     options.data_in = Some(frame);
     options.ctx_in = Some(&context);

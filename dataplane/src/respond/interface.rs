@@ -25,6 +25,7 @@ use super::dhcp::{self, METADATA_ADDRESS, Silence};
 use super::dns;
 use super::limit::Bucket;
 use super::metadata::{Service, TokenKey};
+use super::six;
 use super::stream::Metadata;
 use super::time;
 use super::wire::Wire;
@@ -44,6 +45,11 @@ pub struct Counters {
     pub dhcp_ignored: u64,
     pub metadata_answered: u64,
     pub time_answered: u64,
+    pub dhcp6_answered: u64,
+    /// Malformed, or not ours to answer.
+    pub dhcp6_ignored: u64,
+    /// Router advertisements, asked for or not.
+    pub routers_told: u64,
     pub dns: dns::Counters,
     /// Neither DHCP nor metadata, or not from the interface's own addresses.
     pub ignored: u64,
@@ -59,6 +65,9 @@ impl Counters {
             ("respond-dhcp-ignored", self.dhcp_ignored),
             ("respond-metadata-answered", self.metadata_answered),
             ("respond-time-answered", self.time_answered),
+            ("respond-dhcp6-answered", self.dhcp6_answered),
+            ("respond-dhcp6-ignored", self.dhcp6_ignored),
+            ("respond-routers-told", self.routers_told),
             ("respond-dns-own", self.dns.own),
             ("respond-dns-remembered", self.dns.remembered),
             ("respond-dns-forwarded", self.dns.forwarded),
@@ -78,6 +87,7 @@ pub struct Responder {
     wire: Wire,
     metadata: Option<Metadata>,
     streams: Option<dns::Streams>,
+    router: Option<six::Router>,
     /// What its guest wants resolved.
     asked: Vec<(dns::Origin, Vec<u8>)>,
 }
@@ -97,6 +107,7 @@ impl Responder {
             wire: Wire { incoming: None, outgoing: VecDeque::new(), mtu },
             metadata: None,
             streams: None,
+            router: None,
             asked: Vec::new(),
         };
         responder.replace(served, key, random, now);
@@ -132,6 +143,12 @@ impl Responder {
                 service.replace(documents.clone(), served.tokens);
                 let hops = served.hop_limit;
                 *metadata = Some(Metadata::new(service, hops, &mut self.wire, random(), now));
+            }
+        }
+        match (&served.six, &mut self.router) {
+            (Some(binding), Some(router)) => router.replace(binding.clone(), now),
+            (binding, router) => {
+                *router = binding.clone().map(|binding| six::Router::new(binding, now));
             }
         }
         let servers =
@@ -184,6 +201,13 @@ impl Responder {
             self.counters.limited += 1;
             return;
         }
+        if let Some(packet) = six_of(rest, &self.served) {
+            match &self.router {
+                Some(router) => router.receive(packet, &mut self.wire, &mut self.counters),
+                None => self.counters.ignored += 1,
+            }
+            return;
+        }
         match Question::parse(rest, &self.served) {
             Some(Question::Dhcp(message)) => self.answer_dhcp(message),
             Some(Question::Time { asker, message }) => {
@@ -214,12 +238,16 @@ impl Responder {
         if let Some(metadata) = &mut self.metadata {
             metadata.turn(&mut self.wire, &mut self.counters, now);
         }
+        if let Some(router) = &mut self.router {
+            router.elapse(&mut self.wire, &mut self.counters, now);
+        }
     }
 
     pub fn next_due(&mut self, now: Duration) -> Option<Duration> {
         let metadata = self.metadata.as_mut().and_then(|m| m.next_due(now));
         let streams = self.streams.as_mut().and_then(|s| s.next_due(now));
-        metadata.into_iter().chain(streams).min()
+        let router = self.router.as_ref().map(six::Router::next_due);
+        metadata.into_iter().chain(streams).chain(router).min()
     }
 
     /// Moves what is to be sent into `out`, as frames to `destination`.
@@ -228,7 +256,9 @@ impl Responder {
             let mut frame = Vec::with_capacity(14 + packet.len());
             frame.extend(destination);
             frame.extend(ebpf::GATEWAY_MAC);
-            frame.extend(u16::from(EthernetProtocol::Ipv4).to_be_bytes());
+            let six = packet.first().is_some_and(|first| first >> 4 == 6);
+            let kind = if six { EthernetProtocol::Ipv6 } else { EthernetProtocol::Ipv4 };
+            frame.extend(u16::from(kind).to_be_bytes());
             frame.extend(packet);
             out.push(frame);
         }
@@ -264,6 +294,16 @@ impl Responder {
     }
 }
 
+/// Of a frame from its source address on.
+const SOURCE_AND_TYPE: usize = 8;
+
+/// The IPv6 packet in a frame that the interface's guest sent.
+fn six_of<'a>(rest: &'a [u8], served: &Served) -> Option<&'a [u8]> {
+    let (head, packet) = rest.split_first_chunk::<SOURCE_AND_TYPE>()?;
+    let ipv6 = u16::from(EthernetProtocol::Ipv6).to_be_bytes();
+    (head[..6] == served.binding.mac.octets() && head[6..] == ipv6).then_some(packet)
+}
+
 /// What a frame asks, once its layers were found whole and its sender right.
 enum Question<'a> {
     /// The UDP payload.
@@ -286,7 +326,6 @@ enum Question<'a> {
 impl<'a> Question<'a> {
     /// `rest` is the frame from its source address on.
     fn parse(rest: &'a [u8], served: &Served) -> Option<Self> {
-        const SOURCE_AND_TYPE: usize = 8;
         let (head, packet) = rest.split_first_chunk::<SOURCE_AND_TYPE>()?;
         let source = EthernetAddress::from_bytes(&head[..6]);
         let ipv4 = u16::from(EthernetProtocol::Ipv4).to_be_bytes();

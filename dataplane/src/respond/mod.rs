@@ -1,9 +1,11 @@
-//! Answers what guests ask of the host itself: DHCP, the time, names, instance metadata.
+//! Answers what guests ask of the host itself: DHCP, IPv6's router, the time, names,
+//! instance metadata.
 //!
 //! ```text
 //! guest ─tap─▶ tcx ─redirect─▶ punt device ─▶ thread ─▶ Responders ─▶ one interface's responder
 //!                                                                     ├ DHCP      (dhcp)
 //!                                                                     ├ time      (time)
+//!                                                                     ├ router, DHCPv6 (six)
 //!                                                                     ├ smoltcp ─ metadata
 //!                                                                     └ names     (dns) ─▶ name servers
 //! guest ◀─tap─ tcx ◀────────── punt device ◀─ thread ◀─────────────────┘
@@ -25,6 +27,7 @@ pub mod dns;
 mod interface;
 pub mod limit;
 pub mod metadata;
+pub mod six;
 mod stack;
 mod stream;
 pub mod thread;
@@ -44,6 +47,8 @@ pub struct Served {
     pub secondary: Vec<std::net::Ipv4Addr>,
     pub metadata: Option<metadata::Documents>,
     pub dns: Option<dns::Resolved>,
+    /// Nothing where it has no IPv6.
+    pub six: Option<six::Binding>,
     pub tokens: Tokens,
     pub hop_limit: u8,
 }
@@ -132,6 +137,7 @@ impl TryFrom<&Interface> for Served {
             secondary: interface.secondary.iter().map(|s| s.address).collect(),
             metadata,
             dns: resolved,
+            six: six::Binding::of(interface),
             tokens: services.metadata_tokens,
             hop_limit: hops,
         })

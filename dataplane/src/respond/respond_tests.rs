@@ -37,6 +37,7 @@ fn served(n: u8) -> Served {
             addresses: vec![Ipv4Addr::new(10, 0, 0, 5).into()],
             subnet: "10.0.0.0/24".parse().unwrap(),
         }),
+        six: None,
         tokens: Tokens::Required,
         hop_limit: 1,
     }

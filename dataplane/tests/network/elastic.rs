@@ -1,13 +1,15 @@
 //! An elastic address is reached where a group allows it, and nowhere else.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::process::Command;
 use std::time::Duration;
 
 use model::{Direction, GroupId, Peer};
 use rpc::dataplane::Question;
 
+use crate::six::ip;
 use crate::traffic::{Flow, PATIENCE, connects, echo_server, inside, ping_flood};
-use crate::world::{INTERNET, World, anywhere, group, ping, tcp};
+use crate::world::{INTERNET, World, anywhere, group, now, ping, run, tcp};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const QUICK: Duration = Duration::from_millis(1200);
@@ -184,4 +186,33 @@ fn why_names_the_rule_and_leaves_no_trace() {
     let after = world.status();
     assert_eq!(after.flows, before.flows);
     assert_eq!(after.interfaces, before.interfaces);
+}
+
+#[test]
+fn an_address_that_comes_to_this_host_is_announced_to_the_uplinks_neighbours() {
+    let test = "an_address_that_comes_to_this_host_is_announced_to_the_uplinks_neighbours";
+    let Some(mut world) = World::new(test) else { return };
+    reachable_guest(&mut world, vec![(ping(), anywhere())]);
+    let public6: Ipv6Addr = "2001:db8:5::5".parse().unwrap();
+    world.desired.interfaces[0].elastic = None;
+    world.desired.interfaces[0].subnet6 = Some("2001:db8:5::/64".parse().unwrap());
+    world.start();
+    world.apply();
+    // The addresses were another host's, with which the router has just spoken.
+    let other = "02:de:ad:00:00:01";
+    let net = world.namespace("net");
+    for address in [ELASTIC.to_string(), public6.to_string()] {
+        ip(&format!("-n {net} neigh replace {address} lladdr {other} dev eth0 nud stale"));
+    }
+    let neighbours = || run(Command::new("ip").args(["-n", &net, "neigh", "show", "dev", "eth0"]));
+    assert_eq!(neighbours().matches(other).count(), 2);
+    world.desired.interfaces[0].elastic = Some(ELASTIC);
+    world.desired.interfaces[0].ipv6 = vec![public6];
+    world.apply();
+    let deadline = now() + Duration::from_secs(30);
+    while neighbours().contains(other) {
+        assert!(now() < deadline, "{}", neighbours());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(ping_flood(&world, "net", ELASTIC, 5, Duration::from_millis(5)).join().unwrap(), 5);
 }

@@ -4,8 +4,10 @@
 //!  programs (here, early, six) ─▶ ebpf::decide over tables ─▶ carry ─▶ flows, fragments
 //!                     skb, span: the packet's bytes      spend, watch: beside
 //!                                              tell: the sender of what was dropped
+//!  announce: sends what the daemon has to say
 //! ```
 
+mod announce;
 pub mod carry;
 mod early;
 mod flows;
