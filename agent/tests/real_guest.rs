@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use agent::image::{self, Store};
 use agent::lifecycle::{Effect, Event, GuestRun, MachineEvent, StartDisk};
-use agent::qemu::{Choice, Context, Fronts, Hypervisor, Qemu, Sockets};
+use agent::qemu::{Abilities, BlockFront, Choice, Context, Fronts, Hypervisor, Qemu, Sockets};
 use model::{InstanceId, VolumeId};
 use rpc::{Deployment, host};
 use tokio::sync::mpsc;
@@ -89,6 +89,10 @@ impl World {
     }
 
     fn qemu(&self) -> (Qemu, mpsc::Receiver<(InstanceId, Event)>) {
+        self.qemu_with(Fronts::default())
+    }
+
+    fn qemu_with(&self, fronts: Fronts) -> (Qemu, mpsc::Receiver<(InstanceId, Event)>) {
         let (reports, inbox) = mpsc::channel(256);
         let accelerator = Choice {
             accelerator: agent::qemu::Accelerator::Tcg,
@@ -96,7 +100,7 @@ impl World {
             kvm_group: None,
         };
         let launcher = PathBuf::from(env!("CARGO_BIN_EXE_agent"));
-        let (deployment, fronts) = (self.deployment.clone(), Fronts::default());
+        let deployment = self.deployment.clone();
         (Qemu::new(deployment, IMAGES.clone(), launcher, accelerator, fronts, reports), inbox)
     }
 
@@ -332,6 +336,126 @@ async fn a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_betwee
     assert!(!Path::new(&format!("/proc/{pid}/exe")).exists());
     let groups = Command::new("find").args(["/sys/fs/cgroup", "-name", &id.to_string()]).output();
     assert_eq!(String::from_utf8_lossy(&groups.unwrap().stdout), "");
+}
+
+/// What the agent says, of all tests of this program.
+static SAID: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+struct Said;
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        SAID.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The last that was said of a volume's front.
+fn said_of(volume: VolumeId) -> String {
+    let said = String::from_utf8_lossy(&SAID.lock().unwrap()).into_owned();
+    let mut lines = said.lines().filter(|l| l.contains(&volume.to_string()));
+    lines.rfind(|l| l.contains("attached by NBD")).unwrap_or_default().to_owned()
+}
+
+/// Plugs a volume in; what came of the node, and of the device.
+async fn plug(
+    (qemu, events): &mut (Qemu, mpsc::Receiver<(InstanceId, Event)>),
+    world: &World,
+    id: InstanceId,
+    (volume, slot): (VolumeId, u32),
+) -> Result<(), String> {
+    qemu.perform(id, Effect::AddNode { volume }, world.context());
+    let added = until(events, "a node", |e| matches!(e, MachineEvent::NodeAdded(..))).await;
+    let MachineEvent::NodeAdded(_, added) = added else { unreachable!("awaited above") };
+    added?;
+    qemu.perform(id, Effect::AddDevice { volume, slot, boot: false }, world.context());
+    let added = until(events, "a device", |e| matches!(e, MachineEvent::DeviceAdded(..))).await;
+    let MachineEvent::DeviceAdded(_, added) = added else { unreachable!("awaited above") };
+    added
+}
+
+/// Each reason for which a disk cannot be on vhost-user, under real guests: their disks
+/// work by NBD and the log says why; where NBD was not allowed, that is the error.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_cannot_be_on_vhost_user_is_on_nbd_and_the_log_says_why() {
+    let test = "a_disk_that_cannot_be_on_vhost_user_is_on_nbd_and_the_log_says_why";
+    if let Some(reason) = obstacle() {
+        return agent::skipped(test, &reason);
+    }
+    let able = Abilities::probe();
+    if !able.has_vhost_user {
+        return agent::skipped(test, "QEMU has no vhost-user-blk-pci");
+    }
+    tracing_subscriber::fmt().with_ansi(false).with_writer(|| Said).init();
+    let (auto, demanded) = [BlockFront::Auto, BlockFront::VhostUser]
+        .map(|asked| Fronts::choose(asked, able).unwrap())
+        .into();
+    let mut world = World::new('d');
+    let root = world.volume(5, Some(*TALKATIVE));
+    let (data, more) = (world.volume(6, None), world.volume(7, None));
+    // Whoever served the root's rings is gone, and nobody ever served the others'.
+    let refused = world.dir.path().join("refused.sock");
+    drop(std::os::unix::net::UnixListener::bind(&refused).unwrap());
+    let missing = world.dir.path().join("missing.sock");
+    world.sockets.get_mut(&root).unwrap().vhost_user = Some(refused.clone());
+    world.sockets.get_mut(&data).unwrap().vhost_user = Some(missing);
+    let wish = |id| {
+        let mut wish = wish(id, &[root]);
+        wish.image = (*TALKATIVE).into();
+        let disks = vec![StartDisk { volume: root, slot: 0, boot: true }];
+        Effect::Start { epoch: 1, wish: Box::new(wish), disks }
+    };
+    let seen = |e: &MachineEvent| matches!(e, MachineEvent::Seen(_));
+
+    // Memory is shared, but nobody takes part.
+    let id = InstanceId::from_random(0xd);
+    let mut agent = world.qemu_with(auto);
+    agent.0.perform(id, wish(id), world.context());
+    until(&mut agent.1, "QEMU", seen).await;
+    world.await_console(id, "hostplane: init up");
+    let said = said_of(root);
+    assert!(said.contains("refused.sock: connect: Connection refused"), "{said}");
+    assert_eq!(plug(&mut agent, &world, id, (data, 9)).await, Ok(()));
+    world.await_console(id, "[vdb]");
+    let said = said_of(data);
+    assert!(said.contains("missing.sock: connect: No such file or directory"), "{said}");
+    assert_eq!(plug(&mut agent, &world, id, (more, 10)).await, Ok(()));
+    world.await_console(id, "[vdc]");
+    assert!(said_of(more).contains("offers no vhost-user socket"), "{}", said_of(more));
+    drop(agent);
+
+    // An agent that may not take NBD says what is in the way.
+    let mut strict = world.qemu_with(demanded);
+    strict.0.perform(id, Effect::Adopt { epoch: 1 }, world.context());
+    until(&mut strict.1, "the guest", seen).await;
+    let fourth = world.volume(8, None);
+    world.sockets.get_mut(&fourth).unwrap().vhost_user = Some(refused);
+    let error = plug(&mut strict, &world, id, (fourth, 11)).await.unwrap_err();
+    assert!(error.contains("refused.sock: connect: Connection refused"), "{error}");
+    strict.0.perform(id, Effect::Kill, world.context());
+    until(&mut strict.1, "its end", |e| *e == MachineEvent::Exited).await;
+    drop(strict);
+
+    // A guest that an earlier agent started with memory of its own.
+    let id = InstanceId::from_random(0xe);
+    let mut earlier = world.qemu();
+    earlier.0.perform(id, wish(id), world.context());
+    until(&mut earlier.1, "QEMU", seen).await;
+    drop(earlier);
+    let mut agent = world.qemu_with(auto);
+    agent.0.perform(id, Effect::Adopt { epoch: 1 }, world.context());
+    until(&mut agent.1, "the guest", seen).await;
+    let fifth = world.volume(9, None);
+    let served = world.dir.path().join("served.sock");
+    let _server = std::os::unix::net::UnixListener::bind(&served).unwrap();
+    world.sockets.get_mut(&fifth).unwrap().vhost_user = Some(served);
+    assert_eq!(plug(&mut agent, &world, id, (fifth, 9)).await, Ok(()));
+    assert!(said_of(fifth).contains("memory of its own"), "{}", said_of(fifth));
+    agent.0.perform(id, Effect::Kill, world.context());
+    until(&mut agent.1, "its end", |e| *e == MachineEvent::Exited).await;
 }
 
 /// A boot sector that says `imported` on the first serial port and halts.

@@ -9,10 +9,14 @@
 //!   vhost-user      no                    –         refused at the agent's start
 //! ```
 
+use std::path::Path;
 use std::process::Command;
 
-use super::PROGRAM;
-use super::arguments::VHOST_USER_DEVICE;
+use model::VolumeId;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::arguments::{Front, VHOST_USER_DEVICE};
+use super::{PROGRAM, Sockets};
 
 /// What the operator asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -98,9 +102,82 @@ impl Fronts {
     }
 }
 
+/// Says on which front a disk is that could not be on the better one, and why.
+pub fn say_fallback(volume: VolumeId, reason: &str) {
+    tracing::info!(%volume, reason, "attached by NBD");
+}
+
+/// Where the disk may be reached by vhost-user; or why it cannot be.
+pub fn vhost_user_socket(sockets: &Sockets) -> Result<&Path, String> {
+    let socket = sockets.vhost_user.as_ref();
+    let socket = socket.ok_or("the block server offers no vhost-user socket")?;
+    answers(socket)?;
+    Ok(socket)
+}
+
+/// Whether somebody takes connections there. QEMU would wait for it, deaf to
+/// everybody, until somebody does.
+fn answers(path: &Path) -> Result<(), String> {
+    let attempt = || {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        connect(&socket, &SocketAddrUnix::new(path)?)
+    };
+    attempt().map_err(|error| format!("{}: connect: {error}", path.display()))
+}
+
+impl Fronts {
+    /// Of a disk that a guest starts with. Where nobody answers by either front the
+    /// block server is on its way, and QEMU waits for it.
+    pub fn at_start(self, volume: VolumeId, sockets: &Sockets) -> Result<Front, String> {
+        if !self.share_memory() {
+            return Ok(Front::Nbd(sockets.nbd.clone()));
+        }
+        match (vhost_user_socket(sockets), &sockets.vhost_user) {
+            (Ok(socket), _) => Ok(Front::VhostUser(socket.to_owned())),
+            (Err(reason), _) if self.may_fall_back() && answers(&sockets.nbd).is_ok() => {
+                say_fallback(volume, &reason);
+                Ok(Front::Nbd(sockets.nbd.clone()))
+            }
+            (Err(_), Some(socket)) => Ok(Front::VhostUser(socket.clone())),
+            (Err(_), None) if self.may_fall_back() => Ok(Front::Nbd(sockets.nbd.clone())),
+            (Err(reason), None) => Err(format!("volume {volume}: {reason}")),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
+
+    #[test]
+    fn a_guest_starts_on_the_front_that_answers_and_awaits_the_better_one_where_none_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let able = Abilities { has_vhost_user: true, reconnects_in_ms: false };
+        let front = |asked, vhost_user: bool| {
+            let vhost_user = vhost_user.then(|| at("vhost"));
+            let sockets = Sockets { nbd: at("nbd"), vhost_user };
+            let fronts = Fronts::choose(asked, able).unwrap();
+            fronts.at_start(VolumeId::from_random(1), &sockets)
+        };
+        let (nbd, vhost) = (|| Ok(Front::Nbd(at("nbd"))), || Ok(Front::VhostUser(at("vhost"))));
+        assert_eq!(front(BlockFront::Auto, true), vhost());
+        assert_eq!(front(BlockFront::Auto, false), nbd());
+        let _nbd = UnixListener::bind(at("nbd")).unwrap();
+        assert_eq!(front(BlockFront::Auto, true), nbd());
+        assert_eq!(front(BlockFront::VhostUser, true), vhost());
+        assert!(front(BlockFront::VhostUser, false).unwrap_err().contains("no vhost-user socket"));
+        // A socket whose server has died refuses; that is as if there were none.
+        drop(UnixListener::bind(at("vhost")).unwrap());
+        assert_eq!(front(BlockFront::Auto, true), nbd());
+        std::fs::remove_file(at("vhost")).unwrap();
+        let _vhost = UnixListener::bind(at("vhost")).unwrap();
+        assert_eq!(front(BlockFront::Auto, true), vhost());
+        assert_eq!(front(BlockFront::Nbd, true), nbd());
+    }
 
     #[test]
     fn vhost_user_is_taken_where_it_can_be_and_demanded_only_where_it_is() {

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 
-use super::arguments::{self, Accelerator, Disk, Front, Guest, Kernel};
+use super::arguments::{self, Accelerator, Disk, Guest, Kernel};
 use super::cgroup::{Cgroups, Limits};
 use super::confine::{EXIT_LOCKED, FileKind, OpenFile, Plan};
 use super::front::Fronts;
@@ -262,13 +262,9 @@ impl Task {
         };
         let fronts = self.shared.fronts;
         let disks = disks.iter().map(|d| {
-            let sockets = context.sockets.get(&d.volume).cloned();
+            let sockets = context.sockets.get(&d.volume);
             let sockets = sockets.ok_or_else(|| format!("volume {} has no export", d.volume))?;
-            let front = match sockets.vhost_user.filter(|_| fronts.share_memory()) {
-                Some(socket) => Front::VhostUser(socket),
-                None if fronts.may_fall_back() => Front::Nbd(sockets.nbd),
-                None => return Err(format!("volume {} has no vhost-user socket", d.volume)),
-            };
+            let front = fronts.at_start(d.volume, sockets)?;
             Ok(Disk { volume: d.volume, front, slot: d.slot, boot: d.boot })
         });
         let guest = Guest {

@@ -11,7 +11,7 @@
 use model::VolumeId;
 use serde_json::{Value, json};
 
-use super::front::Fronts;
+use super::front::{Fronts, say_fallback, vhost_user_socket};
 use super::qmp::{self, Qmp};
 use super::{Context, Sockets, arguments};
 
@@ -41,10 +41,6 @@ pub async fn open(
     }
 }
 
-fn say_fallback(volume: VolumeId, reason: &str) {
-    tracing::info!(%volume, reason, "attached by NBD");
-}
-
 async fn by_vhost_user(
     qmp: &Qmp,
     volume: VolumeId,
@@ -54,8 +50,7 @@ async fn by_vhost_user(
     if !fronts.share_memory() {
         return Err(format!("block front {}", fronts.describe()));
     }
-    let socket = sockets.vhost_user.as_ref();
-    let socket = socket.ok_or("the block server offers no vhost-user socket")?;
+    let socket = vhost_user_socket(sockets)?;
     if !shares_memory(qmp).await.map_err(|e| e.to_string())? {
         return Err("the guest was started with memory of its own; it changes when it is \
                     stopped and started"
