@@ -9,7 +9,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::context;
-use super::session::{Export, Exports, HANDSHAKE_SPACE, Input, Mode, PAYLOAD_MAX, Transmission};
+use super::input::Input;
+use super::session::{Export, Exports, HANDSHAKE_SPACE, Mode, PAYLOAD_MAX, Transmission};
 use super::wire::{self, info, option, rep};
 
 const OPTION_HEADER: usize = 16;

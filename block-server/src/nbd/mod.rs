@@ -3,6 +3,8 @@
 mod context;
 pub mod frozen;
 pub mod handshake;
+mod input;
+mod request;
 pub mod session;
 pub mod transmission;
 pub mod wire;

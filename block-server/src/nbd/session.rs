@@ -25,8 +25,12 @@ use serde::{Deserialize, Serialize};
 use super::context;
 use super::frozen::{Frozen, Stage, Terms};
 use super::handshake::{Handshake, Tls};
+use super::input::Input;
 use super::transmission::{self, Header};
-use super::wire::{self, Error, can};
+use super::wire::{self, Error};
+
+pub(super) use super::request::HEADER_MAX;
+pub use super::request::{Answer, Chunk, Command, Export, Exports, Held, Payload, Request};
 
 /// Bytes of input that a connection may hold before its handshake is done: the
 /// longest option that we read, with its header.
@@ -48,123 +52,6 @@ pub const IN_FLIGHT_MAX: usize = 128;
 /// larger request is let through when nothing else is. Sixteen requests of 1 MiB
 /// keep a disk and a socket busy at once.
 pub const IN_FLIGHT_BYTES_MAX: u64 = 16 << 20;
-
-/// Bytes of the longest reply header: an extended one's (32) and the offset before its data (8).
-pub(super) const HEADER_MAX: usize = 40;
-
-/// What the server offers under one name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Export {
-    pub size: u64,
-    pub read_only: bool,
-    pub description: String,
-    /// Smallest unit of offsets and lengths.
-    pub block_min: u32,
-    /// Which the shell uses to find the volume; the session only carries it.
-    pub key: u64,
-}
-
-impl Export {
-    /// The preferred unit: a guest's page and our files' block.
-    pub const BLOCK_PREFERRED: u32 = 4096;
-
-    pub(super) fn flags(&self, structured: bool) -> u16 {
-        let mut flags = can::HAS_FLAGS | can::FLUSH | can::FUA | can::MULTI_CONN | can::CACHE;
-        if self.read_only {
-            flags |= can::READ_ONLY;
-        } else {
-            flags |= can::TRIM | can::WRITE_ZEROES | can::FAST_ZERO;
-        }
-        if structured {
-            flags |= can::DF;
-        }
-        flags
-    }
-}
-
-/// The exports that a connection may see.
-pub trait Exports {
-    /// `""` is the default export, where there is one.
-    fn find(&self, name: &str) -> Option<Export>;
-    /// Names and descriptions.
-    fn list(&self) -> Vec<(String, String)>;
-}
-
-/// Bytes that a reply carries, owned by whoever read them.
-pub trait Payload {
-    fn bytes(&self) -> &[u8];
-}
-
-impl Payload for Vec<u8> {
-    fn bytes(&self) -> &[u8] {
-        self
-    }
-}
-
-/// Output that was handed out and is not sent yet.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-#[must_use = "the session counts it against the peer until `sent`"]
-pub struct Held {
-    replies: usize,
-    bytes: u64,
-}
-
-/// A piece of output. Headers are kept inline: a reply allocates nothing.
-#[derive(Debug)]
-pub enum Chunk<P> {
-    Header { bytes: [u8; HEADER_MAX], length: u8 },
-    Bytes(Vec<u8>),
-    Payload(P),
-}
-
-impl<P: Payload> Chunk<P> {
-    pub fn bytes(&self) -> &[u8] {
-        match self {
-            Self::Header { bytes, length } => &bytes[..usize::from(*length)],
-            Self::Bytes(bytes) => bytes,
-            Self::Payload(payload) => payload.bytes(),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Command {
-    Read,
-    /// Its payload of `length` bytes follows in the stream.
-    Write,
-    Flush,
-    Trim,
-    Cache,
-    /// `hole`: the range may become one; `fast`: fail rather than write zeros.
-    WriteZeroes {
-        hole: bool,
-        fast: bool,
-    },
-    /// `one`: a single extent suffices.
-    BlockStatus {
-        one: bool,
-    },
-}
-
-/// A request that was checked against the export: in bounds, aligned, allowed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    pub cookie: u64,
-    pub command: Command,
-    pub offset: u64,
-    pub length: u64,
-    pub fua: bool,
-}
-
-/// What an answer carries beside success.
-#[derive(Debug)]
-pub enum Answer<P> {
-    Done,
-    Data(P),
-    /// For BLOCK_STATUS: (length, state) from the request's offset on.
-    Extents(Vec<(u64, u32)>),
-    Failed(Error),
-}
 
 /// How replies look; each mode includes the former.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -193,47 +80,6 @@ pub(super) struct Transmission {
     pub contexts: context::Chosen,
     /// Whether the client was told the block sizes, and so must keep them.
     pub told_block_size: bool,
-}
-
-/// Bytes received and not yet used.
-#[derive(Debug)]
-pub(super) struct Input {
-    buffer: Vec<u8>,
-    /// What the buffer is to grow to.
-    capacity: usize,
-    start: usize,
-    end: usize,
-}
-
-impl Input {
-    fn new(capacity: usize) -> Self {
-        Self { buffer: vec![0; capacity], capacity, start: 0, end: 0 }
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    /// Moves nothing: the kernel may be writing behind `end`.
-    pub(super) fn consume(&mut self, count: usize) {
-        self.start += count;
-        assert!(self.start <= self.end, "more input consumed than received");
-    }
-
-    /// Moves what is left to the front. Only here may the buffer move or grow,
-    /// since only here the kernel is known not to write to it.
-    fn space(&mut self) -> &mut [u8] {
-        if self.start > 0 {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        // A thawed one holds what it came with, which may be more.
-        if self.buffer.len() != self.capacity && self.end <= self.capacity {
-            self.buffer.resize(self.capacity, 0);
-            self.buffer.shrink_to(self.capacity);
-        }
-        &mut self.buffer[self.end..]
-    }
 }
 
 /// Payload of a write that is still to come.

@@ -12,11 +12,14 @@
 //! another could be served; an operation whose memory is gone (every buffer and
 //! message stays where it is until its completion came back).
 
+mod accept;
 mod border;
 mod connection;
 mod control;
 mod device;
+mod files;
 mod guest;
+mod obey;
 mod park;
 mod places;
 mod quality;
