@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use benches::block::row::{ROWS, Row};
-use benches::block::{Plan, plot, report, run};
+use benches::block::{Plan, guest, plot, report, run};
 use benches::machine;
 use clap::Parser;
 
@@ -15,7 +15,8 @@ use clap::Parser;
 #[derive(Debug, Parser)]
 #[command(name = "block", version)]
 struct Arguments {
-    /// Only these rows, by name or by the beginning of their names; `help` lists them.
+    /// Only these rows, by name or by the beginning of their names; `help` lists them. Those
+    /// of a guest (`guest`) are measured only when they are asked for.
     #[arg(long, value_delimiter = ',')]
     rows: Vec<String>,
     /// How often each measurement is repeated.
@@ -53,13 +54,17 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Arguments {
-    fn rows(&self) -> anyhow::Result<Vec<Row>> {
-        let is_wanted =
-            |row: &Row| self.rows.is_empty() || self.rows.iter().any(|w| row.id.starts_with(&**w));
-        let rows: Vec<Row> = ROWS.into_iter().filter(is_wanted).collect();
-        let all: Vec<&str> = ROWS.iter().map(|row| row.id).collect();
-        anyhow::ensure!(!rows.is_empty(), "the rows are: {}", all.join(", "));
-        Ok(rows)
+    fn is_asked_for(&self, id: &str) -> bool {
+        self.rows.iter().any(|wanted| id.starts_with(&**wanted))
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let is_wanted = |row: &Row| self.rows.is_empty() || self.is_asked_for(row.id);
+        ROWS.into_iter().filter(is_wanted).collect()
+    }
+
+    fn guest_rows(&self) -> Vec<guest::Row> {
+        guest::ROWS.into_iter().filter(|row| self.is_asked_for(row.id)).collect()
     }
 
     fn plan(&self) -> anyhow::Result<Plan> {
@@ -70,7 +75,7 @@ impl Arguments {
         let (rounds, seconds, size_mib) =
             if self.quick { (1, 0.3, 64) } else { (self.rounds, self.seconds, self.size_mib) };
         Ok(Plan {
-            rows: self.rows()?,
+            rows: self.rows(),
             rounds: rounds as usize,
             duration: Duration::from_secs_f64(seconds),
             size_mib,
@@ -82,17 +87,47 @@ impl Arguments {
     }
 }
 
+/// The rows over NBD.
+fn ask_servers(arguments: &Arguments, plan: &Plan) -> anyhow::Result<()> {
+    anyhow::ensure!(machine::version("fio", "--version").is_some(), "fio is not installed");
+    let header = report::header(plan);
+    let results = run(plan, |line| eprintln!("{line}"))?;
+    print!("{header}{}", report::text(plan, &results));
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot::svg(plan, &results))
+            .with_context(|| format!("{}: write", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The rows of a guest.
+fn ask_guest(plan: &guest::Plan) -> anyhow::Result<()> {
+    let header = guest::report::header(plan);
+    let results = guest::run(plan, |line| eprintln!("{line}"))?;
+    print!("{header}{}", guest::report::text(plan, &results));
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let plan = arguments.plan()?;
-    anyhow::ensure!(machine::version("fio", "--version").is_some(), "fio is not installed");
+    let guest = guest::Plan {
+        rows: arguments.guest_rows(),
+        rounds: plan.rounds,
+        duration: plan.duration,
+        size_mib: plan.size_mib,
+        directory: plan.directory.clone(),
+    };
+    if plan.rows.is_empty() && guest.rows.is_empty() {
+        let ids = ROWS.iter().map(|r| r.id).chain(guest::ROWS.iter().map(|r| r.id));
+        anyhow::bail!("the rows are: {}", ids.collect::<Vec<_>>().join(", "));
+    }
     benches::process::watch_signals()?;
-    let header = report::header(&plan);
-    let results = run(&plan, |line| eprintln!("{line}"))?;
-    print!("{header}{}", report::text(&plan, &results));
-    if let Some(path) = &arguments.plot {
-        std::fs::write(path, plot::svg(&plan, &results))
-            .with_context(|| format!("{}: write", path.display()))?;
+    if !plan.rows.is_empty() {
+        ask_servers(&arguments, &plan)?;
+    }
+    if !guest.rows.is_empty() {
+        ask_guest(&guest)?;
     }
     Ok(())
 }

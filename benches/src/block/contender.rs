@@ -95,7 +95,7 @@ impl Contender {
     }
 }
 
-fn qemu_nbd(aio: &str, medium: Medium, address: &Address, file: &Path) -> Command {
+pub(super) fn qemu_nbd(aio: &str, medium: Medium, address: &Address, file: &Path) -> Command {
     let mut command = Command::new("qemu-nbd");
     let cache = match medium {
         Medium::Disk => "none",
@@ -114,7 +114,7 @@ fn qemu_nbd(aio: &str, medium: Medium, address: &Address, file: &Path) -> Comman
     command
 }
 
-fn nbdkit(address: &Address, file: &Path) -> Command {
+pub(super) fn nbdkit(address: &Address, file: &Path) -> Command {
     let mut command = Command::new("nbdkit");
     command.arg("--foreground");
     match address {

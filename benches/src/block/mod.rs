@@ -19,6 +19,7 @@ pub mod client;
 pub mod contender;
 pub mod file;
 pub mod fio;
+pub mod guest;
 pub mod load;
 pub mod plot;
 pub mod report;
