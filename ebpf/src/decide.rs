@@ -423,7 +423,8 @@ pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>
             protocol: packet.protocol,
             zero: [0; 3],
         };
-        let ask = Ask { identity: route.receiver_identity, now_s, from_instance: true };
+        let ask =
+            Ask { identity: route.receiver_identity, now_s, from_instance: true, tracked: NAT };
         judge(tables, sender, packet, &ask, change).split()?
     };
     if packet.ttl <= 1 && !route.same_subnet {
@@ -460,7 +461,7 @@ pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>
         work.verdict.sender.write = FlowWrite::Nothing;
     }
     let received = received?;
-    let new = received == Reason::NewFlow;
+    let new = received.opens();
     work.verdict.reason = if new { received } else { sent };
     work.verdict.keep(&work.packet, sender.id);
     Ok(())
@@ -531,7 +532,7 @@ fn receive<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
             packet.detail = route.ports.destination;
         }
     }
-    let ask = Ask { identity: route.sender_identity, now_s, from_instance: false };
+    let ask = Ask { identity: route.sender_identity, now_s, from_instance: false, tracked: NAT };
     let (reason, rule) = judge(tables, receiver, packet, &ask, &mut verdict.receiver).split()?;
     if packet.exceeds(frame, receiver.mtu) {
         return Err(too_big(packet, A::router(sender), receiver.mtu, verdict));
@@ -662,11 +663,11 @@ pub fn arrive_at<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
             protocol: packet.protocol,
             zero: [0; 3],
         };
-        let ask = Ask { identity: 0, now_s, from_instance: false };
+        let ask = Ask { identity: 0, now_s, from_instance: false, tracked: NAT };
         judge(tables, receiver, packet, &ask, change).split()?
     };
     // An address of ours cannot be out there.
-    if reason == Reason::NewFlow && packet.source.is_ours(tables) {
+    if reason.opens() && packet.source.is_ours(tables) {
         verdict.receiver.write = FlowWrite::Nothing;
         return Err(Reason::SpoofedAddress);
     }

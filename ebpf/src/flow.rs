@@ -26,6 +26,11 @@ pub const INSTANCE_CLOSED: u8 = 2;
 /// [`Flow::flags`]: the other end has closed its direction.
 pub const REMOTE_CLOSED: u8 = 4;
 
+/// [`Flow::flags`]: rules let everybody in and every answer out, so that EC2 tracks nothing.
+/// [`Flow::rule`] is the interface's [`Interface::epoch`] then: under other rules the flow is
+/// judged anew.
+pub const UNTRACKED: u8 = 8;
+
 /// A TCP opening waits this long for each step (Linux' `SYN_SENT`, six retries, is 120 s).
 pub const TCP_OPENING_IDLE_S: u32 = 60;
 /// A closed TCP flow is kept for last acknowledgements (Linux' `CLOSE` is 10 s).
@@ -50,6 +55,19 @@ pub const fn seconds(ns: u64) -> u32 {
 pub fn open(from_instance: bool, rule: u16, now_s: u32) -> Flow {
     let flags = if from_instance { BY_INSTANCE } else { 0 };
     Flow { seen_s: now_s, rule, phase: NEW, flags }
+}
+
+/// A flow that is not tracked, in its midst or at its first packet.
+#[inline(always)]
+pub fn untracked(by_instance: bool, interface: &Interface, now_s: u32) -> Flow {
+    let flow = open(by_instance, interface.epoch, now_s);
+    Flow { flags: flow.flags | UNTRACKED, ..flow }
+}
+
+/// Whether it was let in by rules that are no more.
+#[inline(always)]
+pub fn outdated(flow: &Flow, interface: &Interface) -> bool {
+    flow.flags & UNTRACKED != 0 && flow.rule != interface.epoch
 }
 
 /// How long the flow may be silent.

@@ -107,9 +107,15 @@ pub struct Interface {
     /// Slots in `POLICIES` of its network ACL, counted from 1; 0: everything may cross.
     pub acl_ingress: u16,
     pub acl_egress: u16,
-    pub zero: u32,
+    /// Slots in `POLICIES` of the rules whose flows are not tracked, counted from 1: by the
+    /// instance's port, and by the remote one. 0: all are tracked.
+    pub open_ingress: u16,
+    pub open_egress: u16,
+    /// Another one whenever those are others.
+    pub epoch: u16,
+    pub zero: [u16; 3],
 }
-const _: () = assert!(size_of::<Interface>() == 112);
+const _: () = assert!(size_of::<Interface>() == 120);
 
 impl Interface {
     /// Its hardware address as a number, read as one word.
@@ -212,7 +218,7 @@ pub struct Elastic {
     /// without a device. 0: an interface holds the address.
     pub nat: u32,
 }
-const _: () = assert!(size_of::<Elastic>() == 120);
+const _: () = assert!(size_of::<Elastic>() == 128);
 
 /// Part of `STEPS`.
 #[repr(C)]

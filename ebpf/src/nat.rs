@@ -150,7 +150,7 @@ fn own_port<T: Tables + ?Sized>(
         return Ok(found.port);
     }
     if packet.is_rst() || packet.tcp_flags & SYN_ACK == SYN_ACK {
-        return Err(Reason::Untracked);
+        return Err(Reason::NoFlow);
     }
     if tables.translations_open(interface.slot) >= u64::from(CONNECTIONS_AN_INTERFACE_MAX) {
         return Err(Reason::FlowQuota);

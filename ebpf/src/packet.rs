@@ -433,6 +433,16 @@ impl<A: Ip> Packet<A> {
         self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST | FIN) == ACK
     }
 
+    /// Whether a TCP endpoint may have sent it at all: not what scans are made of.
+    #[inline(always)]
+    pub fn is_sound_tcp(&self) -> bool {
+        let flags = self.tcp_flags & (SYN | ACK | RST | FIN);
+        let one = flags & !ACK;
+        // One of SYN, RST and FIN at most, and FIN never without an acknowledgement.
+        let alone = one & one.wrapping_sub(1) == 0;
+        self.kind == Kind::Tcp && alone && (flags & ACK != 0 || flags == SYN || flags == RST)
+    }
+
     /// Whether a flow may begin with this packet.
     #[inline(always)]
     pub fn opens_flow(&self) -> bool {

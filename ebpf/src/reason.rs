@@ -53,6 +53,8 @@ reasons! {
     Neighbour = 9, accept, "neighbour-answered";
     /// A router solicitation, handed to the responder.
     PuntRouter = 10, accept, "router-solicitation";
+    /// A packet of a flow that EC2 does not track, when it is let in by its rule.
+    Untracked = 11, accept, "untracked";
     /// The time service, handed to the responder.
     PuntTime = 12, accept, "time";
     /// A name to be resolved, handed to the responder.
@@ -87,7 +89,7 @@ reasons! {
     /// No rule of the receiver's groups permits the flow.
     IngressDenied = 27, drop, "ingress-denied";
     /// It opens no flow and belongs to none.
-    Untracked = 28, drop, "untracked";
+    NoFlow = 28, drop, "no-flow";
     /// An ICMP type that we do not forward.
     IcmpType = 29, drop, "icmp-type";
     /// An ICMP error about no known flow.
@@ -165,6 +167,12 @@ reasons! {
 }
 
 impl Reason {
+    /// Whether a rule let the packet in, and not a flow.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        matches!(self, Self::NewFlow | Self::Untracked)
+    }
+
     /// The reason with this number.
     pub fn from_number(number: u8) -> Option<Self> {
         Self::ALL.iter().copied().find(|r| *r as u8 == number)

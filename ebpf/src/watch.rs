@@ -10,11 +10,11 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
+use ebpf::Verdict;
 use ebpf::event::{
     CAPTURED_MAX, EVENTS, EVENTS_BYTES, Event, HITS_MAX, HitKey, Pace, TALLIES_MAX, TALLY, Tally,
     TallyKey, Wanted,
 };
-use ebpf::{Reason, Verdict};
 
 use crate::maps::WORK;
 
@@ -41,7 +41,7 @@ static TALLIES: HashMap<TallyKey, Tally> = HashMap::with_max_entries(TALLIES_MAX
 #[inline(always)]
 pub fn wanted(verdict: &Verdict) -> bool {
     let what = WANTED.get(0).map_or(0, |w| w.what);
-    what & TALLY != 0 || verdict.reason == Reason::NewFlow || what != 0 && !verdict.reason.accepts()
+    what & TALLY != 0 || verdict.reason.opens() || what != 0 && !verdict.reason.accepts()
 }
 
 /// Whether packets and bytes of flows are counted.
@@ -59,7 +59,7 @@ pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
     // SAFETY: the pointer was checked, and `carry_out` has a verdict there.
     let verdict = unsafe { &(*work).verdict };
     let [first, second] = verdict.slots;
-    if verdict.reason == Reason::NewFlow {
+    if verdict.reason.opens() {
         if verdict.egress_rule != 0 {
             hit(HitKey { slot: first, rule: verdict.egress_rule, direction: 1 });
         }
@@ -69,7 +69,7 @@ pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
         }
     }
     let Some(wanted) = WANTED.get(0) else { return 0 };
-    let told = verdict.reason == Reason::NewFlow || !verdict.reason.accepts();
+    let told = verdict.reason.opens() || !verdict.reason.accepts();
     if wanted.what & EVENTS != 0 && told {
         // SAFETY: as above. What goes through no gateway has 0 there.
         let translated = unsafe { (*work).nat.ports.new };

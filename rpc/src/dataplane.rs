@@ -213,6 +213,10 @@ pub struct Interface {
     /// permits the packet: after a host was lost with its flows.
     #[serde(default)]
     pub loose_tcp: bool,
+    /// Whether flows of TCP and UDP that rules let everybody begin, and all of whose answers
+    /// pass, are not tracked, as in EC2: they count for no limit, and end with their rule.
+    #[serde(default)]
+    pub untracked: bool,
     pub dhcp: Dhcp,
     /// What the metadata service answers: path below `/latest/` (or a dated
     /// version) → document, such as `meta-data/instance-id` → `i-…`. Folders
@@ -231,7 +235,8 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// An interface with nothing but what it must have: its fields' defaults are EC2's.
+    /// An interface with nothing but what it must have: its fields' defaults are EC2's, but
+    /// that all its flows are tracked.
     /// Whoever makes one names what differs, and ends with `..Interface::new(…)`.
     pub fn new(
         id: InterfaceId,
@@ -259,6 +264,7 @@ impl Interface {
             takes_frames: None,
             idle: IdleTimeouts::default(),
             loose_tcp: false,
+            untracked: false,
             dhcp: Dhcp::default(),
             metadata: None,
             services: Services::default(),

@@ -129,6 +129,7 @@ fn interface(
             dns: Some(names(context, instance, interface)),
             ..metadata_by(options)
         },
+        untracked: true,
         ..dataplane::Interface::new(
             interface.id,
             dataplane::Device::Tap { name: tap_name(interface), owner_uid: instance.uid },

@@ -178,6 +178,7 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("incoming", told_rate(i.rates.incoming)),
         ("packets", told_rate(i.rates.packets)),
         ("idle", told_idle(&i.idle)),
+        ("untracked", if i.untracked { "on" } else { NONE }.into()),
         ("loose-tcp", if i.loose_tcp { "on" } else { NONE }.into()),
         ("source-check", if i.source_check { "on" } else { "off" }.into()),
         ("services", services::told(i).unwrap_or_else(|| NONE.into())),

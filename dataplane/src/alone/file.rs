@@ -145,6 +145,8 @@ pub struct InterfaceEntry {
     idle: Option<Spanned<IdleTimeouts>>,
     #[serde(default)]
     loose_tcp: bool,
+    #[serde(default)]
+    untracked: bool,
     hostname: Option<String>,
     domain: Option<String>,
     #[serde(default)]
@@ -363,6 +365,7 @@ impl Reader<'_> {
             takes_frames: entry.takes_frames,
             idle: self.idle(entry)?,
             loose_tcp: entry.loose_tcp,
+            untracked: entry.untracked,
             dhcp: Dhcp {
                 hostname: entry.hostname.clone().unwrap_or_else(|| name.to_owned()),
                 domain: entry.domain.clone().unwrap_or_else(|| "internal".into()),

@@ -439,4 +439,7 @@ fn connections_are_picked_up_where_the_file_says_so() {
     let lines = difference(&old.desired, &new.desired, &new.names);
     let said: Vec<String> = lines.iter().map(ToString::to_string).collect();
     assert_eq!(said, ["~ interface b: loose-tcp none → on"]);
+    let untracked =
+        read(&WHOLE.replace("source-check = false", "source-check = false\nuntracked = true"));
+    assert!(untracked.unwrap().desired.interfaces[1].untracked);
 }

@@ -10,6 +10,7 @@ mod host;
 pub mod idle;
 mod lists;
 mod nat;
+mod open;
 mod place;
 mod policy;
 mod private;
@@ -190,6 +191,9 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         identities: &identities,
         places: Places::new(&loaded.policies),
         policies: BTreeMap::new(),
+        opens: open::Opens::new(),
+        loaded: open::loaded(loaded),
+        generation: desired.generation as u16,
         slots: Slots::new(loaded),
         uplink: uplink(desired, devices)?,
         tables,
@@ -391,6 +395,11 @@ struct Compiler<'a> {
     places: Places,
     /// Slots and rules of policies made already, by the groups in their order.
     policies: BTreeMap<(Direction, Vec<GroupId>), SlotAndRules>,
+    opens: open::Opens,
+    /// Records that are loaded, by their ids.
+    loaded: BTreeMap<u64, &'a Interface>,
+    /// Of the desired state, its low bits.
+    generation: u16,
     slots: Slots,
     route_tables: routes::RouteTables,
     acls: &'a acls::ById<'a>,
@@ -462,6 +471,10 @@ impl Compiler<'_> {
         let tap = matches!(i.device, dataplane::Device::Tap { .. });
         let takes_frames = if i.takes_frames.unwrap_or(tap) { TAKES_FRAMES } else { 0 };
         let set = i.groups.iter().copied().collect();
+        let (ingress, egress) = (Direction::Ingress, Direction::Egress);
+        let (ingress, egress) =
+            (self.policy(i, device.ifindex, ingress)?, self.policy(i, device.ifindex, egress)?);
+        let (open_ingress, open_egress, epoch) = self.open(i)?;
         Ok(Interface {
             id,
             vpc: id_number(&i.vpc.digits()),
@@ -475,8 +488,8 @@ impl Compiler<'_> {
             uplink: self.uplink.as_ref().map_or(0, |u| u.ifindex),
             next_hop: self.uplink.as_ref().map_or(0, |u| u.gateway.into()),
             punt: punt(self.devices).map_or(0, |(_, fact)| fact.ifindex),
-            ingress: self.policy(i, device.ifindex, Direction::Ingress)?,
-            egress: self.policy(i, device.ifindex, Direction::Egress)?,
+            ingress,
+            egress,
             flows_max: FLOWS_AN_INTERFACE_MAX,
             tcp_idle_s: idle.tcp_established,
             udp_idle_s: idle.udp,
@@ -489,7 +502,10 @@ impl Compiler<'_> {
             uplink_mtu: self.uplink.as_ref().map_or(0, |u| u.mtu),
             acl_ingress: self.acl(i, device.ifindex, Direction::Ingress)?,
             acl_egress: self.acl(i, device.ifindex, Direction::Egress)?,
-            zero: 0,
+            open_ingress,
+            open_egress,
+            epoch,
+            zero: [0; 3],
         })
     }
 

@@ -210,7 +210,9 @@ impl<'a> Carry<'a> {
                     let key = key_of(&place.words);
                     let interface = self.interfaces.get(&key.interface);
                     let alive = |i: &Interface| flow::alive(&place.flow, key.protocol, i, now_s);
+                    // What was not tracked is let in anew, or not.
                     if place.flow.phase != 0
+                        && place.flow.flags & flow::UNTRACKED == 0
                         && interface.is_some_and(|i| alive(i))
                         && put_half(maps, &key, self.seed, place.flow).map_err(failed)?
                     {

@@ -331,10 +331,11 @@ impl Maps {
     }
 }
 
-/// The slots of an interface's groups and of its network ACL.
+/// The slots of an interface's groups, of its network ACL, and of its open rules.
 fn policies_of(i: &Interface) -> impl Iterator<Item = u32> + use<> {
-    let acls = [i.acl_ingress, i.acl_egress].map(|place| u32::from(place).checked_sub(1));
-    [i.ingress, i.egress].into_iter().chain(acls.into_iter().flatten())
+    let others = [i.acl_ingress, i.acl_egress, i.open_ingress, i.open_egress];
+    let others = others.map(|place| u32::from(place).checked_sub(1));
+    [i.ingress, i.egress].into_iter().chain(others.into_iter().flatten())
 }
 
 fn range_key(half: u32, prefix: &Prefix) -> RangeKey {

@@ -26,5 +26,6 @@ mod strangers;
 mod survive;
 mod teardown;
 mod traffic;
+mod untracked;
 mod upgrade;
 mod world;

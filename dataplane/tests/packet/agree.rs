@@ -24,7 +24,8 @@ use crate::frames6::{self, carried_out6};
 use crate::random::Random;
 use crate::told::{told, told6};
 use crate::world::{
-    GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices, peopled,
+    GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices, open_some,
+    peopled,
 };
 
 const PACKETS: u64 = 120_000;
@@ -281,7 +282,8 @@ pub fn compare_frame(
 }
 
 /// IPv6 frames met these too.
-const SIX: [Reason; 35] = [
+const SIX: [Reason; 36] = [
+    Reason::Untracked,
     Reason::TtlExpired,
     Reason::TooBig,
     Reason::FragmentFollows,
@@ -306,7 +308,7 @@ const SIX: [Reason; 35] = [
     Reason::ExtensionHeader,
     Reason::EgressDenied,
     Reason::IngressDenied,
-    Reason::Untracked,
+    Reason::NoFlow,
     Reason::IcmpType,
     Reason::Unrelated,
     Reason::NoRoute,
@@ -330,7 +332,11 @@ fn the_loaded_programs_decide_as_the_host_does() {
     let mut tally = Tally::default();
     while tally.packets < PACKETS {
         let rules_max = random.pick(&[1, 4, 30]);
-        let desired = desired(&mut random, rules_max);
+        let mut desired = desired(&mut random, rules_max);
+        if random.chance(50) {
+            open_some(&mut desired.groups, &mut random);
+            desired.interfaces.iter_mut().for_each(|i| i.untracked = true);
+        }
         let desired = narrow(&mut random, desired);
         let tables = compile(&desired, &devices, loaded.tables()).unwrap();
         loaded.update(tables.clone()).unwrap();

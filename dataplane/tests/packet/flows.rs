@@ -132,7 +132,7 @@ fn unanswered_and_unconfirmed_openings_stay_half_open() {
     assert_eq!(stage.world_sends("S"), Reason::Established, "a retransmission confirms nothing");
     assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
     stage.now_s += ebpf::flow::TCP_OPENING_IDLE_S + 1;
-    assert_eq!(stage.guest_sends("A"), Reason::Untracked);
+    assert_eq!(stage.guest_sends("A"), Reason::NoFlow);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn an_idle_connection_is_forgotten_and_not_before_its_time() {
     stage.now_s += dataplane::compile::TCP_IDLE_S;
     assert_eq!(stage.world_sends("A"), Reason::Established);
     stage.now_s += dataplane::compile::TCP_IDLE_S + 1;
-    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
 }
 
 #[test]
@@ -155,7 +155,7 @@ fn an_interface_forgets_its_flows_after_its_own_idle_timeout() {
     stage.now_s += 60;
     assert_eq!(stage.world_sends("A"), Reason::Established);
     stage.now_s += 61;
-    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
     stage.desired.interfaces[0].idle.tcp_established = Some(59);
     let error = compile(&stage.desired, &imagined_devices(), stage.host.tables()).unwrap_err();
     let told = error.to_string();
@@ -177,7 +177,7 @@ fn an_ended_connection_lets_its_ports_be_used_again() {
 fn a_guest_without_egress_rules_answers_but_does_not_begin() {
     let mut stage = Stage::new();
     assert_eq!(stage.guest_sends("S"), Reason::EgressDenied);
-    assert_eq!(stage.guest_sends("A"), Reason::Untracked);
+    assert_eq!(stage.guest_sends("A"), Reason::NoFlow);
     stage.connect();
     assert_eq!(stage.guest_sends("A"), Reason::Established);
 }
@@ -208,12 +208,12 @@ fn a_connection_of_a_lost_host_is_picked_up_where_that_is_wished_and_rules_permi
     // All flows are lost.
     stage.host = Host::default();
     stage.load();
-    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
     stage.desired.interfaces[0].loose_tcp = true;
     stage.load();
     assert_eq!(stage.guest_sends("A"), Reason::EgressDenied, "no rule lets it out");
     for flags in ["SA", "FA", "R", "-", "FPU", "SF"] {
-        assert_eq!(stage.world_sends(flags), Reason::Untracked, "{flags}");
+        assert_eq!(stage.world_sends(flags), Reason::NoFlow, "{flags}");
     }
     assert_eq!(stage.world_sends("PA"), Reason::NewFlow);
     assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 1));
@@ -226,7 +226,7 @@ fn a_connection_of_a_lost_host_is_picked_up_where_that_is_wished_and_rules_permi
     stage.load();
     assert_eq!(stage.world_sends("A"), Reason::Established);
     stage.now_s += dataplane::compile::TCP_IDLE_S + 1;
-    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
     stage.desired.interfaces[0].loose_tcp = true;
     stage.load();
     assert_eq!(stage.world_sends("A"), Reason::IngressDenied, "its rule is gone");
@@ -236,8 +236,8 @@ fn a_connection_of_a_lost_host_is_picked_up_where_that_is_wished_and_rules_permi
 fn what_scanners_send_opens_nothing() {
     let mut stage = Stage::new();
     for flags in ["-", "F", "FPU", "A", "FA", "SF", "SR", "SFPU", "R", "RA", "SA", "SFA", "U"] {
-        assert_eq!(stage.world_sends(flags), Reason::Untracked, "{flags}");
-        assert_eq!(stage.guest_sends(flags), Reason::Untracked, "{flags}");
+        assert_eq!(stage.world_sends(flags), Reason::NoFlow, "{flags}");
+        assert_eq!(stage.guest_sends(flags), Reason::NoFlow, "{flags}");
     }
     assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (0, 0));
 }
@@ -271,7 +271,7 @@ fn a_half_closed_connection_lives_as_long_as_an_open_one() {
     stage.now_s += ebpf::flow::CLOSING_IDLE_S;
     assert_eq!(stage.world_sends("A"), Reason::Established);
     stage.now_s += ebpf::flow::CLOSING_IDLE_S + 1;
-    assert_eq!(stage.world_sends("A"), Reason::Untracked);
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
 }
 
 #[test]

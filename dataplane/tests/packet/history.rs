@@ -15,13 +15,13 @@ use ebpf::{Action, Arrival, GATEWAY_MAC, Head, Head6, Reason, V6, Work};
 use etherparse::PacketBuilder;
 use ipnet::{Ipv4Net, Ipv6Net};
 use model::security_group::{Header, permits};
-use model::{Direction, InterfaceId, VpcId};
+use model::{Direction, InterfaceId, Peer, Protocol, Rule, SecurityGroup, VpcId};
 use rpc::dataplane::{Desired, Device, Interface, Uplink};
 
 use crate::random::Random;
 use crate::world::{
     UPLINK, UPLINK_MAC, address, address6, desired, elastic, group, guest, guest_mac,
-    imagined_devices,
+    imagined_devices, open_some,
 };
 
 const STEPS: u64 = 60_000;
@@ -115,6 +115,7 @@ struct Known {
     guest_closed: bool,
     remote_closed: bool,
     ended: bool,
+    untracked: bool,
 }
 
 impl Known {
@@ -133,7 +134,7 @@ impl Known {
         let by_initiator = packet.by_guest == self.by_guest;
         if !self.answered {
             self.answered = !by_initiator;
-        } else if by_initiator && !(packet.is_tcp() && packet.flags == "S") {
+        } else if by_initiator && !(packet.is_tcp() && packet.flags == "S") && !self.untracked {
             self.confirmed = true;
         }
         if packet.is_tcp() {
@@ -151,33 +152,36 @@ struct Reference(HashMap<Key, Known>);
 
 impl Reference {
     fn passes(&mut self, desired: &Desired, packet: &Packet, now_s: u32) -> (bool, &'static str) {
-        let Key { remote, protocol, local_port, remote_port } = packet.key;
+        let protocol = packet.key.protocol;
         if let Some(known) = self.0.get_mut(&packet.key) {
             let alive = now_s - known.seen_s <= known.idle_s_max(protocol);
             let anew = known.ended && packet.opens() && packet.is_tcp();
-            if alive && !anew {
+            let open = untracked(desired, &packet.key);
+            // What is not tracked hangs on the rules as they are now, and is tracked from
+            // then on where they let it in and not everybody.
+            let stands = !known.untracked
+                || open.is_some()
+                || permitted(desired, &packet.key, known.by_guest).is_some();
+            if alive && !anew && stands {
+                let word = if known.untracked { "known, not tracked" } else { "known" };
+                known.untracked &= open.is_some();
                 *known = known.after(packet, now_s);
-                return (true, "known");
+                return (true, word);
             }
         }
         let picked_up = desired.interfaces[0].loose_tcp && packet.is_tcp() && packet.flags == "A";
-        if !packet.opens() && !picked_up {
-            return (false, "belongs to none");
-        }
-        let (direction, detail) = match packet.by_guest {
-            true => (Direction::Egress, remote_port),
-            false => (Direction::Ingress, local_port),
-        };
-        let own = &desired.interfaces[0].groups;
-        let groups = desired.groups.iter().filter(|g| own.contains(&g.id));
-        let header = Header { remote, protocol, detail };
-        if permits(groups, &desired.prefix_lists, direction, &Default::default(), &header).is_none()
-        {
+        let opens = packet.opens() || picked_up;
+        if opens && permitted(desired, &packet.key, packet.by_guest).is_none() {
             return (false, "denied");
+        }
+        let open = untracked(desired, &packet.key);
+        if !opens && open.is_none() {
+            return (false, "belongs to none");
         }
         let known = Known {
             seen_s: now_s,
-            by_guest: packet.by_guest,
+            by_guest: if opens { packet.by_guest } else { open == Some(Direction::Egress) },
+            untracked: open.is_some(),
             answered: false,
             confirmed: false,
             guest_closed: false,
@@ -185,13 +189,61 @@ impl Reference {
             ended: false,
         };
         self.0.insert(packet.key, known);
-        (true, "new")
+        (true, if open.is_some() { "new, not tracked" } else { "new" })
+    }
+}
+
+fn groups(desired: &Desired) -> impl Iterator<Item = &SecurityGroup> {
+    let own = &desired.interfaces[0].groups;
+    desired.groups.iter().filter(|g| own.contains(&g.id))
+}
+
+/// The rule by which that end may begin the flow.
+fn permitted(desired: &Desired, key: &Key, by_guest: bool) -> Option<model::RuleId> {
+    let (direction, detail) = match by_guest {
+        true => (Direction::Egress, key.remote_port),
+        false => (Direction::Ingress, key.local_port),
+    };
+    let header = Header { remote: key.remote, protocol: key.protocol, detail };
+    permits(groups(desired), &desired.prefix_lists, direction, &Default::default(), &header)
+}
+
+/// As EC2's guide says it: a rule permits the flow from everywhere, and a rule of the other
+/// direction permits every answer, from any port to everywhere.
+fn untracked(desired: &Desired, key: &Key) -> Option<Direction> {
+    let everywhere = if key.remote.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
+    let everywhere = Peer::Cidr(everywhere.parse().unwrap());
+    let permits = |rule: &&Rule, from: u16, to: u16| {
+        let ports = match rule.protocol {
+            Protocol::Any => (0, u16::MAX),
+            Protocol::Number(number) if number == key.protocol => (0, u16::MAX),
+            Protocol::Tcp(ports) if key.protocol == TCP => (ports.first(), ports.last()),
+            Protocol::Udp(ports) if key.protocol == UDP => (ports.first(), ports.last()),
+            _ => return false,
+        };
+        rule.peer == everywhere && ports.0 <= from && to <= ports.1
+    };
+    let open = |way, port| {
+        groups(desired).flat_map(|g| g.rules(way)).any(|rule| permits(&rule, port, port))
+    };
+    let all =
+        |way| groups(desired).flat_map(|g| g.rules(way)).any(|rule| permits(&rule, 0, u16::MAX));
+    let (inward, outward) = (Direction::Ingress, Direction::Egress);
+    if !desired.interfaces[0].untracked {
+        None
+    } else if open(inward, key.local_port) && all(outward) {
+        Some(inward)
+    } else if open(outward, key.remote_port) && all(inward) {
+        Some(outward)
+    } else {
+        None
     }
 }
 
 /// Groups, and the lists that their rules name.
 fn rules(random: &mut Random) -> Desired {
-    let Desired { groups, prefix_lists, .. } = desired(random, 12);
+    let Desired { mut groups, prefix_lists, .. } = desired(random, 12);
+    open_some(&mut groups, random);
     Desired { groups, prefix_lists, ..Desired::default() }
 }
 
@@ -278,6 +330,7 @@ fn play(
                 let Desired { groups, prefix_lists, .. } = rules(random);
                 (desired_state.groups, desired_state.prefix_lists) = (groups, prefix_lists);
                 desired_state.interfaces[0].loose_tcp = random.chance(30);
+                desired_state.interfaces[0].untracked = random.chance(60);
                 load(&mut host, &desired_state);
             }
             1..=8 => {
@@ -316,7 +369,9 @@ fn histories_of_packets_rules_and_time_pass_as_a_plain_set_of_flows_says() {
     let (wrong, said) = play(&mut random, STEPS, false);
     assert_eq!(wrong, None);
     eprintln!("{said:?}");
-    for why in ["known", "new", "denied", "belongs to none"] {
+    let words =
+        ["known", "known, not tracked", "new", "new, not tracked", "denied", "belongs to none"];
+    for why in words {
         for six in [false, true] {
             let times = said.get(&(why, six)).copied().unwrap_or(0);
             assert!(times > STEPS / 1000, "{why} (IPv6: {six}) only {times} times");

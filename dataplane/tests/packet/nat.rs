@@ -513,7 +513,7 @@ fn whatever_happens_an_answer_reaches_who_asked_and_nobody_else() {
             // Only an opening of a group's flow may be refused, and a port where none is left.
             let towards = stage.host.ports().keys().filter(|key| key.peer_port == to).count();
             let full = reason == Reason::NatNoPort && before.is_none() && towards == PORTS;
-            assert!(full || reason == Reason::Untracked, "{reason:?} {towards} {before:?}");
+            assert!(full || reason == Reason::NoFlow, "{reason:?} {towards} {before:?}");
             refused += u64::from(full);
             continue;
         }

@@ -173,6 +173,26 @@ pub fn peopled(random: &mut Random) -> Desired {
     world
 }
 
+/// Half of the groups let everybody come or go, and every answer pass.
+pub fn open_some(groups: &mut [SecurityGroup], random: &mut Random) {
+    for (n, group) in groups.iter_mut().enumerate() {
+        if random.chance(50) {
+            continue;
+        }
+        let everybody = if random.chance(50) { "0.0.0.0/0" } else { "::/0" };
+        let peer = Peer::Cidr(everybody.parse().unwrap());
+        let port = Protocol::Tcp(PortRange::single(random.pick(&[22, 53, 443])));
+        let protocol = random.pick(&[Protocol::Any, Protocol::Udp(PortRange::ALL), port]);
+        let (inward, outward) = match random.chance(70) {
+            true => (protocol, Protocol::Any),
+            false => (Protocol::Any, protocol),
+        };
+        let id = |k: u128| RuleId::from_random(9000 + k + n as u128);
+        group.ingress.push(Rule { id: id(0), protocol: inward, peer });
+        group.egress.push(Rule { id: id(100), protocol: outward, peer });
+    }
+}
+
 pub fn group(n: u64) -> GroupId {
     GroupId::from_random(u128::from(n) + 100)
 }
