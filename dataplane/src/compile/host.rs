@@ -29,7 +29,8 @@ pub struct Host {
     steps6: HashMap<u32, Step6>,
     flows6: HashMap<FlowKey<V6>, Flow>,
     half_flows6: Vec<Bucket<WORDS6>>,
-    open: HashMap<u32, u64>,
+    /// Below 0 where an interface that went and came back has flows of before.
+    open: HashMap<u32, i64>,
     fragments: HashMap<u32, Place>,
     translations: HashMap<FlowKey, Translation>,
     ports: HashMap<PortKey, PortHolder>,
@@ -253,7 +254,7 @@ impl ebpf::Tables for Host {
     }
 
     fn flows_open(&self, slot: u32) -> u64 {
-        self.open.get(&slot).copied().unwrap_or(0)
+        self.open.get(&slot).map_or(0, |open| u64::try_from(*open).unwrap_or(0))
     }
 
     fn blocked(&self, address: u32) -> bool {

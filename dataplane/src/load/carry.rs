@@ -9,6 +9,7 @@
 //! once more after the exchange, and what ours know better by then stays. A death in the
 //! midst is mended by doing all of it again: nothing is put over what is newer, nor added twice.
 
+mod half;
 mod ports;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,6 @@ use aya::maps::MapData;
 use bytemuck::Pod;
 use ebpf::V6;
 use ebpf::flow;
-use ebpf::half::{Address, Bucket};
 use ebpf::layout::{Flow, FlowKey, Interface, Quota};
 use ebpf::rate::Levels;
 
@@ -191,41 +191,6 @@ impl<'a> Carry<'a> {
                 return Ok(found);
             }
         }
-    }
-
-    fn half_flows(&mut self, maps: &Maps) -> Result<(), Error> {
-        const NAME: &str = "HALF_FLOWS";
-        let failed = |e| Error::new("carry over", NAME, e);
-        let now_s = now_s().map_err(failed)?;
-        for source in &self.sources {
-            let Some((from, old)) = source.map(NAME, &self.own, 1)? else { continue };
-            if self.own.find(NAME) != Some(old) {
-                continue;
-            }
-            let mut cursor = None;
-            loop {
-                let slice = from.slice(cursor, BATCH).map_err(failed)?;
-                let buckets = slice.entries.iter().map(|(_, b)| bytemuck::pod_read_unaligned(b));
-                for place in buckets.flat_map(|b: Bucket| b.places) {
-                    let key = key_of(&place.words);
-                    let interface = self.interfaces.get(&key.interface);
-                    let alive = |i: &Interface| flow::alive(&place.flow, key.protocol, i, now_s);
-                    // What was not tracked is let in anew, or not.
-                    if place.flow.phase != 0
-                        && place.flow.flags & flow::UNTRACKED == 0
-                        && interface.is_some_and(|i| alive(i))
-                        && put_half(maps, &key, self.seed, place.flow).map_err(failed)?
-                    {
-                        self.carried.half_flows += 1;
-                    }
-                }
-                cursor = slice.cursor;
-                if cursor.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(())
     }
 
     /// Counters of rules. Those of the moments between are not worth a lock.
@@ -430,50 +395,9 @@ fn joined(ours: Flow, theirs: Flow) -> Flow {
     }
 }
 
-/// Whether it was put there.
-fn put_half(maps: &Maps, key: &FlowKey, seed: u64, flow: Flow) -> io::Result<bool> {
-    let address = Address::of(key, seed);
-    let Some(mut bucket) = maps.half.get(&address.bucket)? else { return Ok(false) };
-    let ours = bucket.find(&address.words);
-    let both = ours.map_or(flow, |ours| joined(ours, flow));
-    if ours == Some(both) {
-        return Ok(false);
-    }
-    bucket.put(&address.words, both);
-    maps.half.put(&address.bucket, &bucket)?;
-    Ok(ours.is_none())
-}
-
-/// The other way than `ebpf::half::Address::of`.
-fn key_of(words: &[u64; 3]) -> FlowKey {
-    FlowKey {
-        interface: words[0],
-        local: (words[1] >> 32) as u32,
-        remote: words[1] as u32,
-        local_port: (words[2] >> 48) as u16,
-        remote_port: (words[2] >> 32) as u16,
-        protocol: (words[2] >> 24) as u8,
-        zero: [0; 3],
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_half_open_flows_key_is_read_from_its_words() {
-        let key = FlowKey {
-            interface: 0x0102_0304_0506_0708,
-            local: 0x0a00_0005,
-            remote: 0xc633_6401,
-            local_port: 50_000,
-            remote_port: 53,
-            protocol: flow::UDP,
-            zero: [0; 3],
-        };
-        assert_eq!(key_of(&Address::of(&key, 99).words), key);
-    }
 
     #[test]
     fn what_two_have_seen_of_a_flow_is_joined_and_never_goes_back() {

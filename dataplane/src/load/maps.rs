@@ -6,7 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use aya::Ebpf;
 use aya::maps::MapData;
-use ebpf::half::Bucket;
+use ebpf::half::{Bucket, WORDS6};
 use ebpf::layout::{
     Config, Elastic, ElasticKey, Flow, FlowKey, HALVES, Holder, HolderKey, Hop, Interface, Local,
     LocalKey, Policy, Prefix, Prefix6, Quota, ROW_NONE, RangeKey, RouteKey, Six, Span, Step, Step6,
@@ -70,6 +70,7 @@ pub struct Maps {
     words: Mapped<u64>,
     pub flows: Map<FlowKey, Flow>,
     pub half: Map<u32, Bucket>,
+    pub half6: Map<u32, Bucket<WORDS6>>,
     sixes: Map<u32, Six>,
     holders: Map<HolderKey, Holder>,
     steps6: Mapped<Step6>,
@@ -116,6 +117,7 @@ impl Maps {
             words: mapped(bpf, "WORDS")?,
             flows: map(bpf, "FLOWS")?,
             half: map(bpf, "HALF_FLOWS")?,
+            half6: map(bpf, "HALF_FLOWS6")?,
             sixes: map(bpf, "SIXES")?,
             holders: map(bpf, "HOLDERS")?,
             steps6: mapped(bpf, "STEPS6")?,

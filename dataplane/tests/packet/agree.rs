@@ -21,7 +21,7 @@ use rpc::dataplane::Desired;
 
 use crate::frames::{carried_out, frame, responder_frame};
 use crate::frames6::{self, carried_out6};
-use crate::random::Random;
+use crate::random::{Random, many};
 use crate::told::{told, told6};
 use crate::world::{
     GUESTS, PUNT, UPLINK, UPLINK_MAC, desired, devices, guest, narrow, narrow_devices, open_some,
@@ -29,6 +29,7 @@ use crate::world::{
 };
 
 const PACKETS: u64 = 120_000;
+const PACKETS_FULL: u64 = 10_000_000;
 /// Packets under one desired state.
 const EPOCH: u64 = 4_000;
 
@@ -330,7 +331,8 @@ fn the_loaded_programs_decide_as_the_host_does() {
     let mut loaded = Loaded::open(&bench.deployment).unwrap();
     let mut host = Host::default();
     let mut tally = Tally::default();
-    while tally.packets < PACKETS {
+    let packets = many(PACKETS, PACKETS_FULL);
+    while tally.packets < packets {
         let rules_max = random.pick(&[1, 4, 30]);
         let mut desired = desired(&mut random, rules_max);
         if random.chance(50) {

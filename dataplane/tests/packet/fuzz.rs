@@ -1,8 +1,7 @@
 //! Arbitrary bytes through the loaded programs: never a verdict that the decision on
 //! the host denies, and never a right packet in and a wrong one out.
 //!
-//! `HOSTPLANE_FUZZ_PACKETS` says how many (`./x test`: 100 000; a long run: ten
-//! million), `HOSTPLANE_SEED` from which seed.
+//! 100 000 of them; ten million with `HOSTPLANE_FULL=1`. `HOSTPLANE_SEED` says from which seed.
 
 use dataplane::compile::{Host, compile};
 use dataplane::load::Loaded;
@@ -13,10 +12,11 @@ use nix::net::if_::if_nametoindex;
 use crate::agree::{Bench, Tally, compare_frame};
 use crate::checksum;
 use crate::frames::{frame, responder_frame};
-use crate::random::Random;
+use crate::random::{Random, many};
 use crate::world::{GUESTS, PUNT, UPLINK, desired, guest, narrow, narrow_devices};
 
 const PACKETS: u64 = 100_000;
+const PACKETS_FULL: u64 = 10_000_000;
 /// Packets under one desired state.
 const EPOCH: u64 = 5_000;
 /// The kernel runs no frame that is shorter than an Ethernet header; one that says it
@@ -24,7 +24,7 @@ const EPOCH: u64 = 5_000;
 const LENGTH_MIN: usize = 14;
 
 fn packets() -> u64 {
-    std::env::var("HOSTPLANE_FUZZ_PACKETS").ok().and_then(|n| n.parse().ok()).unwrap_or(PACKETS)
+    many(PACKETS, PACKETS_FULL)
 }
 
 /// Whether the kernel would hand such a frame to a program at all.

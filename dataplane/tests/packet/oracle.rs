@@ -21,7 +21,7 @@ use rpc::dataplane::{Desired, Interface};
 
 use crate::agree::{Bench, skipped};
 use crate::nftables::{Router, TAG_LEN, ruleset};
-use crate::random::Random;
+use crate::random::{Random, many};
 use crate::world::{PORTS, UPLINK, UPLINK_MAC, desired, devices, guest, guest_mac};
 
 const CONFIGURATIONS: u16 = 24;
@@ -33,10 +33,7 @@ const WORLD: [&str; 3] = ["203.0.113.9", "203.0.113.77", "8.8.8.8"];
 const WORLD6: [&str; 2] = ["2001:db8:9::9", "2600::1"];
 
 fn configurations() -> u16 {
-    match std::env::var_os("HOSTPLANE_FULL").is_some_and(|full| full == "1") {
-        true => CONFIGURATIONS_FULL,
-        false => CONFIGURATIONS,
-    }
+    many(CONFIGURATIONS, CONFIGURATIONS_FULL)
 }
 
 /// One network with groups, prefix lists and elastic addresses: what a ruleset says too.

@@ -1,5 +1,10 @@
 //! Randomness from one seed, which every test prints.
 
+/// As many as `./x test` takes, or with `HOSTPLANE_FULL=1` as many as a long run does.
+pub fn many<N>(usual: N, long: N) -> N {
+    if std::env::var_os("HOSTPLANE_FULL").is_some_and(|full| full == "1") { long } else { usual }
+}
+
 pub struct Random(u64);
 
 impl Random {
