@@ -17,6 +17,7 @@ mod nat;
 mod observe;
 mod pieces;
 mod rates;
+mod rewrite;
 mod router;
 mod routes;
 mod secondary;
