@@ -6,10 +6,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
-use block_server::backing::Backing;
+use block_server::backing::{Backing, Cache};
 use block_server::engine::threads::Threads;
 use block_server::engine::uring::Uring;
-use block_server::engine::{Buffer, Engine, FileId, Io, Pool, Wait};
+use block_server::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Wait};
 use block_server::volume::{Core, Geometry, Kind, Op, Outcome, Request, Ticket, Token};
 use sim::{Disk, Done, Random, seed_from_environment};
 
@@ -312,4 +312,110 @@ fn a_client_is_heard_beside_a_ring_that_does_nothing_any_more() {
         // SAFETY: the kernel has just made it, for us.
         drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(completions[0].result) });
     });
+}
+
+const SPINS: Wait =
+    Wait::SpinThen { spin: Duration::from_millis(1), sleep: Duration::from_millis(1) };
+
+/// Until something has ended; `None` after far more turns than that takes.
+fn ended(engine: &mut dyn Engine, wait: Wait) -> Option<Completion> {
+    const TURNS_MAX: usize = 30_000;
+    let mut completions = Vec::new();
+    for _ in 0..TURNS_MAX {
+        engine.reap(wait, &mut completions).unwrap();
+        if !completions.is_empty() {
+            assert_eq!(completions.len(), 1, "{completions:?}");
+            return completions.pop();
+        }
+    }
+    None
+}
+
+/// What a worker's receive may meet: a message that is there, one that comes when the
+/// worker sleeps, an end before any comes, and others who keep the ring busy.
+#[test]
+fn a_receive_ends_once_whether_found_slept_for_cancelled_or_beside_others() {
+    use std::io::Write;
+    let pool = Pool::new();
+    let Ok(mut engine) = Uring::new(&pool) else {
+        println!(
+            "SKIPPED a_receive_ends_once_whether_found_slept_for_cancelled_or_beside_others: no io_uring"
+        );
+        return;
+    };
+    let (mut peer, own) = UnixStream::pair().unwrap();
+    let mut bytes = [0_u8; 16];
+    let into = bytes.as_mut_ptr();
+    let receive = Io::Receive { socket: own.as_raw_fd(), into, length: 16 };
+    // SAFETY: the bytes and the socket outlive every operation: each is seen to end.
+    let start = |engine: &mut Uring, token, io| unsafe { engine.start(token, io) };
+    let is = |found: Option<Completion>, token, result| {
+        assert_eq!(found, Some(Completion { token, result }));
+    };
+
+    start(&mut engine, 1, receive);
+    peer.write_all(b"one").unwrap();
+    is(ended(&mut engine, SPINS), 1, 3);
+
+    start(&mut engine, 2, receive);
+    let mut completions = Vec::new();
+    engine.reap(SPINS, &mut completions).unwrap();
+    assert!(completions.is_empty());
+    peer.write_all(b"later").unwrap();
+    is(ended(&mut engine, Wait::UpTo(Duration::from_millis(10))), 2, 5);
+
+    start(&mut engine, 3, receive);
+    engine.cancel(3);
+    is(ended(&mut engine, SPINS), 3, -libc::ECANCELED);
+    engine.reap(SPINS, &mut completions).unwrap();
+    assert!(completions.is_empty(), "it ended once");
+
+    // A socket that always has something keeps the ring busy.
+    let (mut noisy, heard) = UnixStream::pair().unwrap();
+    noisy.write_all(b"!").unwrap();
+    peer.write_all(b"me too").unwrap();
+    start(&mut engine, 4, receive);
+    let mut turns = 0;
+    while !completions.iter().any(|c| c.token == 4) {
+        turns += 1;
+        assert!(turns < 1000, "passed over for ever");
+        completions.clear();
+        start(&mut engine, 9, Io::Poll { socket: heard.as_raw_fd() });
+        while completions.is_empty() {
+            engine.reap(SPINS, &mut completions).unwrap();
+        }
+    }
+    assert!(completions.contains(&Completion { token: 4, result: 6 }));
+    assert_eq!(&bytes[..6], b"me too");
+}
+
+#[test]
+fn a_read_through_the_cache_says_what_the_file_holds_and_where_it_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("disk.img");
+    let held: Vec<u8> = (0..8192_u32).map(|i| (i / 7) as u8).collect();
+    std::fs::write(&path, &held).unwrap();
+    let pool = Pool::new();
+    let mut engines: Vec<Box<dyn Engine>> = vec![Box::new(Threads::new().unwrap())];
+    match Uring::new(&pool) {
+        Ok(engine) => engines.push(Box::new(engine)),
+        Err(error) => println!(
+            "SKIPPED a_read_through_the_cache_says_what_the_file_holds_and_where_it_ends: io_uring: {error}"
+        ),
+    }
+    for engine in &mut engines {
+        let backing = Backing::open_cached(&path, false, Cache::Writeback).unwrap();
+        let file = engine.add_file(backing.fd.as_fd());
+        for (offset, count) in [(0, 4096), (100, 4096), (6000, 2192), (8192, 0)] {
+            let mut buffer = pool.take(4096);
+            let io = Io::Read { file, into: buffer.address(), length: 4096, offset };
+            // SAFETY: the buffer outlives the operation, which is seen to end.
+            unsafe { engine.start(5, io) }
+            let found = ended(engine.as_mut(), Wait::UpTo(Duration::from_millis(10)));
+            assert_eq!(found, Some(Completion { token: 5, result: count as i32 }), "at {offset}");
+            let at = offset as usize;
+            assert_eq!(buffer.bytes()[..count], held[at..at + count]);
+        }
+        engine.remove_file(file);
+    }
 }
