@@ -9,120 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use fixture::certificates::Certificates;
 use fixture::{Bench, Server, engines, run, skip, succeed, text};
-
-/// Folders of PEM files as QEMU and libnbd read them, made by openssl(1).
-struct Certificates<'a> {
-    bench: &'a Bench,
-}
-
-impl<'a> Certificates<'a> {
-    /// `None`, and a word about it, without openssl.
-    fn new(test: &str, bench: &'a Bench) -> Option<Self> {
-        run(test, "openssl", &["version"])?;
-        let certificates = Self { bench };
-        certificates.authority("ca");
-        certificates.sign("ca", "server", "/O=Test/CN=localhost", "DNS:localhost", "serverAuth");
-        Some(certificates)
-    }
-
-    fn openssl(&self, arguments: &str) {
-        let done = Command::new("openssl")
-            .args(arguments.split_whitespace())
-            .current_dir(self.bench.path("."))
-            .output()
-            .unwrap();
-        assert!(done.status.success(), "{arguments}: {}", String::from_utf8_lossy(&done.stderr));
-    }
-
-    fn authority(&self, name: &str) {
-        std::fs::create_dir(self.bench.path(name)).unwrap();
-        self.openssl(&format!(
-            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
-             -subj /CN={name} -keyout {name}/ca-key.pem -out {name}/ca-cert.pem \
-             -addext basicConstraints=critical,CA:TRUE -addext keyUsage=keyCertSign,cRLSign"
-        ));
-    }
-
-    /// A folder `name` with a certificate of authority `by`.
-    fn sign(&self, by: &str, name: &str, subject: &str, san: &str, usage: &str) -> PathBuf {
-        self.sign_for(by, name, subject, san, usage, 2)
-    }
-
-    /// The same, for so many days; it is over where they are negative.
-    fn sign_for(
-        &self,
-        by: &str,
-        name: &str,
-        subject: &str,
-        san: &str,
-        usage: &str,
-        days: i32,
-    ) -> PathBuf {
-        let folder = self.bench.path(name);
-        std::fs::create_dir(&folder).unwrap();
-        let kind = if usage == "serverAuth" { "server" } else { "client" };
-        let mut extensions = format!("extendedKeyUsage={usage}\nbasicConstraints=CA:FALSE\n");
-        if !san.is_empty() {
-            extensions += &format!("subjectAltName={san}\n");
-        }
-        std::fs::write(folder.join("ext"), extensions).unwrap();
-        self.openssl(&format!(
-            "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj {subject} \
-             -keyout {name}/{kind}-key.pem -out {name}/csr"
-        ));
-        self.openssl(&format!(
-            "x509 -req -in {name}/csr -CA {by}/ca-cert.pem -CAkey {by}/ca-key.pem -days {days} \
-             -CAcreateserial -extfile {name}/ext -out {name}/{kind}-cert.pem"
-        ));
-        std::fs::copy(self.bench.path("ca/ca-cert.pem"), folder.join("ca-cert.pem")).unwrap();
-        folder
-    }
-
-    fn client(&self, by: &str, name: &str, san: &str) -> PathBuf {
-        self.sign(by, name, &format!("/O=Test/CN={name}"), san, "clientAuth")
-    }
-
-    /// A client's certificate that ended years ago.
-    fn expired(&self, by: &str, name: &str, san: &str) -> PathBuf {
-        let folder = self.client(by, name, san);
-        self.authoritys(
-            by,
-            &format!(
-                "-in {name}/csr -out {name}/client-cert.pem -extfile {name}/ext -outdir {name} \
-                 -startdate 20200101000000Z -enddate 20200201000000Z -batch -notext"
-            ),
-        );
-        folder
-    }
-
-    /// The list of what authority `by` revoked: the certificates of `clients`.
-    fn revoke(&self, by: &str, clients: &[&str]) -> PathBuf {
-        for client in clients {
-            self.authoritys(by, &format!("-revoke {client}/client-cert.pem"));
-        }
-        self.authoritys(by, &format!("-gencrl -out {by}/ca-crl.pem"));
-        self.bench.path(by).join("ca-crl.pem")
-    }
-
-    /// What only openssl-ca(1) does, with a database for each authority.
-    fn authoritys(&self, by: &str, arguments: &str) {
-        let place = |file: &str| self.bench.path(by).join(file);
-        if !place("settings").exists() {
-            let settings = format!(
-                "[ca]\ndefault_ca = own\n[own]\ndatabase = {by}/index\n\
-                 crlnumber = {by}/number\ndefault_md = sha256\ndefault_crl_days = 2\n\
-                 rand_serial = yes\npolicy = any\n[any]\norganizationName = optional\ncommonName = supplied\n"
-            );
-            std::fs::write(place("settings"), settings).unwrap();
-            std::fs::write(place("index"), "").unwrap();
-            std::fs::write(place("number"), "01\n").unwrap();
-        }
-        self.openssl(&format!(
-            "ca -config {by}/settings -cert {by}/ca-cert.pem -keyfile {by}/ca-key.pem {arguments}"
-        ));
-    }
-}
 
 fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
@@ -201,6 +89,32 @@ fn libnbd_and_qemu_copy_through_tls() {
         );
         let Some(told) = compared else { return };
         assert!(!told.contains("failed") && !told.contains("rror"), "{engine}: {told}");
+    }
+}
+
+/// A reply's header and payload share a record, and replies that are ready together do;
+/// the suite is the cheapest for this processor, whatever the client prefers.
+#[test]
+fn replies_share_records_of_the_cheapest_suite() {
+    const TEST: &str = "replies_share_records_of_the_cheapest_suite";
+    for engine in engines() {
+        let bench = Bench::new(1);
+        let Some(certificates) = Certificates::new(TEST, &bench) else { return };
+        let folder = certificates.client("ca", "host", "DNS:host");
+        let port = free_port();
+        let server = serve(&bench, engine, port);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls_records.py");
+        let file = |name: &str| folder.join(name);
+        let (ca, own, key) = (file("ca-cert.pem"), file("client-cert.pem"), file("client-key.pem"));
+        let port = port.to_string();
+        let arguments = [script, &port, text(&ca), text(&own), text(&key)];
+        let Some(told) = succeed(TEST, "python3", &arguments) else { return };
+        let (suite, records) = told.trim().split_once(' ').unwrap();
+        if std::arch::is_x86_feature_detected!("aes") {
+            assert_eq!(suite, "TLS_AES_128_GCM_SHA256");
+        }
+        assert!(records.parse::<u32>().unwrap() <= 64, "64 replies in {records} records");
+        server.terminate();
     }
 }
 

@@ -108,8 +108,16 @@ pub(super) fn qemu_nbd(aio: &str, medium: Medium, address: &Address, file: &Path
         .arg(format!("--aio={aio}"));
     match address {
         Address::Unix(socket) => command.arg("--socket").arg(socket),
-        Address::Tcp(port) => command.arg("--bind=127.0.0.1").arg(format!("--port={port}")),
+        Address::Tcp(port) | Address::Tls(port, _) => {
+            command.arg("--bind=127.0.0.1").arg(format!("--port={port}"))
+        }
     };
+    if let Address::Tls(_, certificates) = address {
+        let folder = certificates.folder();
+        let credentials = "tls-creds-x509,id=tls,endpoint=server,verify-peer=yes,dir=";
+        command.arg("--object").arg(format!("{credentials}{}", folder.display()));
+        command.arg("--tls-creds=tls");
+    }
     command.arg(file);
     command
 }
@@ -119,8 +127,15 @@ pub(super) fn nbdkit(address: &Address, file: &Path) -> Command {
     command.arg("--foreground");
     match address {
         Address::Unix(socket) => command.arg("--unix").arg(socket),
-        Address::Tcp(port) => command.arg("--ipaddr=127.0.0.1").arg(format!("--port={port}")),
+        Address::Tcp(port) | Address::Tls(port, _) => {
+            command.arg("--ipaddr=127.0.0.1").arg(format!("--port={port}"))
+        }
     };
+    if let Address::Tls(_, certificates) = address {
+        let folder = certificates.folder();
+        command.args(["--tls=require", "--tls-verify-peer"]);
+        command.arg(format!("--tls-certificates={}", folder.display()));
+    }
     command.arg("file").arg(file);
     command
 }
@@ -138,8 +153,13 @@ fn ours(program: &Path, medium: Medium, address: &Address, file: &Path) -> Comma
     }
     match address {
         Address::Unix(socket) => command.arg("--socket").arg(socket),
-        Address::Tcp(port) => command.arg("--tcp").arg(format!("127.0.0.1:{port}")),
+        Address::Tcp(port) | Address::Tls(port, _) => {
+            command.arg("--tcp").arg(format!("127.0.0.1:{port}"))
+        }
     };
+    if let Address::Tls(_, certificates) = address {
+        command.arg("--tls-certificates").arg(certificates.folder());
+    }
     command
 }
 

@@ -1,5 +1,6 @@
 //! fio as the client, by its engines `nbd` (libnbd) and, on the bare file, `io_uring`.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,6 +12,9 @@ use crate::block::file::DataFile;
 use crate::block::load::{Deed, Done, Load};
 use crate::process;
 
+/// libnbd looks for certificates at home only for those who are not root.
+const NOBODY: u32 = 65534;
+
 pub fn over_nbd(
     address: &Address,
     data: &DataFile,
@@ -19,6 +23,12 @@ pub fn over_nbd(
 ) -> anyhow::Result<Done> {
     let mut fio = command(data, load, duration);
     fio.arg("--ioengine=nbd").arg(format!("--uri={}", address.uri()));
+    if let Address::Tls(_, certificates) = address {
+        fio.env("HOME", certificates.home());
+        if nix::unistd::geteuid().is_root() {
+            fio.uid(NOBODY).gid(NOBODY);
+        }
+    }
     outcome(fio, load)
 }
 

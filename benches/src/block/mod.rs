@@ -15,6 +15,7 @@
 
 pub mod address;
 pub mod beside;
+pub mod certificates;
 pub mod client;
 pub mod contender;
 pub mod file;

@@ -39,10 +39,12 @@ pub struct Layer {
     filled: usize,
     plain: Vec<u8>,
     plain_taken: usize,
+    /// Plain, and less than a record.
+    gathered: Vec<u8>,
     /// Sealed, and not yet given to the kernel.
-    pending: Vec<u8>,
+    pending: Sealed,
     /// The kernel reads from it: it is left alone until all of it is sent.
-    sending: Vec<u8>,
+    sending: Sealed,
     sending_done: usize,
     failure: Option<rustls::Error>,
     closing: bool,
@@ -56,8 +58,9 @@ impl Layer {
             filled: 0,
             plain: Vec::new(),
             plain_taken: 0,
-            pending: Vec::new(),
-            sending: Vec::new(),
+            gathered: Vec::new(),
+            pending: Sealed::default(),
+            sending: Sealed::default(),
             sending_done: 0,
             failure: None,
             closing: false,
@@ -92,7 +95,7 @@ impl Layer {
                     true
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    append(&mut self.pending, 1 << 10, |place| {
+                    self.pending.append(1 << 10, |place| {
                         data.encode(place).map_err(|error| match error {
                             EncodeError::InsufficientSize(size) => Some(size),
                             EncodeError::AlreadyEncoded => None,
@@ -141,8 +144,37 @@ impl Layer {
         count
     }
 
-    /// Seals `plain`; the caller minds [`Self::has_room`].
-    pub fn seal(&mut self, plain: &[u8]) {
+    /// Seals `plain`, up to what fills no record: [`Self::finish`] seals that. The caller
+    /// minds [`Self::has_room`].
+    pub fn seal(&mut self, mut plain: &[u8]) {
+        // Each record costs both ends as much as a kilobyte or two: headers and short
+        // payloads share one.
+        if !self.gathered.is_empty() {
+            let (first, rest) = plain.split_at(plain.len().min(RECORD - self.gathered.len()));
+            self.gathered.extend_from_slice(first);
+            plain = rest;
+            if self.gathered.len() == RECORD {
+                self.finish();
+            }
+        }
+        let (whole, rest) = plain.split_at(plain.len() - plain.len() % RECORD);
+        if !whole.is_empty() {
+            self.encrypt(whole);
+        }
+        self.gathered.extend_from_slice(rest);
+    }
+
+    /// Seals what was gathered.
+    pub fn finish(&mut self) {
+        if !self.gathered.is_empty() {
+            let mut gathered = std::mem::take(&mut self.gathered);
+            self.encrypt(&gathered);
+            gathered.clear();
+            self.gathered = gathered;
+        }
+    }
+
+    fn encrypt(&mut self, plain: &[u8]) {
         let sealed = plain.len() + (plain.len() / RECORD + 1) * RECORD_EXTRA;
         self.write(sealed, |traffic, place| traffic.encrypt(plain, place));
     }
@@ -172,7 +204,7 @@ impl Layer {
             self.failure.get_or_insert(rustls::Error::HandshakeNotComplete);
             return;
         };
-        let written = append(&mut self.pending, estimate, |place| {
+        let written = self.pending.append(estimate, |place| {
             write(&mut traffic, place).map_err(|error| match error {
                 EncryptError::InsufficientSize(size) => Some(size),
                 EncryptError::EncryptExhausted => None,
@@ -185,27 +217,27 @@ impl Layer {
 
     /// Whether more may be sealed before the socket takes what there is.
     pub fn has_room(&self) -> bool {
-        self.failure.is_none() && self.pending.len() < SEALED_MAX
+        self.failure.is_none() && self.pending.filled < SEALED_MAX
     }
 
     pub fn has_output(&self) -> bool {
-        !self.pending.is_empty() || !self.sending.is_empty()
+        self.pending.filled > 0 || self.sending.filled > 0
     }
 
     /// What is to be sent next. It stays in its place until [`Self::sent`],
     /// whatever else is called meanwhile.
     pub fn output(&mut self) -> &[u8] {
-        if self.sending.is_empty() {
+        if self.sending.filled == 0 {
             std::mem::swap(&mut self.sending, &mut self.pending);
         }
-        &self.sending[self.sending_done..]
+        &self.sending.bytes[self.sending_done..self.sending.filled]
     }
 
     /// The socket took `count` bytes of [`Self::output`].
     pub fn sent(&mut self, count: usize) {
         self.sending_done += count;
-        if self.sending_done == self.sending.len() {
-            self.sending.clear();
+        if self.sending_done == self.sending.filled {
+            self.sending.filled = 0;
             self.sending_done = 0;
         }
     }
@@ -227,20 +259,35 @@ impl Layer {
     }
 }
 
-/// Lets `write` append to `target`; grows it once more where it asks for more
-/// than estimated. `false` where it cannot write at all.
-fn append(
-    target: &mut Vec<u8>,
-    estimate: usize,
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,
-) -> bool {
-    let start = target.len();
-    target.resize(start + estimate, 0);
-    let mut result = write(&mut target[start..]);
-    if let Err(Some(InsufficientSizeError { required_size })) = result {
-        target.resize(start + required_size, 0);
-        result = write(&mut target[start..]);
+/// Bytes for the socket. What was there before is written over and never cleared:
+/// to clear the place for 256 KiB costs a tenth of sealing them.
+#[derive(Default)]
+struct Sealed {
+    bytes: Vec<u8>,
+    filled: usize,
+}
+
+impl Sealed {
+    /// Lets `write` append; makes room once more where it asks for more than estimated.
+    /// `false` where it cannot write at all.
+    fn append(
+        &mut self,
+        estimate: usize,
+        mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<InsufficientSizeError>>,
+    ) -> bool {
+        let mut result = write(self.place(estimate));
+        if let Err(Some(InsufficientSizeError { required_size })) = result {
+            result = write(self.place(required_size));
+        }
+        self.filled += *result.as_ref().unwrap_or(&0);
+        result.is_ok()
     }
-    target.truncate(start + *result.as_ref().unwrap_or(&0));
-    result.is_ok()
+
+    fn place(&mut self, size: usize) -> &mut [u8] {
+        let end = self.filled + size;
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        &mut self.bytes[self.filled..end]
+    }
 }

@@ -274,6 +274,7 @@ impl Connection {
                 if count == rest.len() { (pieces + 1, 0) } else { (pieces, bytes + count) };
         }
         self.batch_sent = (pieces, bytes);
+        tls.finish();
         let sealed = tls.output();
         self.vectors.clear();
         self.vectors.push(libc::iovec {
