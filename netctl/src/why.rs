@@ -1,7 +1,7 @@
 //! `netctl why`: would a packet pass, and which rule says so? The dataplane asks
 //! the very program that is loaded.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use clap::{Args, ValueEnum};
 use model::{Direction, InterfaceId};
@@ -23,6 +23,7 @@ const EPHEMERAL_PORT: u16 = 49152;
   netctl why web --from 203.0.113.10 --port 22
   netctl why web --to 192.0.2.10 --protocol udp --port 53
   netctl why eni-0123456789abcdef0 --from 10.0.0.7 --protocol icmp --port 8
+  netctl why web --from 2001:db8:9::1 --port 443
   netctl why web --packet capture.pcap --on-uplink
 
 EXIT STATUS: 0 it is answered, whatever the answer; see `allowed` in -o json.")]
@@ -32,13 +33,13 @@ pub struct Why {
     pub target: String,
     /// A packet to the instance from this address
     #[arg(long, value_name = "ADDRESS", required_unless_present_any = ["to", "packet"], conflicts_with = "to")]
-    pub from: Option<Ipv4Addr>,
+    pub from: Option<IpAddr>,
     /// A packet from the instance to this address
     #[arg(long, value_name = "ADDRESS")]
-    pub to: Option<Ipv4Addr>,
-    /// Which of the interface's private addresses; by default its first
+    pub to: Option<IpAddr>,
+    /// Which of the interface's addresses; by default the first of the other end's family
     #[arg(long, value_name = "ADDRESS", conflicts_with = "packet")]
-    pub address: Option<Ipv4Addr>,
+    pub address: Option<IpAddr>,
     /// The packet's protocol
     #[arg(long, short, value_enum, default_value_t = Protocol::Tcp)]
     pub protocol: Protocol,
@@ -64,11 +65,12 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    const fn number(self) -> u8 {
-        match self {
-            Self::Tcp => model::Protocol::TCP,
-            Self::Udp => model::Protocol::UDP,
-            Self::Icmp => model::Protocol::ICMP,
+    const fn number(self, remote: IpAddr) -> u8 {
+        match (self, remote) {
+            (Self::Tcp, _) => model::Protocol::TCP,
+            (Self::Udp, _) => model::Protocol::UDP,
+            (Self::Icmp, IpAddr::V4(_)) => model::Protocol::ICMP,
+            (Self::Icmp, IpAddr::V6(_)) => model::Protocol::ICMPV6,
         }
     }
 }
@@ -177,16 +179,21 @@ pub fn interface(session: &Session, target: &str) -> Outcome<InterfaceId> {
     text.parse().map_err(|e| Failure::unfit(format!("why {target}: {e}")))
 }
 
-fn question(interface: InterfaceId, direction: Direction, remote: Ipv4Addr, why: &Why) -> Question {
+fn question(interface: InterfaceId, direction: Direction, remote: IpAddr, why: &Why) -> Question {
+    // Of ICMP the type stands where a port has its high byte, and the other end has none.
+    let (from, to) = match why.protocol {
+        Protocol::Icmp => (0, why.port << 8),
+        Protocol::Tcp | Protocol::Udp => (EPHEMERAL_PORT, why.port),
+    };
     let (remote_port, local_port) = match direction {
-        Direction::Ingress => (EPHEMERAL_PORT, why.port),
-        Direction::Egress => (why.port, EPHEMERAL_PORT),
+        Direction::Ingress => (from, to),
+        Direction::Egress => (to, from),
     };
     Question {
         interface,
         direction,
         local: why.address,
-        protocol: why.protocol.number(),
+        protocol: why.protocol.number(remote),
         remote,
         remote_port,
         local_port,

@@ -477,11 +477,11 @@ pub struct Traffic {
 pub struct Question {
     pub interface: InterfaceId,
     pub direction: Direction,
-    /// Which of its addresses; `None`: the first.
+    /// Which of its addresses; `None`: the first of the remote one's family.
     #[serde(default)]
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     pub protocol: u8,
-    pub remote: Ipv4Addr,
+    pub remote: IpAddr,
     pub remote_port: u16,
     pub local_port: u16,
 }

@@ -13,6 +13,7 @@
 //! Dropping [`Loaded`] detaches nothing. Only [`teardown`] does.
 
 mod announce;
+mod ask;
 mod carry;
 mod links;
 mod mapped;

@@ -1,19 +1,18 @@
 //! Questions to the loaded programs, by BPF_PROG_TEST_RUN.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use aya::Ebpf;
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
-use ebpf::flow::{ICMP, TCP, UDP};
 use ebpf::icmp::HEADERS6_LEN;
 use ebpf::layout::{Interface, LocalKey};
 use ebpf::neighbour::ANSWER_LEN;
-use ebpf::rewrite::{corrected, sum32};
-use ebpf::{ASK_MARK, GATEWAY_MAC, Reason};
+use ebpf::{ASK_MARK, Reason, V6};
 use model::Direction;
 use rpc::dataplane::{AclDenied, Explained, FrameQuestion, Question, Routed, Translated, Verdict};
 
+use super::ask::{Asked, asked};
 use super::links::{TAP_INGRESS, UPLINK_EARLY, UPLINK_INGRESS, missing};
 use super::watch::named_rule;
 use super::{Error, Refused, Run};
@@ -128,48 +127,9 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
             std::io::Error::new(std::io::ErrorKind::NotFound, "no such interface is loaded");
         return Err(Error::new("ask", question.interface, cause));
     };
-    let remote = u32::from(question.remote);
-    let own = question.local.map_or(interface.address, u32::from);
-    let key = LocalKey { vpc: interface.vpc, address: own, zero: 0 };
-    let Some(local) = tables.locals.get(&key).filter(|l| l.ifindex == interface.ifindex) else {
-        let cause = format!(
-            "interface {}: ask: {} is not its address",
-            question.interface,
-            Ipv4Addr::from(own)
-        );
-        return Err(Refused(cause).into());
-    };
-    let (ifindex, frame) = match question.direction {
-        Direction::Egress => {
-            let ends = (own, remote);
-            let macs = (interface.mac, GATEWAY_MAC);
-            (
-                interface.ifindex,
-                frame(question, macs, ends, (question.local_port, question.remote_port)),
-            )
-        }
-        Direction::Ingress => {
-            let ports = (question.remote_port, question.local_port);
-            let key = LocalKey { vpc: interface.vpc, address: remote, zero: 0 };
-            let sender = tables.locals.get(&key).and_then(|l| tables.interfaces.get(&l.ifindex));
-            match sender {
-                Some(sender) => {
-                    let macs = (sender.mac, GATEWAY_MAC);
-                    (sender.ifindex, frame(question, macs, (remote, own), ports))
-                }
-                None => {
-                    let refused = |reason: Reason| refusal(reason);
-                    if local.elastic == 0 {
-                        return Ok(refused(Reason::NoElastic));
-                    }
-                    if interface.uplink == 0 {
-                        return Ok(refused(Reason::NoUplink));
-                    }
-                    let macs = (GATEWAY_MAC, tables.config.uplink_mac);
-                    (interface.uplink, frame(question, macs, (remote, local.elastic), ports))
-                }
-            }
-        }
+    let (ifindex, frame) = match asked(tables, interface, question)? {
+        Asked::Frame(ifindex, frame) => (ifindex, frame),
+        Asked::Refused(reason) => return Ok(refusal(reason)),
     };
     let run = run(bpf, tables, ifindex, &frame, ASK_MARK)?;
     let reason = run.reason.unwrap_or(Reason::Undecided);
@@ -186,7 +146,7 @@ pub fn answer(bpf: &Ebpf, tables: &Tables, question: &Question) -> Result<Verdic
         allowed: reason.accepts(),
         reason: reason.name().to_owned(),
         rule,
-        listed: tables.names.listed(rule, Some(question.remote.into())),
+        listed: tables.names.listed(rule, Some(question.remote)),
         routed: routed(tables, ifindex, &frame),
         denied: denied(tables, ifindex, &frame, reason, entries),
         translated: translated(tables, ifindex, &frame, &run),
@@ -209,53 +169,6 @@ fn interface<'a>(tables: &'a Tables, question: &Question) -> Option<&'a Interfac
     let named = tables.names.interfaces.iter();
     let (ifindex, _) = named.into_iter().find(|(_, id)| **id == question.interface)?;
     tables.interfaces.get(ifindex)
-}
-
-/// The first packet of a flow. For ICMP the ports are not ports: the local one (of
-/// the side that is asked about) holds type and code, as in `model`'s header.
-fn frame(
-    question: &Question,
-    (source_mac, destination_mac): ([u8; 6], [u8; 6]),
-    (source, destination): (u32, u32),
-    (source_port, destination_port): (u16, u16),
-) -> Vec<u8> {
-    let [from_high, from_low] = source_port.to_be_bytes();
-    let [to_high, to_low] = destination_port.to_be_bytes();
-    let transport: Vec<u8> = match question.protocol {
-        TCP => {
-            let mut tcp = vec![0; 20];
-            tcp[..4].copy_from_slice(&[from_high, from_low, to_high, to_low]);
-            tcp[12] = 5 << 4;
-            tcp[13] = 0x02; // SYN
-            tcp
-        }
-        UDP => vec![from_high, from_low, to_high, to_low, 0, 8, 0, 0],
-        ICMP => {
-            let [kind, code] = question.remote_port.max(question.local_port).to_be_bytes();
-            vec![kind, code, 0, 0, 0, 1, 0, 1]
-        }
-        _ => Vec::new(),
-    };
-    let mut frame = Vec::with_capacity(64);
-    frame.extend_from_slice(&destination_mac);
-    frame.extend_from_slice(&source_mac);
-    frame.extend_from_slice(&[0x08, 0x00, 0x45, 0]);
-    frame.extend_from_slice(&(20 + transport.len() as u16).to_be_bytes());
-    frame.extend_from_slice(&[0, 0, 0x40, 0, 64, question.protocol]);
-    let sum = 0x4500
-        + 20
-        + transport.len() as u32
-        + 0x4000
-        + (64 << 8)
-        + u32::from(question.protocol)
-        + sum32(source)
-        + sum32(destination);
-    // The checksum of a header that was all zeros is all ones.
-    frame.extend_from_slice(&corrected(0xffff, 0, sum).to_be_bytes());
-    frame.extend_from_slice(&Ipv4Addr::from(source).octets());
-    frame.extend_from_slice(&Ipv4Addr::from(destination).octets());
-    frame.extend_from_slice(&transport);
-    frame
 }
 
 /// The longest frame that is run: a superframe.
@@ -302,7 +215,7 @@ pub fn explain(bpf: &Ebpf, tables: &Tables, q: &FrameQuestion) -> Result<Explain
         egress_rule: rules.0,
         ingress_rule: rules.1,
         listed: tables.names.both_listed(rules, ends),
-        route: route(tables, sender, receiver, reason),
+        route: route(tables, sender, receiver, reason, ends.1),
         receiver: receiver.and_then(|r| tables.names.interfaces.get(&r.ifindex)).copied(),
         routed: routed(tables, ifindex, &q.frame),
         denied: denied(tables, ifindex, &q.frame, reason, entries),
@@ -353,7 +266,7 @@ fn behind<'a>(
     Some((Translated { gateway, address, port }, receiver))
 }
 
-/// The local interface that an IPv4 frame is for, as the tables route it.
+/// The local interface that a frame is for, as the tables route it.
 fn receiver<'a>(
     tables: &'a Tables,
     sender: Option<&Interface>,
@@ -363,8 +276,13 @@ fn receiver<'a>(
     if let Some(appliance) = sender.and_then(|s| tables.appliance(s, destination)) {
         return Some(appliance);
     }
-    let IpAddr::V4(to) = destination else { return None };
-    let to = u32::from(to);
+    let to = match destination {
+        IpAddr::V4(to) => u32::from(to),
+        IpAddr::V6(to) => {
+            let holder = tables.holders.get(&V6::from_bits(to.to_bits()))?;
+            return tables.interfaces.get(&holder.ifindex);
+        }
+    };
     let near = sender.and_then(|sender| {
         let key = LocalKey { vpc: sender.vpc, address: to, zero: 0 };
         tables.interfaces.get(&tables.locals.get(&key)?.ifindex)
@@ -377,19 +295,33 @@ fn route(
     sender: Option<&Interface>,
     receiver: Option<&Interface>,
     reason: Reason,
+    destination: Option<IpAddr>,
 ) -> String {
+    let six = destination.filter(IpAddr::is_ipv6);
     let device = |ifindex: u32| {
         tables.attachments.get(&ifindex).map_or_else(|| ifindex.to_string(), |a| a.device.clone())
     };
     match (sender, receiver, reason) {
         (_, _, Reason::Arp) => "answered where it came in".into(),
-        (_, _, Reason::PuntDhcp | Reason::PuntMetadata | Reason::PuntTime | Reason::PuntDns) => {
-            "the host's own service".into()
-        }
+        (
+            _,
+            _,
+            Reason::PuntDhcp
+            | Reason::PuntMetadata
+            | Reason::PuntTime
+            | Reason::PuntDns
+            | Reason::PuntRouter,
+        ) => "the host's own service".into(),
         (_, _, Reason::NotOurs) => "the host's own stack".into(),
-        (_, Some(to), _) => format!("{} ({})", device(to.ifindex), Ipv4Addr::from(to.address)),
+        (_, Some(to), _) => {
+            let address = six.unwrap_or_else(|| Ipv4Addr::from(to.address).into());
+            format!("{} ({address})", device(to.ifindex))
+        }
         (Some(sender), None, _) if reason.accepts() => {
-            format!("{} by {}", device(sender.uplink), Ipv4Addr::from(sender.next_hop))
+            let hop6 = tables.sixes.get(&sender.ifindex).filter(|_| six.is_some());
+            let hop6 = hop6.map(|six| Ipv6Addr::from_bits(six.next_hop.bits()).into());
+            let hop: IpAddr = hop6.unwrap_or_else(|| Ipv4Addr::from(sender.next_hop).into());
+            format!("{} by {hop}", device(sender.uplink))
         }
         _ => "none".into(),
     }

@@ -78,7 +78,7 @@ fn an_acl_guards_the_border_of_a_subnet_each_way_and_not_what_stays_in_it() {
             direction,
             local: None,
             protocol: 6,
-            remote,
+            remote: remote.into(),
             remote_port,
             local_port,
         };

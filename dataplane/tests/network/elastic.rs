@@ -172,7 +172,7 @@ fn why_names_the_rule_and_leaves_no_trace() {
         direction: Direction::Ingress,
         local: None,
         protocol: 6,
-        remote: Ipv4Addr::new(203, 0, 113, 9),
+        remote: Ipv4Addr::new(203, 0, 113, 9).into(),
         remote_port: 40_000,
         local_port: port,
     };

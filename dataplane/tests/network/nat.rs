@@ -76,7 +76,7 @@ fn why(world: &World, port: u16) -> Verdict {
         direction: Direction::Egress,
         local: None,
         protocol: 6,
-        remote: INTERNET,
+        remote: INTERNET.into(),
         remote_port: port,
         local_port: 41_000,
     })

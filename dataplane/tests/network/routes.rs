@@ -98,7 +98,7 @@ fn asked(world: &World, to: Ipv4Addr) -> rpc::dataplane::Verdict {
         direction: Direction::Egress,
         local: None,
         protocol: 6,
-        remote: to,
+        remote: to.into(),
         remote_port: 7,
         local_port: 40_000,
     })

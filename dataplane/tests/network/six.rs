@@ -6,7 +6,8 @@ use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use model::{GroupId, Peer, Protocol};
+use model::{Direction, GroupId, Peer, Protocol};
+use rpc::dataplane::Question;
 
 use crate::traffic::inside;
 use crate::world::{World, group, now, run, tcp};
@@ -139,4 +140,46 @@ fn what_no_rule_allows_does_not_come_in_by_ipv6() {
     let refused = ping.args(["-6", "-c", "2", "-W", "1", &to]).output().unwrap();
     assert!(!refused.status.success(), "no IPv6 rule lets it in");
     assert!(world.status().reasons["ingress-denied"] >= 2);
+}
+
+#[test]
+fn why_answers_for_ipv6_as_the_packet_would_fare() {
+    let test = "why_answers_for_ipv6_as_the_packet_would_fare";
+    let ping6 = Protocol::Icmpv6 { kind: Some(128), code: None };
+    let Some(world) = world(test, vec![(tcp(22), everyone()), (ping6, everyone())]) else { return };
+    let asked = |direction, remote: &str, protocol, detail: u16| {
+        let (remote_port, local_port) = match direction {
+            Direction::Ingress => (0, detail),
+            Direction::Egress => (detail, 0),
+        };
+        world.why(&Question {
+            interface: world.desired.interfaces[0].id,
+            direction,
+            local: None,
+            protocol,
+            remote: remote.parse().unwrap(),
+            remote_port,
+            local_port,
+        })
+    };
+    let let_in = asked(Direction::Ingress, WORLD, 6, 22);
+    assert!(let_in.allowed && let_in.reason == "new-flow", "{let_in:?}");
+    assert_eq!(let_in.rule, Some(world.desired.groups[0].ingress[0].id));
+    assert_eq!(asked(Direction::Ingress, WORLD, 6, 23).reason, "ingress-denied");
+    assert_eq!(asked(Direction::Ingress, WORLD, 58, 128 << 8).reason, "new-flow");
+    assert_eq!(asked(Direction::Egress, WORLD, 17, 53).reason, "new-flow");
+    let neighbour = asked(Direction::Ingress, &guest(2).to_string(), 6, 22);
+    assert!(neighbour.allowed, "by its own device: {neighbour:?}");
+    let mixed = Question {
+        interface: world.desired.interfaces[0].id,
+        direction: Direction::Egress,
+        local: Some("10.0.0.5".parse().unwrap()),
+        protocol: 6,
+        remote: WORLD.parse().unwrap(),
+        remote_port: 80,
+        local_port: 1,
+    };
+    let refused = world.ask(|client| async move { client.dataplane_why(&mixed).await });
+    let told = refused.unwrap_err().to_string();
+    assert!(told.contains("two families"), "{told}");
 }
