@@ -2,7 +2,8 @@
 
 use super::{Read, Write, metadata_options};
 use super::{
-    address, attribute, group, group_rule, image, instance, key_pair, launch, region, tag,
+    address, attribute, group, group_rule, image, instance, interface, key_pair, launch, region,
+    tag,
 };
 use super::{modification, volume, vpc};
 
@@ -135,7 +136,7 @@ pub static ACTIONS: &[Action] = &[
     read("DescribeTags", "", &["Filter", "MaxResults", "NextToken"], tag::describe_tags),
     read("DescribeVpcs", "the default one", &["Filter", "MaxResults", "NextToken", "VpcId"], vpc::describe_vpcs),
     read("DescribeSubnets", "the default one of the zone", &["Filter", "MaxResults", "NextToken", "SubnetId"], vpc::describe_subnets),
-    read("DescribeNetworkInterfaces", "one an instance", &["Filter", "IncludeManagedResources", "MaxResults", "NetworkInterfaceId", "NextToken"], vpc::describe_interfaces),
+    read("DescribeNetworkInterfaces", "one an instance", &["Filter", "IncludeManagedResources", "MaxResults", "NetworkInterfaceId", "NextToken"], interface::describe_interfaces),
 ];
 
 /// `docs/guide/ec2-actions.md`; a test compares it, `control guide` prints it.

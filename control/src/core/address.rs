@@ -125,7 +125,7 @@ fn target<'a>(state: &'a State, params: &Params) -> Result<&'a Instance, ApiErro
         ApiError::new("InvalidNetworkInterfaceId.Malformed", format!("Invalid id: \"{id}\""))
     })?;
     let holds = |i: &&Instance| i.interface.as_ref().is_some_and(|n| n.id == parsed);
-    state.instances.iter().find(holds).ok_or_else(|| super::vpc::missing_interface(id))
+    state.instances.iter().find(holds).ok_or_else(|| super::interface::missing_interface(id))
 }
 
 pub fn associate_address(

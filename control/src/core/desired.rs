@@ -7,7 +7,7 @@ use rpc::block::Quality;
 use rpc::dataplane;
 use rpc::host::{self, AttachedInterface, Desired};
 
-use super::{Context, instance::public_address, metadata};
+use super::{Context, interface::public_address, metadata};
 use crate::record::{Group, Instance, Interface, MetadataOptions, Volume};
 
 /// The name of a tap: `IFNAMSIZ` leaves fifteen bytes.
@@ -156,7 +156,7 @@ fn metadata_by(options: MetadataOptions) -> dataplane::Services {
 fn names(context: &Context<'_>, instance: &Instance, interface: &Interface) -> dataplane::Dns {
     let base = context.state.vpcs.get(interface.vpc).map(|vpc| vpc.cidr.network());
     let domain = format!("{}.compute.internal", context.settings.region);
-    let by_address = super::instance::private_dns_name(context.settings, interface);
+    let by_address = super::interface::private_dns_name(context.settings, interface);
     dataplane::Dns {
         address: base.map(|base| Ipv4Addr::from_bits(base.to_bits() + 2)),
         names: vec![by_address, format!("{}.{domain}", instance.id)],

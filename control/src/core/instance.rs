@@ -20,7 +20,8 @@ use std::borrow::Cow;
 use model::{AttachmentState, InstanceState};
 use rpc::host::Run;
 
-use super::lookup::{find_all, need_ids, parse, tag_set, with_tags};
+use super::interface::{group_set, interface_node, private_dns_name, public_address};
+use super::lookup::{find_all, need_ids, parse, with_tags};
 use super::{Answer, Context, Draft, done, page_secret, place};
 use crate::api::{ApiError, Params, Struct, timestamp};
 use crate::filter::{Filters, Page};
@@ -63,29 +64,6 @@ pub fn attachment_state(
 
 fn state_node(state: InstanceState) -> Struct {
     Struct::new().with("code", state.code()).with("name", state)
-}
-
-pub fn private_dns_name(settings: &crate::settings::Settings, interface: &Interface) -> String {
-    let [a, b, c, d] = interface.address.octets();
-    format!("ip-{a}-{b}-{c}-{d}.{}.compute.internal", settings.region)
-}
-
-fn group_set(state: &State, interface: &Interface) -> Vec<Struct> {
-    interface
-        .groups
-        .iter()
-        .map(|id| {
-            let name = state.groups.get(id).map_or("", |g| g.name.as_str());
-            Struct::new().with("groupId", *id).with("groupName", name)
-        })
-        .collect()
-}
-
-pub fn public_address(state: &State, instance: &Instance) -> Option<std::net::Ipv4Addr> {
-    let held = |a: &&crate::record::Address| {
-        a.association.as_ref().is_some_and(|s| s.instance == instance.id)
-    };
-    state.addresses.iter().find(held).map(|a| a.address)
 }
 
 pub fn describe_one(context: &Context<'_>, instance: &Instance) -> Struct {
@@ -165,66 +143,6 @@ fn mapping(state: &State, instance: &Instance, attachment: &Attachment) -> Struc
             .with("attachTime", timestamp(attachment.attached_ms))
             .with("deleteOnTermination", attachment.delete_on_termination),
     )
-}
-
-/// `within`: as part of an instance, which says less than the interface's own
-/// Describe.
-pub fn interface_node(
-    context: &Context<'_>,
-    instance: &Instance,
-    interface: &Interface,
-    within: bool,
-) -> Struct {
-    let state = context.state;
-    let dns = private_dns_name(context.settings, interface);
-    let association = state.addresses.iter().find_map(|a| {
-        let held = a.association.as_ref().filter(|s| s.interface == interface.id)?;
-        let mut node = Struct::new()
-            .with("publicIp", a.address)
-            .with("ipOwnerId", OWNER_ID)
-            .with("publicDnsName", "");
-        if !within {
-            node = node.with("allocationId", a.allocation).with("associationId", held.id);
-        }
-        Some(node)
-    });
-    let mut attachment = Struct::new()
-        .with("attachmentId", &interface.attachment)
-        .with("attachTime", timestamp(interface.attached_ms))
-        .with("deleteOnTermination", true)
-        .with("deviceIndex", 0u8)
-        .with("status", "attached");
-    if !within {
-        attachment = attachment.with("instanceId", instance.id).with("instanceOwnerId", OWNER_ID);
-    }
-    let private = Struct::new()
-        .with("primary", true)
-        .with("privateDnsName", &dns)
-        .with("privateIpAddress", interface.address)
-        .with_some("association", association.clone());
-    let mut answer = Struct::new()
-        .with("networkInterfaceId", interface.id)
-        .with("subnetId", interface.subnet)
-        .with("vpcId", interface.vpc)
-        .with("description", &interface.description)
-        .with("ownerId", OWNER_ID)
-        .with("status", "in-use")
-        .with("macAddress", interface.mac)
-        .with("privateIpAddress", interface.address)
-        .with("privateDnsName", dns)
-        .with("sourceDestCheck", interface.source_check)
-        .with("interfaceType", "interface")
-        .list("groupSet", group_set(state, interface))
-        .with("attachment", attachment)
-        .with_some("association", association)
-        .list("privateIpAddressesSet", [private]);
-    if !within {
-        answer = answer
-            .with("availabilityZone", &instance.zone)
-            .with("requesterManaged", false)
-            .list("tagSet", tag_set(&interface.tags));
-    }
-    answer
 }
 
 /// The answer of RunInstances.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Context;
-use super::instance::{private_dns_name, public_address};
+use super::interface::{private_dns_name, public_address};
 use crate::api::timestamp;
 use crate::record::{Instance, Interface, OWNER_ID};
 

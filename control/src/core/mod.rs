@@ -14,6 +14,7 @@ mod group;
 mod group_rule;
 mod image;
 mod instance;
+mod interface;
 mod key_pair;
 mod launch;
 mod lookup;

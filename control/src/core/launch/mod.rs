@@ -1,6 +1,9 @@
 //! RunInstances: from a wish to records, all or none.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+mod disks;
+mod network;
+
+use std::collections::{BTreeSet, HashSet};
 use std::net::Ipv4Addr;
 
 use base64::Engine;
@@ -8,8 +11,12 @@ use base64::engine::general_purpose::STANDARD;
 use model::{GroupId, InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId};
 use rpc::host::Run;
 
+use disks::{NewVolume, volumes};
+use network::{Network, addresses};
+pub use network::{private_name, used_addresses};
+
 use super::instance::reservation;
-use super::lookup::{find, find_all};
+use super::lookup::find;
 use super::{Answer, Context, Draft, place, tag};
 use crate::api::{ApiError, Params};
 use crate::record::{
@@ -47,17 +54,6 @@ struct Wish<'a> {
     tags: Vec<Tags>,
     count_min: usize,
     count_max: usize,
-}
-
-#[derive(Clone)]
-struct NewVolume {
-    device: String,
-    size_gib: u64,
-    kind: String,
-    iops: Option<u64>,
-    throughput: Option<u64>,
-    delete_on_termination: bool,
-    boot: bool,
 }
 
 pub fn run_instances(
@@ -273,239 +269,6 @@ fn default_subnet<'a>(context: &Context<'a>, params: &Params) -> Result<&'a Subn
             "No subnets found for the default VPC. Please specify a subnet.",
         )
     })
-}
-
-/// The network part, said either at the top or by the first interface.
-#[derive(Default)]
-struct Network<'p> {
-    subnet: Option<&'p str>,
-    group_ids: Vec<&'p str>,
-    group_names: Vec<&'p str>,
-    address: Option<Ipv4Addr>,
-    description: String,
-}
-
-impl<'p> Network<'p> {
-    fn read(params: &'p Params) -> Result<Self, ApiError> {
-        let interfaces = params.structs("NetworkInterface");
-        let top = Self {
-            subnet: params.text("SubnetId").filter(|t| !t.is_empty()),
-            group_ids: params.texts("SecurityGroupId"),
-            group_names: params.texts("SecurityGroup"),
-            address: private_address(params.text("PrivateIpAddress"))?,
-            description: String::new(),
-        };
-        let Some(first) = interfaces.first() else { return Ok(top) };
-        if top.subnet.is_some()
-            || top.address.is_some()
-            || !top.group_ids.is_empty()
-            || !top.group_names.is_empty()
-        {
-            return Err(ApiError::combination(
-                "Network interfaces and an instance-level subnet ID, private IP address or security groups may not be specified on the same request",
-            ));
-        }
-        if interfaces.len() > 1 || first.number("DeviceIndex").is_some_and(|n| n != 0) {
-            return Err(ApiError::new(
-                "Unsupported",
-                "An instance has one network interface, with device index 0.",
-            ));
-        }
-        for name in first.names() {
-            let read = matches!(
-                name,
-                "DeviceIndex"
-                    | "SubnetId"
-                    | "SecurityGroupId"
-                    | "PrivateIpAddress"
-                    | "DeleteOnTermination"
-                    | "Description"
-                    | "AssociatePublicIpAddress"
-                    | "InterfaceType"
-                    | "NetworkCardIndex"
-            );
-            if !read {
-                return Err(ApiError::new(
-                    "Unsupported",
-                    format!("NetworkInterface.1.{name} is not supported."),
-                ));
-            }
-        }
-        if first.flag("DeleteOnTermination") == Some(false) {
-            return Err(ApiError::new("Unsupported", "An interface goes with its instance."));
-        }
-        if first.flag("AssociatePublicIpAddress") == Some(true) {
-            return Err(ApiError::new(
-                "Unsupported",
-                "Public addresses are given by AllocateAddress and AssociateAddress only.",
-            ));
-        }
-        Ok(Self {
-            subnet: first.text("SubnetId").filter(|t| !t.is_empty()),
-            group_ids: first.texts("SecurityGroupId"),
-            group_names: Vec::new(),
-            address: private_address(first.text("PrivateIpAddress"))?,
-            description: first.text("Description").unwrap_or_default().to_owned(),
-        })
-    }
-
-    fn groups(&self, context: &Context<'_>, subnet: &Subnet) -> Result<Vec<GroupId>, ApiError> {
-        let state = context.state;
-        let mut groups: Vec<GroupId> = Vec::new();
-        for group in find_all::<crate::record::Group>(state, &self.group_ids)? {
-            if group.vpc != subnet.vpc {
-                return Err(ApiError::invalid(format!(
-                    "Security group {} and subnet {} belong to different networks.",
-                    group.id, subnet.id
-                )));
-            }
-            groups.push(group.id);
-        }
-        for name in &self.group_names {
-            let group = super::group::by_name(state, subnet.vpc, name)?;
-            if !groups.contains(&group.id) {
-                groups.push(group.id);
-            }
-        }
-        if groups.is_empty() {
-            groups.push(super::group::by_name(state, subnet.vpc, "default")?.id);
-        }
-        let most = context.settings.rule_limits.groups_an_interface as usize;
-        if groups.len() > most {
-            return Err(ApiError::new(
-                "SecurityGroupsPerInterfaceLimitExceeded",
-                format!("The maximum number of security groups per interface is {most}."),
-            ));
-        }
-        Ok(groups)
-    }
-}
-
-fn private_address(text: Option<&str>) -> Result<Option<Ipv4Addr>, ApiError> {
-    let Some(text) = text.filter(|t| !t.is_empty()) else { return Ok(None) };
-    text.parse().map(Some).map_err(|_| ApiError::invalid(format!("Invalid IP address: {text}")))
-}
-
-fn volumes(
-    params: &Params,
-    image: &Image,
-    kind: &InstanceType,
-) -> Result<Vec<NewVolume>, ApiError> {
-    let image_gib = image.size_bytes.div_ceil(GIB).max(1);
-    let mut volumes = BTreeMap::new();
-    let root = NewVolume {
-        device: image.root_device.clone(),
-        size_gib: image_gib,
-        kind: "gp3".to_owned(),
-        iops: Some(3000),
-        throughput: Some(125),
-        delete_on_termination: true,
-        boot: true,
-    };
-    volumes.insert(image.root_device.clone(), root);
-    for mapping in params.structs("BlockDeviceMapping") {
-        let device = mapping.need("DeviceName")?.to_owned();
-        let invalid = |what: String| ApiError::new("InvalidBlockDeviceMapping", what);
-        if mapping.has("NoDevice") || mapping.has("VirtualName") {
-            return Err(invalid(format!("{device}: only Ebs is supported")));
-        }
-        let boot = device == image.root_device;
-        let ebs = mapping.inner("Ebs");
-        let size = match (ebs.and_then(|e| e.number("VolumeSize")), boot) {
-            (Some(size), _) => u64::try_from(size).unwrap_or(0),
-            (None, true) => image_gib,
-            (None, false) => return Err(invalid(format!("{device}: Ebs.VolumeSize is missing"))),
-        };
-        if boot && size < image_gib {
-            return Err(invalid(format!(
-                "Volume of size {size}GB is smaller than the image's root disk, expect size>= {image_gib}GB"
-            )));
-        }
-        if let Some(name) = ebs.and_then(|e| {
-            e.names().find(|n| {
-                matches!(*n, "SnapshotId" | "KmsKeyId" | "OutpostArn")
-                    || *n == "Encrypted" && e.flag(n) == Some(true)
-            })
-        }) {
-            return Err(ApiError::new("Unsupported", format!("Ebs.{name} is not supported.")));
-        }
-        let volume = super::volume::read_kind(ebs, size)?;
-        let delete = ebs.and_then(|e| e.flag("DeleteOnTermination")).unwrap_or(true);
-        let new = NewVolume {
-            device: device.clone(),
-            size_gib: size,
-            kind: volume.0,
-            iops: volume.1,
-            throughput: volume.2,
-            delete_on_termination: delete,
-            boot,
-        };
-        if !boot {
-            super::volume::check_device(&device)?;
-        }
-        if volumes.insert(device.clone(), new).is_some_and(|before| !before.boot) {
-            return Err(invalid(format!("{device} stands twice")));
-        }
-    }
-    if volumes.len() > kind.volumes_max as usize {
-        return Err(ApiError::new(
-            "AttachmentLimitExceeded",
-            format!("{} takes at most {} volumes.", kind.name, kind.volumes_max),
-        ));
-    }
-    let mut volumes: Vec<NewVolume> = volumes.into_values().collect();
-    volumes.sort_by_key(|v| !v.boot);
-    Ok(volumes)
-}
-
-/// EC2 keeps the first four addresses of a subnet and its last for itself.
-const RESERVED_FIRST: u32 = 4;
-
-fn addresses(
-    context: &Context<'_>,
-    wish: &Wish<'_>,
-    count: usize,
-) -> Result<Vec<Ipv4Addr>, ApiError> {
-    let subnet = wish.subnet;
-    let used: HashSet<Ipv4Addr> = used_addresses(context, subnet);
-    let first = u32::from(subnet.cidr.network()) + RESERVED_FIRST;
-    let last = u32::from(subnet.cidr.broadcast());
-    if let Some(address) = wish.address {
-        let number = u32::from(address);
-        if number < first || number >= last {
-            return Err(ApiError::invalid(format!(
-                "Address {address} does not fall within the subnet's address range"
-            )));
-        }
-        if used.contains(&address) {
-            return Err(ApiError::new(
-                "InvalidIPAddress.InUse",
-                format!("Address {address} is in use."),
-            ));
-        }
-        return Ok(vec![address]);
-    }
-    let free = (first..last).map(Ipv4Addr::from).filter(|a| !used.contains(a));
-    let found: Vec<Ipv4Addr> = free.take(count).collect();
-    if found.len() < count {
-        return Err(ApiError::new(
-            "InSufficientFreeAddressesInSubnet",
-            format!(
-                "There are not enough free addresses in subnet '{}' to satisfy the requested number of instances.",
-                subnet.id
-            ),
-        ));
-    }
-    Ok(found)
-}
-
-pub fn used_addresses(context: &Context<'_>, subnet: &Subnet) -> HashSet<Ipv4Addr> {
-    let interfaces = context.state.instances.iter().filter_map(|i| i.interface.as_ref());
-    interfaces.filter(|n| n.subnet == subnet.id).map(|n| n.address).collect()
-}
-
-pub fn private_name(interface: &Interface) -> String {
-    format!("private/{}/{}", interface.subnet, interface.address)
 }
 
 fn free_uids(context: &Context<'_>) -> impl Iterator<Item = u32> + use<> {
