@@ -15,7 +15,7 @@ use model::{
 };
 use rpc::host::Run;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The one account of a deployment, as the API shows it.
 pub const OWNER_ID: &str = "100000000001";
@@ -81,7 +81,9 @@ pub struct Instance {
     pub reboots: u64,
     /// The user that its QEMU runs as, and that owns its tap.
     pub uid: u32,
-    pub interface: Option<Interface>,
+    /// In the order of their device indices; the first is the primary one. None once terminated.
+    #[serde(default, alias = "interface", deserialize_with = "one_or_many")]
+    pub interfaces: Vec<Interface>,
     pub attachments: Vec<Attachment>,
     pub root_device: String,
     /// base64, as it was given.
@@ -133,21 +135,56 @@ pub enum Finalizer {
     Host,
 }
 
-/// An instance's one network interface. It goes when the instance is terminated.
+/// A network interface of an instance. It goes when the instance is terminated.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Interface {
     pub id: InterfaceId,
     pub attachment: String,
+    /// 0 is the primary one's.
+    #[serde(default)]
+    pub device_index: u32,
     pub mac: Mac,
     pub vpc: VpcId,
     pub subnet: SubnetId,
+    /// The primary one.
     pub address: Ipv4Addr,
+    #[serde(default)]
+    pub secondary: Vec<Ipv4Addr>,
     pub groups: Vec<GroupId>,
     pub source_check: bool,
     pub description: String,
     pub attached_ms: u64,
     #[serde(default)]
     pub tags: Tags,
+}
+
+impl Instance {
+    pub fn primary(&self) -> Option<&Interface> {
+        self.interfaces.first()
+    }
+}
+
+impl Interface {
+    /// The primary one first.
+    pub fn addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        std::iter::once(self.address).chain(self.secondary.iter().copied())
+    }
+}
+
+/// Instances had one interface or none, under the name `interface`.
+fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Interface>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Held {
+        None,
+        One(Box<Interface>),
+        Many(Vec<Interface>),
+    }
+    Ok(match Held::deserialize(from)? {
+        Held::None => Vec::new(),
+        Held::One(interface) => vec![*interface],
+        Held::Many(interfaces) => interfaces,
+    })
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -344,4 +381,31 @@ pub struct Name {
 pub struct Meta {
     pub name: String,
     pub value: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Held {
+        #[serde(default, alias = "interface", deserialize_with = "one_or_many")]
+        interfaces: Vec<Interface>,
+    }
+
+    #[test]
+    fn an_instance_of_the_time_of_one_interface_reads() {
+        let interface = r#"{
+            "id": "eni-00000000000000001", "attachment": "eni-attach-00000000000000001",
+            "mac": "02:00:00:00:00:01", "vpc": "vpc-00000000000000001",
+            "subnet": "subnet-00000000000000001", "address": "172.31.0.4", "groups": [],
+            "source_check": true, "description": "", "attached_ms": 1
+        }"#;
+        let read = |text: &str| serde_json::from_str::<Held>(text).unwrap().interfaces;
+        let held = read(&format!(r#"{{"interface": {interface}}}"#));
+        assert_eq!((held.len(), held[0].device_index), (1, 0));
+        assert_eq!(held[0].addresses().collect::<Vec<_>>(), [Ipv4Addr::new(172, 31, 0, 4)]);
+        assert_eq!(read(r#"{"interface": null}"#), []);
+        assert_eq!(read(&format!(r#"{{"interfaces": [{interface}]}}"#)), held);
+    }
 }

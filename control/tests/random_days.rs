@@ -9,6 +9,7 @@ use control::core::{
     Action, Context, Deed, Draft, bootstrap, desired, instance_state, observe, sweep,
 };
 use control::query::grow;
+use control::record::{Instance, Interface};
 use control::settings::Settings;
 use control::state::State;
 use model::{AttachmentState, InstanceState, VolumeState};
@@ -190,6 +191,19 @@ impl Day {
         ids[at].clone()
     }
 
+    /// An interface and one of its private addresses, or strangers.
+    fn any_address(&mut self) -> (String, String) {
+        let of_interface = |n: &Interface| {
+            let id = n.id.to_string();
+            n.addresses().map(|a| format!("{id} {a}")).collect::<Vec<_>>()
+        };
+        let instances = self.state.instances.iter();
+        let all = instances.flat_map(|i| &i.interfaces).flat_map(of_interface).collect();
+        let one = self.any(all);
+        let (interface, private) = one.split_once(' ').unwrap_or(("eni-00000000000000001", "::"));
+        (interface.to_owned(), private.to_owned())
+    }
+
     fn step(&mut self) {
         let instances: Vec<String> =
             self.state.instances.iter().map(|i| i.id.to_string()).collect();
@@ -205,7 +219,26 @@ impl Day {
         let address = self.any(addresses);
         let number = self.roll(4);
         let by_id = |name: &str| vec![action(name), ("InstanceId.1", instance.clone())];
-        let form = match self.roll(22) {
+        let (interface, private) = self.any_address();
+        let form = match self.roll(25) {
+            22 | 23 => vec![
+                action("RunInstances"),
+                ("ImageId", self.any(images)),
+                ("MinCount", "1".to_owned()),
+                ("MaxCount", "1".to_owned()),
+                ("InstanceType", ["t3.micro", "m5.large"][self.roll(2) as usize].to_owned()),
+                ("NetworkInterface.1.DeviceIndex", "0".to_owned()),
+                ("NetworkInterface.1.SecurityGroupId.1", group.clone()),
+                ("NetworkInterface.2.DeviceIndex", (1 + number).to_string()),
+                ("NetworkInterface.2.SecurityGroupId.1", group),
+                ("NetworkInterface.2.SecondaryPrivateIpAddressCount", number.to_string()),
+            ],
+            24 => vec![
+                action("AssociateAddress"),
+                ("AllocationId", address),
+                ("NetworkInterfaceId", interface),
+                ("PrivateIpAddress", private),
+            ],
             0 | 1 => vec![
                 action("RunInstances"),
                 ("ImageId", self.any(images)),
@@ -282,17 +315,13 @@ impl Day {
                 assert!(attachment.generation <= volume.generation.max(1), "seed {seed}");
             }
             if instance.terminated_ms.is_some() {
-                assert!(instance.interface.is_none() && instance.attachments.is_empty());
+                assert!(instance.interfaces.is_empty() && instance.attachments.is_empty());
                 continue;
             }
             assert!(uids.insert(instance.uid), "seed {seed}: two guests of one user");
-            let interface = instance.interface.as_ref().unwrap();
-            assert!(addresses.insert(interface.address), "seed {seed}: one address twice");
-            let row = format!("private/{}/{}", interface.subnet, interface.address);
-            let owner = self.state.names.get(&row).map(|n| n.owner.clone());
-            assert_eq!(owner, Some(instance.id.to_string()), "seed {seed}: {row}");
-            for group in &interface.groups {
-                assert!(self.state.groups.get(group).is_some(), "seed {seed}: its group is gone");
+            assert_eq!(instance.primary().unwrap().device_index, 0, "seed {seed}");
+            for interface in &instance.interfaces {
+                self.check_interface(instance, interface, &mut addresses);
             }
         }
         let rows = self.state.names.iter().filter(|n| n.name.starts_with("private/")).count();
@@ -300,12 +329,33 @@ impl Day {
         let mut elastic = BTreeSet::new();
         for address in self.state.addresses.iter() {
             if let Some(association) = &address.association {
-                assert!(elastic.insert(association.interface), "seed {seed}: two on one interface");
+                let (interface, private) = (association.interface, association.private);
+                assert!(elastic.insert((interface, private)), "seed {seed}: two on one address");
                 let holder = self.state.instances.get(association.instance).unwrap();
+                let held = holder.interfaces.iter().find(|n| n.id == interface);
+                assert!(held.is_some_and(|n| n.addresses().any(|a| a == private)), "seed {seed}");
                 assert!(holder.terminated_ms.is_none(), "seed {seed}: held by the dead");
             }
         }
         self.check_moves();
+    }
+
+    fn check_interface(
+        &self,
+        instance: &Instance,
+        interface: &Interface,
+        addresses: &mut HashSet<Ipv4Addr>,
+    ) {
+        let seed = self.seed;
+        for address in interface.addresses() {
+            assert!(addresses.insert(address), "seed {seed}: one address twice");
+            let row = format!("private/{}/{address}", interface.subnet);
+            let owner = self.state.names.get(&row).map(|n| n.owner.clone());
+            assert_eq!(owner, Some(instance.id.to_string()), "seed {seed}: {row}");
+        }
+        for group in &interface.groups {
+            assert!(self.state.groups.get(group).is_some(), "seed {seed}: its group is gone");
+        }
     }
 
     /// Stock waiters give up at the sight of a state out of order.
@@ -506,8 +556,8 @@ fn planted_mistakes_are_caught() {
     }));
     assert!(caught(|day| {
         let (mut one, other) = both(day);
-        let address = other.interface.unwrap().address;
-        one.interface.as_mut().unwrap().address = address;
+        let address = other.interfaces[0].address;
+        one.interfaces[0].address = address;
         one
     }));
     // Forgets to let go of what the instance held.
@@ -516,6 +566,72 @@ fn planted_mistakes_are_caught() {
         one.terminated_ms = Some(day.now_ms);
         one
     }));
+}
+
+#[test]
+fn each_interface_reaches_its_host_and_the_metadata_names_them_all() {
+    let mut day = Day::new(7);
+    let call = |day: &mut Day, form: &[(&str, &str)]| {
+        let form: Vec<_> = form.iter().map(|(k, v)| (*k, (*v).to_owned())).collect();
+        day.call(&form).unwrap();
+    };
+    call(&mut day, &[("Action", "RegisterImage"), ("Name", "first"), ("ImageLocation", "tiny")]);
+    let image = day.state.images.iter().next().unwrap().id.to_string();
+    call(
+        &mut day,
+        &[
+            ("Action", "RunInstances"),
+            ("ImageId", &image),
+            ("MinCount", "1"),
+            ("MaxCount", "1"),
+            ("InstanceType", "t3.micro"),
+            ("NetworkInterface.1.DeviceIndex", "1"),
+            ("NetworkInterface.1.SecondaryPrivateIpAddressCount", "1"),
+            ("NetworkInterface.2.DeviceIndex", "0"),
+        ],
+    );
+    call(&mut day, &[("Action", "AllocateAddress")]);
+    let launched = day.state.instances.iter().next().unwrap().interfaces.clone();
+    let [first, second] = launched.as_slice() else { panic!("two interfaces were asked for") };
+    let Some(address) = day.state.addresses.iter().next() else { panic!("an address") };
+    let (allocation, elastic) = (address.allocation.to_string(), address.address);
+    let (id, private) = (second.id.to_string(), second.secondary[0]);
+    call(
+        &mut day,
+        &[
+            ("Action", "AssociateAddress"),
+            ("AllocationId", &allocation),
+            ("NetworkInterfaceId", &id),
+            ("PrivateIpAddress", &private.to_string()),
+        ],
+    );
+    let context = Context { state: &day.state, settings: &day.settings, now_ms: day.now_ms };
+    let wish = desired(&context, HOST);
+    let attached: Vec<_> = wish.instances[0].interfaces.iter().map(|n| (n.id, n.mac)).collect();
+    assert_eq!(attached, [(first.id, first.mac), (second.id, second.mac)]);
+    let [one, two] = wish.network.interfaces.as_slice() else { panic!("two interfaces") };
+    assert_eq!((one.elastic, two.elastic), (None, None));
+    assert_eq!(two.secondary.len(), 1);
+    assert_eq!((two.secondary[0].address, two.secondary[0].elastic), (private, Some(elastic)));
+    assert_eq!(one.metadata, two.metadata);
+    let documents = two.metadata.as_ref().unwrap();
+    assert_eq!(documents["meta-data/mac"], first.mac.to_string());
+    assert!(!documents.contains_key("meta-data/public-ipv4"));
+    for (number, interface) in [first, second].into_iter().enumerate() {
+        let told = |what: &str| {
+            let path = format!("meta-data/network/interfaces/macs/{}/{what}", interface.mac);
+            documents.get(&path).cloned().unwrap_or_default()
+        };
+        assert_eq!(told("device-number"), number.to_string());
+        assert_eq!(told("interface-id"), interface.id.to_string());
+        assert_eq!(told("subnet-id"), interface.subnet.to_string());
+        let all: Vec<_> = interface.addresses().map(|a| a.to_string()).collect();
+        assert_eq!(told("local-ipv4s"), all.join("\n"));
+        let public = if number == 1 { elastic.to_string() } else { String::new() };
+        assert_eq!(told("public-ipv4s"), public);
+        let association = told(&format!("ipv4-associations/{elastic}"));
+        assert_eq!(association, if number == 1 { private.to_string() } else { String::new() });
+    }
 }
 
 #[test]

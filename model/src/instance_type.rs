@@ -9,6 +9,10 @@ use std::sync::LazyLock;
 
 const TABLE: &str = include_str!("instance-types.csv");
 
+/// Interfaces that a guest has at most, whatever its type has in EC2: they are the functions of
+/// one PCI device.
+pub const INTERFACES_MAX: u32 = 8;
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct InstanceType {
     pub name: &'static str,
@@ -25,6 +29,7 @@ pub struct InstanceType {
     pub ebs_max_mbps: Option<f64>,
     pub local_gb: u64,
     pub local_disks: u32,
+    /// As in EC2, and [`INTERFACES_MAX`] at most.
     pub interfaces_max: u32,
     pub volumes_max: u32,
     pub burstable: bool,
@@ -66,7 +71,7 @@ fn parse_row(row: &'static str) -> InstanceType {
         ebs_max_mbps: real(9),
         local_gb: number(10),
         local_disks: columns[11].parse().unwrap_or(0),
-        interfaces_max: number(12) as u32,
+        interfaces_max: (number(12) as u32).min(INTERFACES_MAX),
         volumes_max: number(13) as u32,
         burstable: columns[14] == "True",
         arm: name.starts_with("t4g.") || name.starts_with("m6g."),
@@ -91,6 +96,8 @@ mod tests {
     fn a_type_has_its_published_size() {
         let micro = find("t3.micro").unwrap();
         assert_eq!((micro.vcpus, micro.memory_mib), (2, 1024));
+        assert_eq!(micro.interfaces_max, 2);
+        assert_eq!(find("m5.24xlarge").unwrap().interfaces_max, INTERFACES_MAX);
         assert_eq!(find("t9.huge"), None);
     }
 }

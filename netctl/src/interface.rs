@@ -29,6 +29,7 @@ const LISTING: Listing = Listing {
         Column::new("PRIVATE", "private_address", "privateIpAddress"),
         Column::new("PUBLIC", "public_address", "association/publicIp"),
         Column::new("INSTANCE", "instance", "attachment/instanceId"),
+        Column::new("INDEX", "device_index", "attachment/deviceIndex").shape(Shape::Number),
         Column::new("MAC", "mac", "macAddress").wide(),
         Column::new("GROUPS", "groups", "groupSet/item/groupId").shape(Shape::Texts).wide(),
         Column::new("SUBNET", "subnet", "subnetId").wide(),

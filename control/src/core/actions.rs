@@ -136,7 +136,8 @@ pub static ACTIONS: &[Action] = &[
     read("DescribeTags", "", &["Filter", "MaxResults", "NextToken"], tag::describe_tags),
     read("DescribeVpcs", "the default one", &["Filter", "MaxResults", "NextToken", "VpcId"], vpc::describe_vpcs),
     read("DescribeSubnets", "the default one of the zone", &["Filter", "MaxResults", "NextToken", "SubnetId"], vpc::describe_subnets),
-    read("DescribeNetworkInterfaces", "one an instance", &["Filter", "IncludeManagedResources", "MaxResults", "NetworkInterfaceId", "NextToken"], interface::describe_interfaces),
+    read("DescribeNetworkInterfaces", "each goes with its instance", &["Filter", "IncludeManagedResources", "MaxResults", "NetworkInterfaceId", "NextToken"], interface::describe_interfaces),
+    write("ModifyNetworkInterfaceAttribute", "one attribute", &["Description", "NetworkInterfaceId", "SecurityGroupId", "SourceDestCheck"], interface::modify_attribute),
 ];
 
 /// `docs/guide/ec2-actions.md`; a test compares it, `control guide` prints it.

@@ -7,11 +7,12 @@ use ipnet::Ipv4Net;
 use model::{AllocationId, AssociationId, InstanceState};
 
 use super::instance::instance_state;
+use super::interface::{find_interface, only_interface};
 use super::lookup::{find, find_all, with_tags};
 use super::{Answer, Context, Draft, done, tag};
 use crate::api::{ApiError, Params, Struct};
 use crate::filter::Filters;
-use crate::record::{Address, Association, Instance, Name, OWNER_ID};
+use crate::record::{Address, Association, Instance, Interface, Name, OWNER_ID};
 use crate::state::State;
 
 /// Addresses that are looked at for a free one: a larger range is used in part.
@@ -115,17 +116,22 @@ fn named<'a>(state: &'a State, params: &Params) -> Result<&'a Address, ApiError>
     }
 }
 
-/// The instance that an association is asked for, by its id or its interface's.
-fn target<'a>(state: &'a State, params: &Params) -> Result<&'a Instance, ApiError> {
-    if let Some(id) = params.text("InstanceId") {
-        return find(state, id);
+/// What an association is asked for: an interface, or an instance that has one only.
+fn target<'a>(
+    state: &'a State,
+    params: &Params,
+) -> Result<(&'a Instance, Option<&'a Interface>), ApiError> {
+    let given = params.text("NetworkInterfaceId");
+    if let (Some(id), None) = (params.text("InstanceId"), given) {
+        let instance = find::<Instance>(state, id)?;
+        return Ok((instance, only_interface(instance)?));
     }
-    let id = params.text("NetworkInterfaceId").ok_or_else(|| ApiError::missing("InstanceId"))?;
-    let parsed: model::InterfaceId = id.parse().map_err(|_| {
-        ApiError::new("InvalidNetworkInterfaceId.Malformed", format!("Invalid id: \"{id}\""))
-    })?;
-    let holds = |i: &&Instance| i.interface.as_ref().is_some_and(|n| n.id == parsed);
-    state.instances.iter().find(holds).ok_or_else(|| super::interface::missing_interface(id))
+    let id = given.ok_or_else(|| ApiError::missing("InstanceId"))?;
+    let (instance, interface) = find_interface(state, id)?;
+    if params.text("InstanceId").is_some_and(|i| i != instance.id.to_string()) {
+        return Err(ApiError::combination("The interface is not the instance's."));
+    }
+    Ok((instance, Some(interface)))
 }
 
 pub fn associate_address(
@@ -135,9 +141,9 @@ pub fn associate_address(
 ) -> Result<Answer, ApiError> {
     let state = context.state;
     let address = named(state, params)?;
-    let instance = target(state, params)?;
+    let (instance, interface) = target(state, params)?;
     let now = instance_state(state, instance);
-    let interface = match &instance.interface {
+    let interface = match interface {
         Some(interface)
             if !matches!(now, InstanceState::ShuttingDown | InstanceState::Terminated) =>
         {
@@ -153,10 +159,17 @@ pub fn associate_address(
             ));
         }
     };
-    if params.text("PrivateIpAddress").is_some_and(|a| a != interface.address.to_string()) {
-        return Err(ApiError::invalid("The interface does not have that private address."));
-    }
-    let mine = |a: &Address| a.association.as_ref().is_some_and(|s| s.interface == interface.id);
+    let private = match params.text("PrivateIpAddress") {
+        None => interface.address,
+        Some(text) => interface.addresses().find(|a| a.to_string() == text).ok_or_else(|| {
+            ApiError::invalid(format!(
+                "The interface {} does not have the private address {text}.",
+                interface.id
+            ))
+        })?,
+    };
+    let stands = |s: &Association| s.interface == interface.id && s.private == private;
+    let mine = |a: &Address| a.association.as_ref().is_some_and(stands);
     // EC2 lets an address move by default, and refuses only when told not to.
     let may_move = params.flag("AllowReassociation").unwrap_or(true);
     if let Some(association) = &address.association {
@@ -186,12 +199,8 @@ pub fn associate_address(
     }
     let id = AssociationId::from_random(draft.bits());
     let mut address = address.clone();
-    address.association = Some(Association {
-        id,
-        instance: instance.id,
-        interface: interface.id,
-        private: interface.address,
-    });
+    address.association =
+        Some(Association { id, instance: instance.id, interface: interface.id, private });
     draft.plan.put(state, &address);
     draft.plan.depends::<Instance>(state, instance.id);
     Ok(associated(id))

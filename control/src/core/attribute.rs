@@ -4,10 +4,11 @@ use model::InstanceState;
 
 use super::group_rule::groups_named;
 use super::instance::{attachment_state, instance_state};
+use super::interface::only_interface;
 use super::lookup::find;
 use super::{Answer, Context, Draft, done, launch};
 use crate::api::{ApiError, Node, Params, Struct, timestamp};
-use crate::record::{Group, Instance};
+use crate::record::{Group, Instance, Interface};
 
 pub fn describe_attribute(context: &Context<'_>, params: &Params) -> Result<Struct, ApiError> {
     let instance = find::<Instance>(context.state, params.need("InstanceId")?)?;
@@ -35,11 +36,11 @@ pub fn describe_attribute(context: &Context<'_>, params: &Params) -> Result<Stru
         "ebsOptimized" => answer.with("ebsOptimized", one(false.into())),
         "enaSupport" => answer.with("enaSupport", one(false.into())),
         "sourceDestCheck" => {
-            let check = instance.interface.as_ref().is_none_or(|n| n.source_check);
+            let check = only_interface(instance)?.is_none_or(|n| n.source_check);
             answer.with("sourceDestCheck", one(check.into()))
         }
         "groupSet" => {
-            let ids = instance.interface.iter().flat_map(|n| &n.groups);
+            let ids = only_interface(instance)?.into_iter().flat_map(|n| &n.groups);
             let nodes = ids.map(|id| {
                 let name = context.state.groups.get(id).map_or("", |g| g.name.as_str());
                 Struct::new().with("groupId", *id).with("groupName", name)
@@ -81,7 +82,7 @@ fn given<'p>(params: &'p Params, parameter: &str, attribute: &str) -> Option<&'p
         .or_else(|| params.text("Value").filter(|_| named))
 }
 
-fn flag(text: &str) -> Result<bool, ApiError> {
+pub fn flag(text: &str) -> Result<bool, ApiError> {
     match text.to_ascii_lowercase().as_str() {
         "true" => Ok(true),
         "false" => Ok(false),
@@ -150,7 +151,8 @@ pub fn modify_attribute(
     }
     if let Some(text) = given(params, "SourceDestCheck", "sourceDestCheck") {
         let check = flag(text)?;
-        if let Some(interface) = &mut instance.interface {
+        only_interface(&instance)?;
+        for interface in &mut instance.interfaces {
             interface.source_check = check;
         }
         changes += 1;
@@ -182,10 +184,22 @@ fn modify_groups(
     instance: &mut Instance,
 ) -> Result<usize, ApiError> {
     let ids = params.texts("GroupId");
-    let Some(interface) = instance.interface.as_mut().filter(|_| !ids.is_empty()) else {
+    if ids.is_empty() || only_interface(instance)?.is_none() {
         return Ok(0);
-    };
-    let groups = groups_named(context.state, &ids)?;
+    }
+    for interface in &mut instance.interfaces {
+        set_groups(context, draft, interface, &ids)?;
+    }
+    Ok(1)
+}
+
+pub fn set_groups(
+    context: &Context<'_>,
+    draft: &mut Draft,
+    interface: &mut Interface,
+    ids: &[&str],
+) -> Result<(), ApiError> {
+    let groups = groups_named(context.state, ids)?;
     let most = context.settings.rule_limits.groups_an_interface as usize;
     if groups.len() > most {
         return Err(ApiError::new(
@@ -203,7 +217,7 @@ fn modify_groups(
         draft.plan.depends::<Group>(context.state, group.id);
     }
     interface.groups = groups.iter().map(|g| g.id).collect();
-    Ok(1)
+    Ok(())
 }
 
 fn modify_mappings(params: &Params, instance: &mut Instance) -> Result<usize, ApiError> {

@@ -32,7 +32,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
         quality: quality(v),
         deleted: v.deleted_ms.is_some(),
     });
-    let interfaces = here().filter_map(|i| i.interface.as_ref().map(|n| interface(context, i, n)));
+    let interfaces = here().flat_map(|i| i.interfaces.iter().map(|n| interface(context, i, n)));
     Desired {
         revision: state.desired_revision,
         instances,
@@ -78,7 +78,7 @@ fn instance(instance: &Instance) -> host::Instance {
     let kind = model::instance_type::find(&instance.instance_type)
         .unwrap_or_else(|| &model::instance_type::all()[0]);
     let attached = instance.attachments.iter().filter(|a| !a.detaching);
-    let interfaces = instance.interface.iter().map(|interface| AttachedInterface {
+    let interfaces = instance.interfaces.iter().map(|interface| AttachedInterface {
         id: interface.id,
         device: tap_name(interface),
         mac: interface.mac,
@@ -112,8 +112,13 @@ fn interface(
     let [a, b, c, d] = interface.address.octets();
     let options = instance.metadata_options;
     let subnet = context.state.subnets.get(interface.subnet).map(|s| s.cidr);
+    let secondary = interface.secondary.iter().map(|a| dataplane::PrivateAddress {
+        address: *a,
+        elastic: public_address(context.state, interface, *a),
+    });
     dataplane::Interface {
-        elastic: public_address(context.state, instance),
+        elastic: public_address(context.state, interface, interface.address),
+        secondary: secondary.collect(),
         groups: interface.groups.clone(),
         source_check: interface.source_check,
         rates: model::instance_type::find(&instance.instance_type)
@@ -124,7 +129,7 @@ fn interface(
             dns: Vec::new(),
             mtu: MTU,
         },
-        metadata: (!options.disabled).then(|| metadata::documents(context, instance, interface)),
+        metadata: (!options.disabled).then(|| metadata::documents(context, instance)),
         services: dataplane::Services {
             dns: Some(names(context, instance, interface)),
             ..metadata_by(options)
@@ -151,15 +156,16 @@ fn metadata_by(options: MetadataOptions) -> dataplane::Services {
     }
 }
 
-/// EC2's names of an instance, by its address and by its id, and the network's resolver:
+/// EC2's names of an instance, by its address and, the primary interface's, by its id, and the network's resolver:
 /// the base of its range plus two.
 fn names(context: &Context<'_>, instance: &Instance, interface: &Interface) -> dataplane::Dns {
     let base = context.state.vpcs.get(interface.vpc).map(|vpc| vpc.cidr.network());
     let domain = format!("{}.compute.internal", context.settings.region);
     let by_address = super::interface::private_dns_name(context.settings, interface);
+    let by_id = (interface.device_index == 0).then(|| format!("{}.{domain}", instance.id));
     dataplane::Dns {
         address: base.map(|base| Ipv4Addr::from_bits(base.to_bits() + 2)),
-        names: vec![by_address, format!("{}.{domain}", instance.id)],
+        names: [Some(by_address), by_id].into_iter().flatten().collect(),
     }
 }
 

@@ -110,7 +110,7 @@ pub fn delete_group(
             ),
         ));
     }
-    let used = state.instances.iter().filter_map(|i| i.interface.as_ref());
+    let used = state.instances.iter().flat_map(|i| &i.interfaces);
     let attached = used.into_iter().any(|n| n.groups.contains(&group.id));
     let refers = |r: &GroupRule| r.rule.peer == Peer::Group(group.id);
     let referenced = state

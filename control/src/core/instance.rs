@@ -20,7 +20,7 @@ use std::borrow::Cow;
 use model::{AttachmentState, InstanceState};
 use rpc::host::Run;
 
-use super::interface::{group_set, interface_node, private_dns_name, public_address};
+use super::interface::{group_set, instance_public, interface_node, private_dns_name};
 use super::lookup::{find_all, need_ids, parse, with_tags};
 use super::{Answer, Context, Draft, done, page_secret, place};
 use crate::api::{ApiError, Params, Struct, timestamp};
@@ -69,7 +69,7 @@ fn state_node(state: InstanceState) -> Struct {
 pub fn describe_one(context: &Context<'_>, instance: &Instance) -> Struct {
     let state = context.state;
     let now = instance_state(state, instance);
-    let public = public_address(state, instance);
+    let public = instance_public(state, instance);
     let mut answer = Struct::new()
         .with("instanceId", instance.id)
         .with("imageId", instance.image)
@@ -108,9 +108,7 @@ pub fn describe_one(context: &Context<'_>, instance: &Instance) -> Struct {
     }
     let mappings = instance.attachments.iter().map(|a| mapping(state, instance, a));
     answer = answer.list("blockDeviceMapping", mappings);
-    if let Some(interface) =
-        instance.interface.as_ref().filter(|_| now != InstanceState::Terminated)
-    {
+    if let Some(interface) = instance.primary().filter(|_| now != InstanceState::Terminated) {
         answer = answer
             .with("privateDnsName", private_dns_name(context.settings, interface))
             .with("privateIpAddress", interface.address)
@@ -118,7 +116,10 @@ pub fn describe_one(context: &Context<'_>, instance: &Instance) -> Struct {
             .with("vpcId", interface.vpc)
             .with("sourceDestCheck", interface.source_check)
             .list("groupSet", group_set(state, interface))
-            .list("networkInterfaceSet", [interface_node(context, instance, interface, true)]);
+            .list(
+                "networkInterfaceSet",
+                instance.interfaces.iter().map(|n| interface_node(context, instance, n, true)),
+            );
     }
     answer = answer.with("dnsName", "").with_some("ipAddress", public);
     with_tags(answer, &instance.tags)
@@ -208,9 +209,12 @@ const FILTERS: &[&str] = &[
 fn field<'a>(context: &Context<'a>, instance: &'a Instance, name: &str) -> Vec<Cow<'a, str>> {
     let state = context.state;
     let one = |text: String| vec![Cow::Owned(text)];
-    let interface = instance.interface.as_ref();
+    let primary = instance.primary();
+    let of_primary = |tell: &dyn Fn(&Interface) -> String| {
+        primary.map(|n| Cow::Owned(tell(n))).into_iter().collect()
+    };
     let of_interface = |tell: &dyn Fn(&Interface) -> String| {
-        interface.map(|n| Cow::Owned(tell(n))).into_iter().collect()
+        instance.interfaces.iter().map(|n| Cow::Owned(tell(n))).collect()
     };
     let of_mapping = |tell: &dyn Fn(&Attachment) -> String| {
         instance.attachments.iter().map(|a| Cow::Owned(tell(a))).collect()
@@ -237,34 +241,44 @@ fn field<'a>(context: &Context<'a>, instance: &'a Instance, name: &str) -> Vec<C
         "instance-state-code" => one(instance_state(state, instance).code().to_string()),
         "instance-state-name" => one(instance_state(state, instance).to_string()),
         "instance-type" => one(instance.instance_type.clone()),
-        "instance.group-id" | "network-interface.group-id" => interface
+        "network-interface.group-id" => instance
+            .interfaces
             .iter()
             .flat_map(|n| n.groups.iter())
             .map(|g| Cow::Owned(g.to_string()))
             .collect(),
-        "instance.group-name" => interface
+        "instance.group-id" => primary
+            .iter()
+            .flat_map(|n| n.groups.iter())
+            .map(|g| Cow::Owned(g.to_string()))
+            .collect(),
+        "instance.group-name" => primary
             .iter()
             .flat_map(|n| n.groups.iter())
             .filter_map(|g| state.groups.get(g))
             .map(|g| Cow::Borrowed(g.name.as_str()))
             .collect(),
-        "ip-address" => {
-            public_address(state, instance).map(|a| Cow::Owned(a.to_string())).into_iter().collect()
-        }
+        "ip-address" => instance_public(state, instance)
+            .map(|a| Cow::Owned(a.to_string()))
+            .into_iter()
+            .collect(),
         "key-name" => instance.key_name.iter().map(|t| Cow::Borrowed(t.as_str())).collect(),
         "launch-index" => one(instance.launch_index.to_string()),
         "launch-time" => one(timestamp(instance.launched_ms)),
         "network-interface.network-interface-id" => of_interface(&|n| n.id.to_string()),
         "network-interface.mac-address" => of_interface(&|n| n.mac.to_string()),
-        "subnet-id" | "network-interface.subnet-id" => of_interface(&|n| n.subnet.to_string()),
-        "vpc-id" | "network-interface.vpc-id" => of_interface(&|n| n.vpc.to_string()),
-        "private-ip-address"
-        | "network-interface.private-ip-address"
-        | "network-interface.addresses.private-ip-address" => {
-            of_interface(&|n| n.address.to_string())
+        "subnet-id" => of_primary(&|n| n.subnet.to_string()),
+        "network-interface.subnet-id" => of_interface(&|n| n.subnet.to_string()),
+        "vpc-id" => of_primary(&|n| n.vpc.to_string()),
+        "network-interface.vpc-id" => of_interface(&|n| n.vpc.to_string()),
+        "private-ip-address" => of_primary(&|n| n.address.to_string()),
+        "network-interface.private-ip-address" => of_interface(&|n| n.address.to_string()),
+        "network-interface.addresses.private-ip-address" => {
+            let all = instance.interfaces.iter().flat_map(Interface::addresses);
+            all.map(|a| Cow::Owned(a.to_string())).collect()
         }
-        "private-dns-name" => of_interface(&|n| private_dns_name(context.settings, n)),
-        "source-dest-check" => of_interface(&|n| n.source_check.to_string()),
+        "private-dns-name" => of_primary(&|n| private_dns_name(context.settings, n)),
+        "source-dest-check" => of_primary(&|n| n.source_check.to_string()),
         "reservation-id" => one(instance.reservation.to_string()),
         "root-device-name" => one(instance.root_device.clone()),
         "state-reason-code" => reason(instance_state(state, instance), instance)

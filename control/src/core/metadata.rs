@@ -1,4 +1,4 @@
-//! The documents that the metadata service of an interface answers: whatever
+//! The documents that the metadata service answers at each interface of an instance: whatever
 //! cloud-init's Ec2 source asks for (22.4 was watched), by path below `/latest/`.
 
 use std::collections::BTreeMap;
@@ -8,19 +8,13 @@ use super::interface::{private_dns_name, public_address};
 use crate::api::timestamp;
 use crate::record::{Instance, Interface, OWNER_ID};
 
-pub fn documents(
-    context: &Context<'_>,
-    instance: &Instance,
-    interface: &Interface,
-) -> BTreeMap<String, String> {
+pub fn documents(context: &Context<'_>, instance: &Instance) -> BTreeMap<String, String> {
+    let mut documents = BTreeMap::new();
+    let Some(interface) = instance.primary() else { return documents };
     let state = context.state;
     let settings = context.settings;
     let dns = private_dns_name(settings, interface);
-    let groups: Vec<&crate::record::Group> =
-        interface.groups.iter().filter_map(|g| state.groups.get(g)).collect();
-    let names = groups.iter().map(|g| g.name.as_str()).collect::<Vec<_>>().join("\n");
-    let ids = interface.groups.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    let mut documents = BTreeMap::new();
+    let (_, names) = groups_of(context, interface);
     let mut put = |path: &str, text: String| {
         documents.insert(path.to_owned(), text);
     };
@@ -39,21 +33,48 @@ pub fn documents(
     put("meta-data/instance-id", instance.id.to_string());
     put("meta-data/instance-life-cycle", "on-demand".to_owned());
     put("meta-data/instance-type", instance.instance_type.clone());
-    put("meta-data/local-hostname", dns.clone());
+    put("meta-data/local-hostname", dns);
     put("meta-data/local-ipv4", interface.address.to_string());
     put("meta-data/mac", interface.mac.to_string());
     put("meta-data/placement/availability-zone", instance.zone.clone());
     put("meta-data/placement/region", settings.region.clone());
     put("meta-data/profile", "default-hvm".to_owned());
     put("meta-data/reservation-id", instance.reservation.to_string());
-    put("meta-data/security-groups", names.clone());
+    put("meta-data/security-groups", names);
     put("meta-data/services/domain", "amazonaws.com".to_owned());
     put("meta-data/services/partition", "aws".to_owned());
+    for interface in &instance.interfaces {
+        of_interface(context, interface, &mut put);
+    }
+    if let Some(public) = public_address(state, interface, interface.address) {
+        put("meta-data/public-ipv4", public.to_string());
+        put("meta-data/public-hostname", public.to_string());
+    }
+    if let Some(key) = instance.key.and_then(|k| state.key_pairs.get(k)) {
+        put("meta-data/public-keys/0", key.name.clone());
+        put("meta-data/public-keys/0/openssh-key", key.public_key.clone());
+    }
+    if let Some(data) = &instance.user_data {
+        // User data may be any bytes; the prefix says how they are written.
+        put("user-data", format!("base64:{data}"));
+    }
+    put("dynamic/instance-identity/document", identity(context, instance, interface));
+    documents
+}
+
+/// `network/interfaces/macs/…`: what tools configure further interfaces and addresses by.
+fn of_interface(context: &Context<'_>, interface: &Interface, put: &mut impl FnMut(&str, String)) {
+    let state = context.state;
     let mac = format!("meta-data/network/interfaces/macs/{}", interface.mac);
-    put(&format!("{mac}/device-number"), "0".to_owned());
+    let (ids, names) = groups_of(context, interface);
+    let lines = |all: Vec<String>| all.join("\n");
+    put(&format!("{mac}/device-number"), interface.device_index.to_string());
     put(&format!("{mac}/interface-id"), interface.id.to_string());
-    put(&format!("{mac}/local-hostname"), dns);
-    put(&format!("{mac}/local-ipv4s"), interface.address.to_string());
+    put(&format!("{mac}/local-hostname"), private_dns_name(context.settings, interface));
+    put(
+        &format!("{mac}/local-ipv4s"),
+        lines(interface.addresses().map(|a| a.to_string()).collect()),
+    );
     put(&format!("{mac}/mac"), interface.mac.to_string());
     put(&format!("{mac}/owner-id"), OWNER_ID.to_owned());
     put(&format!("{mac}/security-group-ids"), ids);
@@ -67,22 +88,24 @@ pub fn documents(
         put(&format!("{mac}/vpc-ipv4-cidr-block"), vpc.cidr.to_string());
         put(&format!("{mac}/vpc-ipv4-cidr-blocks"), vpc.cidr.to_string());
     }
-    if let Some(public) = public_address(state, instance) {
-        put("meta-data/public-ipv4", public.to_string());
-        put("meta-data/public-hostname", public.to_string());
-        put(&format!("{mac}/public-ipv4s"), public.to_string());
-        put(&format!("{mac}/ipv4-associations/{public}"), interface.address.to_string());
+    let mut public = Vec::new();
+    for private in interface.addresses() {
+        if let Some(address) = public_address(state, interface, private) {
+            put(&format!("{mac}/ipv4-associations/{address}"), private.to_string());
+            public.push(address.to_string());
+        }
     }
-    if let Some(key) = instance.key.and_then(|k| state.key_pairs.get(k)) {
-        put("meta-data/public-keys/0", key.name.clone());
-        put("meta-data/public-keys/0/openssh-key", key.public_key.clone());
+    if !public.is_empty() {
+        put(&format!("{mac}/public-ipv4s"), lines(public));
     }
-    if let Some(data) = &instance.user_data {
-        // User data may be any bytes; the prefix says how they are written.
-        put("user-data", format!("base64:{data}"));
-    }
-    put("dynamic/instance-identity/document", identity(context, instance, interface));
-    documents
+}
+
+/// The ids and the names of an interface's groups, one a line.
+fn groups_of(context: &Context<'_>, interface: &Interface) -> (String, String) {
+    let ids = interface.groups.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let groups = interface.groups.iter().filter_map(|g| context.state.groups.get(g));
+    let names = groups.map(|g| g.name.as_str()).collect::<Vec<_>>();
+    (ids.join("\n"), names.join("\n"))
 }
 
 /// A device's name without `/dev/`, as the metadata service shows it.

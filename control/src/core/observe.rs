@@ -163,8 +163,10 @@ fn terminate(context: &Context<'_>, instance: &mut Instance, draft: &mut Draft) 
             draft.plan.put(state, &volume);
         }
     }
-    if let Some(interface) = instance.interface.take() {
-        draft.plan.delete::<Name>(state, launch::private_name(&interface));
+    for interface in std::mem::take(&mut instance.interfaces) {
+        for address in interface.addresses() {
+            draft.plan.delete::<Name>(state, launch::private_name(interface.subnet, address));
+        }
         let held =
             |a: &&Address| a.association.as_ref().is_some_and(|s| s.interface == interface.id);
         for mut address in state.addresses.iter().filter(held).cloned() {

@@ -186,9 +186,9 @@ fn type_node(kind: &InstanceType) -> Struct {
             "networkInfo",
             Struct::new()
                 .with("networkPerformance", kind.network_label)
-                .with("maximumNetworkInterfaces", 1u8)
+                .with("maximumNetworkInterfaces", kind.interfaces_max)
                 .with("maximumNetworkCards", 1u8)
-                .with("ipv4AddressesPerInterface", 1u8)
+                .with("ipv4AddressesPerInterface", super::launch::ADDRESSES_AN_INTERFACE_MAX as u32)
                 .with("ipv6AddressesPerInterface", 0u8)
                 .with("ipv6Supported", false)
                 .with("enaSupport", "unsupported"),

@@ -123,11 +123,11 @@ fn change_interface(
     id: &str,
     how: Change<'_>,
 ) -> Result<bool, ApiError> {
-    let held = |i: &&Instance| i.interface.as_ref().is_some_and(|n| n.id.to_string() == id);
+    let held = |i: &&Instance| i.interfaces.iter().any(|n| n.id.to_string() == id);
     let key = state.instances.iter().find(held).map(|i| i.id.to_string());
     let instance = key.and_then(|key| draft.plan.current::<Instance>(state, &key));
     let Some(mut instance) = instance else { return Ok(false) };
-    if let Some(interface) = &mut instance.interface {
+    if let Some(interface) = instance.interfaces.iter_mut().find(|n| n.id.to_string() == id) {
         how(&mut interface.tags)?;
     }
     draft.plan.put(state, &instance);
@@ -244,7 +244,7 @@ struct Row<'a> {
 fn every_tag(state: &State) -> Vec<Row<'_>> {
     let mut all: Vec<(String, &'static str, &Tags)> = Vec::new();
     all.extend(state.instances.iter().map(|r| (r.id.to_string(), "instance", &r.tags)));
-    for interface in state.instances.iter().filter_map(|i| i.interface.as_ref()) {
+    for interface in state.instances.iter().flat_map(|i| &i.interfaces) {
         all.push((interface.id.to_string(), "network-interface", &interface.tags));
     }
     all.extend(state.volumes.iter().map(|r| (r.id.to_string(), "volume", &r.tags)));

@@ -272,6 +272,80 @@ def addresses(first, second):
         ec2.release_address(AllocationId=allocation)
 
 
+def interfaces(image, subnet, group):
+    default = ec2.describe_security_groups(GroupNames=["default"])["SecurityGroups"][0]["GroupId"]
+    of = {"SubnetId": subnet}
+    two = [{"DeviceIndex": 1, **of, "Groups": [default], "Description": "second",
+            "PrivateIpAddresses": [{"PrivateIpAddress": "172.31.6.1", "Primary": True},
+                                   {"PrivateIpAddress": "172.31.6.2"}]},
+           {"DeviceIndex": 0, **of, "Groups": [group], "SecondaryPrivateIpAddressCount": 2}]
+    small = dict(ImageId=image, InstanceType="t3.micro", MinCount=1, MaxCount=1)
+    run = ec2.run_instances
+    limit = ec2.describe_instance_types(InstanceTypes=["t3.micro"])["InstanceTypes"][0]["NetworkInfo"]
+    assert limit["MaximumNetworkInterfaces"] == 2
+    refused("AttachmentLimitExceeded", run, **small, NetworkInterfaces=two + [{"DeviceIndex": 2, **of}])
+    refused("InvalidParameterValue", run, **small, NetworkInterfaces=[{"DeviceIndex": 0, **of}] * 2)
+    refused("InvalidParameterValue", run, **small, NetworkInterfaces=two[:1])
+    refused("InvalidParameterCombination", run, **{**small, "MaxCount": 2}, NetworkInterfaces=two)
+    refused("PrivateIpAddressLimitExceeded", run, **small, NetworkInterfaces=[
+        {"DeviceIndex": 0, **of, "SecondaryPrivateIpAddressCount": 50}])
+    instance = run(**small, NetworkInterfaces=two)["Instances"][0]
+    id = instance["InstanceId"]
+    wait("instance_running", InstanceIds=[id])
+    first, second = ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]["NetworkInterfaces"]
+    assert [n["Attachment"]["DeviceIndex"] for n in (first, second)] == [0, 1]
+    assert instance["PrivateIpAddress"] == first["PrivateIpAddress"] and second["PrivateIpAddress"] == "172.31.6.1"
+    assert first["Groups"][0]["GroupId"] == group and second["Groups"][0]["GroupId"] == default
+    assert len({p["PrivateIpAddress"] for p in first["PrivateIpAddresses"]}) == 3
+    assert [p["PrivateIpAddress"] for p in second["PrivateIpAddresses"]] == ["172.31.6.1", "172.31.6.2"]
+    shown = ec2.describe_network_interfaces(Filters=[
+        {"Name": "attachment.instance-id", "Values": [id]}, {"Name": "attachment.device-index", "Values": ["1"]}])
+    assert [n["Description"] for n in shown["NetworkInterfaces"]] == ["second"]
+    by_address = [{"Name": "network-interface.addresses.private-ip-address", "Values": ["172.31.6.2"]}]
+    assert ec2.describe_instances(Filters=by_address)["Reservations"][0]["Instances"][0]["InstanceId"] == id
+    interface_addresses(id, first["NetworkInterfaceId"], second["NetworkInterfaceId"])
+    interface_attributes(id, second["NetworkInterfaceId"], group)
+    ec2.terminate_instances(InstanceIds=[id])
+    wait("instance_terminated", InstanceIds=[id])
+    refused("InvalidNetworkInterfaceID.NotFound", ec2.describe_network_interfaces,
+            NetworkInterfaceIds=[second["NetworkInterfaceId"]])
+    assert all("AssociationId" not in a for a in ec2.describe_addresses()["Addresses"])
+    for address in ec2.describe_addresses()["Addresses"]:
+        ec2.release_address(AllocationId=address["AllocationId"])
+
+
+def interface_addresses(id, first, second):
+    """Elastic addresses of the second interface: one of each private address, none the instance's own."""
+    a, b, c = (ec2.allocate_address(Domain="vpc") for _ in range(3))
+    refused("InvalidInstanceID", ec2.associate_address, AllocationId=a["AllocationId"], InstanceId=id)
+    refused("InvalidParameterValue", ec2.associate_address, AllocationId=a["AllocationId"],
+            NetworkInterfaceId=first, PrivateIpAddress="172.31.6.2")
+    ec2.associate_address(AllocationId=a["AllocationId"], NetworkInterfaceId=second)
+    ec2.associate_address(AllocationId=b["AllocationId"], NetworkInterfaceId=second, PrivateIpAddress="172.31.6.2")
+    shown = ec2.describe_network_interfaces(NetworkInterfaceIds=[second])["NetworkInterfaces"][0]
+    held = [p["Association"]["PublicIp"] for p in shown["PrivateIpAddresses"]]
+    assert held == [a["PublicIp"], b["PublicIp"]], shown
+    instance = ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]
+    assert "PublicIpAddress" not in instance, instance
+    ec2.associate_address(AllocationId=c["AllocationId"], NetworkInterfaceId=first)
+    instance = ec2.describe_instances(InstanceIds=[id])["Reservations"][0]["Instances"][0]
+    assert instance["PublicIpAddress"] == c["PublicIp"]
+
+
+def interface_attributes(id, second, group):
+    modify = ec2.modify_network_interface_attribute
+    refused("InvalidInstanceID", ec2.modify_instance_attribute, InstanceId=id, Groups=[group])
+    refused("InvalidInstanceID", ec2.modify_instance_attribute, InstanceId=id, SourceDestCheck={"Value": False})
+    refused("InvalidParameterCombination", modify, NetworkInterfaceId=second)
+    refused("InvalidGroup.NotFound", modify, NetworkInterfaceId=second, Groups=["sg-00000000000000001"])
+    modify(NetworkInterfaceId=second, Groups=[group])
+    modify(NetworkInterfaceId=second, SourceDestCheck={"Value": False})
+    modify(NetworkInterfaceId=second, Description={"Value": "changed"})
+    shown = ec2.describe_network_interfaces(NetworkInterfaceIds=[second])["NetworkInterfaces"][0]
+    assert (shown["Description"], shown["SourceDestCheck"]) == ("changed", False)
+    assert [g["GroupId"] for g in shown["Groups"]] == [group]
+
+
 def tags(instance, group):
     ec2.create_tags(Resources=[instance, group], Tags=[{"Key": "team", "Value": "x"}, {"Key": "empty", "Value": ""}])
     found = ec2.describe_tags(Filters=[{"Name": "key", "Values": ["team"]}])["Tags"]
@@ -326,6 +400,7 @@ life(ids[0])
 console(ids[0])
 volumes(ids[0], ids[1])
 addresses(ids[0], ids[1])
+interfaces(image, subnet, group)
 tags(ids[0], group)
 signatures()
 end(ids + [spare], group, image)

@@ -8,12 +8,12 @@ use std::net::Ipv4Addr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use model::{GroupId, InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId};
+use model::{InstanceId, InstanceType, InterfaceId, Mac, ReservationId, VolumeId};
 use rpc::host::Run;
 
 use disks::{NewVolume, volumes};
-use network::{Network, addresses};
-pub use network::{private_name, used_addresses};
+pub use network::{ADDRESSES_AN_INTERFACE_MAX, private_name, used_addresses};
+use network::{Network, addresses, networks};
 
 use super::instance::reservation;
 use super::lookup::find;
@@ -45,10 +45,7 @@ struct Wish<'a> {
     image: &'a Image,
     kind: &'static InstanceType,
     key: Option<&'a KeyPair>,
-    subnet: &'a Subnet,
-    groups: Vec<GroupId>,
-    address: Option<Ipv4Addr>,
-    description: String,
+    networks: Vec<Network<'a>>,
     volumes: Vec<NewVolume>,
     user_data: Option<String>,
     tags: Vec<Tags>,
@@ -74,16 +71,16 @@ pub fn run_instances(
         return Err(place::no_room(context, wish.kind.name));
     }
     let reservation_id = ReservationId::from_random(draft.bits());
-    let addresses = addresses(context, &wish, count)?;
+    let addresses = addresses(context, &wish.networks, count)?;
     let mut uids = free_uids(context);
-    for (index, address) in addresses.into_iter().enumerate() {
+    for (index, addresses) in addresses.into_iter().enumerate() {
         let uid = uids.next().ok_or_else(|| place::no_room(context, wish.kind.name))?;
         let instance =
-            instance(context, params, draft, &wish, reservation_id, index as u32, address, uid)?;
+            instance(context, params, draft, &wish, reservation_id, index as u32, addresses, uid)?;
         draft.plan.put(context.state, &instance);
     }
     draft.plan.depends::<Image>(context.state, wish.image.id);
-    for group in &wish.groups {
+    for group in wish.networks.iter().flat_map(|n| &n.groups) {
         draft.plan.depends::<crate::record::Group>(context.state, group);
     }
     let made = reservation_id.to_string();
@@ -143,17 +140,9 @@ fn read<'a>(context: &Context<'a>, params: &Params) -> Result<Wish<'a>, ApiError
         None => None,
         Some(name) => Some(super::key_pair::by_name(state, name)?),
     };
-    let network = Network::read(params)?;
-    let subnet = match network.subnet {
-        Some(id) => find::<Subnet>(state, id)?,
-        None => default_subnet(context, params)?,
-    };
-    if subnet.zone != context.settings.zone {
-        return Err(ApiError::new("Unsupported", "The subnet is in a zone without hosts."));
-    }
-    let groups = network.groups(context, subnet)?;
+    let networks = networks(context, params, kind)?;
     let volumes = volumes(params, image, kind)?;
-    let each = 2 + volumes.len();
+    let each = 1 + networks.iter().map(Network::address_count).sum::<usize>() + volumes.len();
     if count_min * each > RECORDS_MAX {
         return Err(ApiError::new(
             "InstanceLimitExceeded",
@@ -161,25 +150,10 @@ fn read<'a>(context: &Context<'a>, params: &Params) -> Result<Wish<'a>, ApiError
         ));
     }
     let count_max = count_max.min(RECORDS_MAX / each);
-    if network.address.is_some() && count_max > 1 {
+    if count_max > 1 && networks.iter().any(|n| n.named().next().is_some()) {
         return Err(ApiError::combination("A private address serves one instance only."));
     }
-    let address = network.address;
-    let description = network.description;
-    Ok(Wish {
-        image,
-        kind,
-        key,
-        subnet,
-        groups,
-        address,
-        description,
-        volumes,
-        user_data,
-        tags,
-        count_min,
-        count_max,
-    })
+    Ok(Wish { image, kind, key, networks, volumes, user_data, tags, count_min, count_max })
 }
 
 fn counts(params: &Params) -> Result<(usize, usize), ApiError> {
@@ -290,7 +264,7 @@ fn instance(
     wish: &Wish<'_>,
     reservation: ReservationId,
     launch_index: u32,
-    address: Ipv4Addr,
+    addresses: Vec<Vec<Ipv4Addr>>,
     uid: u32,
 ) -> Result<Instance, ApiError> {
     let state = context.state;
@@ -298,20 +272,15 @@ fn instance(
         return Err(ApiError::internal("tag specifications are of three kinds"));
     };
     let id = InstanceId::from_random(draft.bits());
-    let interface = Interface {
-        id: InterfaceId::from_random(draft.bits()),
-        attachment: format!("eni-attach-{:017x}", draft.bits() >> 60),
-        mac: Mac::local_from_random(draft.bits() as u64),
-        vpc: wish.subnet.vpc,
-        subnet: wish.subnet.id,
-        address,
-        groups: wish.groups.clone(),
-        source_check: true,
-        description: wish.description.clone(),
-        attached_ms: context.now_ms,
-        tags: interface_tags.clone(),
-    };
-    draft.plan.put(state, &Name { name: private_name(&interface), owner: id.to_string() });
+    let mut interfaces = Vec::new();
+    for (network, addresses) in wish.networks.iter().zip(addresses) {
+        let interface = interface(context, draft, network, &addresses, interface_tags);
+        for address in addresses {
+            let name = private_name(interface.subnet, address);
+            draft.plan.put(state, &Name { name, owner: id.to_string() });
+        }
+        interfaces.push(interface);
+    }
     let mut attachments = Vec::new();
     for new in &wish.volumes {
         let volume = Volume {
@@ -357,7 +326,7 @@ fn instance(
         starts: 1,
         reboots: 0,
         uid,
-        interface: Some(interface),
+        interfaces,
         attachments,
         root_device: wish.image.root_device.clone(),
         user_data: wish.user_data.clone(),
@@ -377,4 +346,28 @@ fn instance(
         finalizers: BTreeSet::from([Finalizer::Host]),
         terminated_ms: None,
     })
+}
+
+fn interface(
+    context: &Context<'_>,
+    draft: &mut Draft,
+    network: &Network<'_>,
+    addresses: &[Ipv4Addr],
+    tags: &Tags,
+) -> Interface {
+    Interface {
+        id: InterfaceId::from_random(draft.bits()),
+        attachment: format!("eni-attach-{:017x}", draft.bits() >> 60),
+        device_index: network.device_index,
+        mac: Mac::local_from_random(draft.bits() as u64),
+        vpc: network.subnet.vpc,
+        subnet: network.subnet.id,
+        address: addresses[0],
+        secondary: addresses[1..].to_vec(),
+        groups: network.groups.clone(),
+        source_check: true,
+        description: network.description.clone(),
+        attached_ms: context.now_ms,
+        tags: tags.clone(),
+    }
 }
