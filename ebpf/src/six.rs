@@ -19,6 +19,9 @@ use crate::{GATEWAY_MAC, ROUTER_ADDRESS6};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
+/// `fd00:ec2::/32`, where EC2 has its services.
+const SERVICES: u64 = 0xfd00_0ec2;
+
 /// An IPv6 frame that a guest sent.
 #[inline(always)]
 pub fn from_instance6<T: Tables + ?Sized, F: Frame + ?Sized>(
@@ -211,6 +214,10 @@ fn route<T: Tables + ?Sized>(
     held: bool,
 ) -> Result<Route<V6>, Reason> {
     let to = packet.destination;
+    // Of the host's own services, which are never out there: whoever is upstream could answer.
+    if to.high >> 32 == SERVICES {
+        return Err(Reason::NoRoute);
+    }
     let same_subnet = six.holds(to);
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {

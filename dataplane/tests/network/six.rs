@@ -168,6 +168,8 @@ fn why_answers_for_ipv6_as_the_packet_would_fare() {
     assert_eq!(asked(Direction::Ingress, WORLD, 6, 23).reason, "ingress-denied");
     assert_eq!(asked(Direction::Ingress, WORLD, 58, 128 << 8).reason, "new-flow");
     assert_eq!(asked(Direction::Egress, WORLD, 17, 53).reason, "new-flow");
+    let services = asked(Direction::Egress, "fd00:ec2::254", 6, 80);
+    assert_eq!(services.reason, "no-route", "whoever is upstream could play the metadata service");
     let neighbour = asked(Direction::Ingress, &guest(2).to_string(), 6, 22);
     assert!(neighbour.allowed, "by its own device: {neighbour:?}");
     let mixed = Question {
