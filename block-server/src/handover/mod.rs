@@ -18,8 +18,10 @@
 //! change its mind (the new one fell silent, or died) and goes on as before; the
 //! new one serves only after `Go`, or once the kernel says that the old process
 //! is dead. After `Go` the old one goes on only if the new one ends without having
-//! said `Begun`, which it says before it begins. So whichever is killed or stands
-//! still, at any place, the other serves; tests/relay.rs tries them all.
+//! said `Begun`, which it says before it begins. So whichever is killed at any place, or
+//! stands still at any but one, the other serves (tests/relay.rs). The one: a new process
+//! that is stopped, and not dead, between `Go` and `Begun`. It may yet begin, so the old one
+//! waits for it, says so every ten seconds, and nobody serves until it is ended or goes on.
 
 mod wire;
 
