@@ -8,7 +8,9 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
@@ -94,18 +96,49 @@ fn run_cargo(
         .spawn()
         .context("run cargo test")?;
     let stdout = child.stdout.take().context("cargo test has no output")?;
-    let mut results = 0;
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = line.context("read the output of cargo test")?;
-        let line = String::from_utf8_lossy(&line);
-        println!("{line}");
-        results += u64::from(add_result(&line, count));
+    let lines = lines_of(stdout);
+    let (mut results, mut silent_s) = (0, 0);
+    loop {
+        match lines.recv_timeout(Duration::from_secs(1)) {
+            Ok(line) => {
+                let line = line.context("read the output of cargo test")?;
+                let line = String::from_utf8_lossy(&line);
+                println!("{line}");
+                results += u64::from(add_result(&line, count));
+                silent_s = 0;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                let ended = child.try_wait().context("look after cargo test")?.is_some();
+                silent_s += u32::from(ended);
+                if silent_s > LEFT_OVER_S {
+                    println!("xtask: a process that a test left behind holds the output open");
+                    break;
+                }
+            }
+        }
     }
     let status = child.wait().context("wait for cargo test")?;
     if !status.success() && (count.failed == 0 || results == 0) {
         count.broken += 1;
     }
     Ok(())
+}
+
+/// How long the output may stay open after cargo has ended.
+const LEFT_OVER_S: u32 = 10;
+
+/// Read by a thread of its own: what a test left running may hold the output open for ever.
+fn lines_of(stdout: ChildStdout) -> Receiver<std::io::Result<Vec<u8>>> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(stdout).split(b'\n') {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
