@@ -5,7 +5,7 @@ mod fixture;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::{Bench, engines, run, skip, succeed, text};
+use fixture::{Bench, engines, qemu_image, run, skip, succeed, text};
 
 #[test]
 fn nbdinfo_sees_what_is_served() {
@@ -183,10 +183,7 @@ fn qemu_goes_on_after_kill_9() {
     for engine in engines() {
         let bench = Bench::new(16);
         let server = bench.serve(&["--engine", engine]);
-        let image = format!(
-            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30,open-timeout=30",
-            bench.socket().display()
-        );
+        let image = qemu_image(&bench.socket(), "");
         let client = Command::new("qemu-io")
             .args(["--image-opts", &image])
             .args(["-c", "write -P 8 0 1M", "-c", "sleep 600"])
@@ -229,10 +226,7 @@ fn kills_under_load_lose_nothing() {
     for engine in engines() {
         let bench = Bench::new(16);
         let mut server = bench.serve(&["--engine", engine]);
-        let image = format!(
-            "driver=nbd,server.type=unix,server.path={},reconnect-delay=30,open-timeout=30",
-            bench.socket().display()
-        );
+        let image = qemu_image(&bench.socket(), "");
         let mut commands = Vec::new();
         for round in 1..=120_usize {
             let at = round * 37 % 100 * 128;

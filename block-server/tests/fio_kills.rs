@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use fixture::{Bench, Server, engines, skip, succeed, text};
+use fixture::{Bench, Server, engines, qemu_image, skip, succeed, text};
 use sim::{Random, is_full, seed_from_environment};
 
 const TEST: &str = "fio_finds_all_it_wrote_while_the_server_is_killed";
@@ -43,10 +43,7 @@ impl Drop for Proxy {
 impl Proxy {
     /// QEMU's client of the socket `to`, and a server for whoever cannot reconnect.
     fn start(to: &Path, at: &Path) -> Option<Self> {
-        let image = format!(
-            "driver=nbd,server.type=unix,server.path={},reconnect-delay=300,open-timeout=60",
-            text(to)
-        );
+        let image = qemu_image(to, "");
         let child = Command::new("qemu-nbd")
             .args(["--persistent", "--shared=4", "--socket", text(at), "--image-opts", &image])
             .stdin(Stdio::null())

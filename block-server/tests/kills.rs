@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use fixture::client::{Client, Ledger};
-use fixture::{Bench, engines, skip, text};
+use fixture::{Bench, engines, qemu_image, skip};
 use sim::{Random, is_full, seed_from_environment};
 
 const VOLUMES: usize = 3;
@@ -69,10 +69,7 @@ fn reconnect(socket: &Path, export: &str) -> Client {
 
 /// QEMU's client, round after round: it must never be told of an error.
 fn qemu_on(socket: &Path, done: &AtomicBool) -> Option<u64> {
-    let image = format!(
-        "driver=nbd,server.type=unix,server.path={},export=qemu,reconnect-delay=30,open-timeout=30",
-        text(socket)
-    );
+    let image = qemu_image(socket, "qemu");
     let mut rounds = 0;
     // Once nobody is killed any more a round comes to its end.
     while !done.load(Ordering::Relaxed) || rounds == 0 {

@@ -37,7 +37,7 @@ fn relay(folder: &Path, port: u16, behind: &Path) -> std::io::Result<Relay> {
         .arg("--blockdev")
         .arg(format!(
             "driver=nbd,node-name=n,server.type=inet,server.host=127.0.0.1,server.port={port},\
-             tls-creds=t,tls-hostname=localhost,reconnect-delay=60,cache.direct=on"
+             tls-creds=t,tls-hostname=localhost,reconnect-delay=300,cache.direct=on"
         ))
         .args(["--nbd-server", &format!("addr.type=unix,addr.path={}", text(behind))])
         .args(["--export", "type=nbd,id=e,node-name=n,name=disk,writable=on"])
