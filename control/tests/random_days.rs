@@ -611,6 +611,8 @@ fn each_interface_reaches_its_host_and_the_metadata_names_them_all() {
     assert_eq!(attached, [(first.id, first.mac), (second.id, second.mac)]);
     let [one, two] = wish.network.interfaces.as_slice() else { panic!("two interfaces") };
     assert_eq!((one.elastic, two.elastic), (None, None));
+    assert_eq!((one.rates_of, two.rates_of), (None, Some(first.id)));
+    assert!(one.rates.outgoing.is_some() && two.rates == Default::default());
     assert_eq!(two.secondary.len(), 1);
     assert_eq!((two.secondary[0].address, two.secondary[0].elastic), (private, Some(elastic)));
     assert_eq!(one.metadata, two.metadata);

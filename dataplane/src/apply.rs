@@ -24,8 +24,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ebpf::event;
 use rpc::Deployment;
 use rpc::dataplane::{
-    Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, InterfaceStatus, MovedFlows,
-    NatGatewayStatus, Observed, Question, RuleHits, Status, Traffic, Verdict,
+    Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, Interface, InterfaceStatus,
+    MovedFlows, NatGatewayStatus, Observed, Question, Rates, RuleHits, Status, Traffic, Verdict,
 };
 use tokio::sync::broadcast;
 use tokio::sync::oneshot;
@@ -349,7 +349,7 @@ impl Applier {
                 reasons: own,
                 traffic: traffic.get(interface.device.name()).copied().unwrap_or_default(),
                 flows: self.loaded.flows_open(interface.id).unwrap_or(0),
-                rates: interface.rates,
+                rates: self.rates_of(interface),
                 credits: self.loaded.credits(interface.id).unwrap_or_default(),
             });
         }
@@ -363,6 +363,13 @@ impl Applier {
             reasons,
             nat_gateways: self.nat_gateways()?,
         })
+    }
+
+    /// Its own, or those of the interface that pays for it.
+    fn rates_of(&self, interface: &Interface) -> Rates {
+        let payer = interface.rates_of.unwrap_or(interface.id);
+        let found = self.accepted.interfaces.iter().find(|i| i.id == payer);
+        found.map_or(interface.rates, |payer| payer.rates)
     }
 
     fn nat_gateways(&self) -> Result<Vec<NatGatewayStatus>, Error> {

@@ -151,12 +151,21 @@ pub const SERVICES: usize = 7;
 pub struct Rates {
     /// Outgoing bytes, incoming bytes, packets both ways.
     pub limits: [Limit; 6],
+    /// The slot whose [`Levels`] these limits are held against; 0: its own. All interfaces
+    /// of an instance draw from the same buckets so.
+    pub payer: u64,
 }
-const _: () = assert!(size_of::<Rates>() == 96);
+const _: () = assert!(size_of::<Rates>() == 104);
 
 impl Rates {
     pub fn limited(&self) -> bool {
         self.limits.iter().any(|limit| limit.depth != 0)
+    }
+
+    /// The slot whose buckets pay for the interface with `slot`.
+    #[inline(always)]
+    pub const fn payer(&self, slot: u32) -> u32 {
+        if self.payer == 0 { slot } else { self.payer as u32 }
     }
 }
 

@@ -108,9 +108,10 @@ impl Asked {
     /// All four buckets are asked before any of them pays.
     #[inline(always)]
     fn of<const WAY: usize>(&self, slot: u32) -> u32 {
-        let (Some(rates), Some(levels)) = (RATES.get_ptr(slot), LEVELS.get_ptr_mut(slot)) else {
-            return PASSES;
-        };
+        let Some(rates) = RATES.get_ptr(slot) else { return PASSES };
+        // SAFETY: the pointer was checked; the daemon may write the word, whole.
+        let payer = unsafe { (*rates).payer(slot) };
+        let Some(levels) = LEVELS.get_ptr_mut(payer) else { return PASSES };
         let bytes = u64::from(self.bytes);
         let packets = u64::from(self.packets);
         let ask = |place: usize, units: u64| {

@@ -203,6 +203,10 @@ pub struct Interface {
     pub network_acl: Option<NetworkAclId>,
     #[serde(default)]
     pub rates: Rates,
+    /// Another interface, whose rates hold for both together, as an instance type's do for
+    /// all interfaces of an instance. This one has no `rates` then, and that one no `rates_of`.
+    #[serde(default)]
+    pub rates_of: Option<InterfaceId>,
     /// Whether its device takes frames from XDP. `None`: a tap of ours does; a veth only
     /// where its far end has GRO or a program of XDP.
     #[serde(default)]
@@ -261,6 +265,7 @@ impl Interface {
             route_table: None,
             network_acl: None,
             rates: Rates::default(),
+            rates_of: None,
             takes_frames: None,
             idle: IdleTimeouts::default(),
             loose_tcp: false,

@@ -116,13 +116,19 @@ fn interface(
         address: *a,
         elastic: public_address(context.state, interface, *a),
     });
+    // The primary one's buckets pay for the whole instance.
+    let rates_of = instance.primary().map(|primary| primary.id).filter(|id| *id != interface.id);
     dataplane::Interface {
         elastic: public_address(context.state, interface, interface.address),
         secondary: secondary.collect(),
         groups: interface.groups.clone(),
         source_check: interface.source_check,
-        rates: model::instance_type::find(&instance.instance_type)
-            .map_or_else(Default::default, rates),
+        rates: if rates_of.is_none() {
+            model::instance_type::find(&instance.instance_type).map_or_else(Default::default, rates)
+        } else {
+            dataplane::Rates::default()
+        },
+        rates_of,
         dhcp: dataplane::Dhcp {
             hostname: format!("ip-{a}-{b}-{c}-{d}"),
             domain: format!("{}.compute.internal", context.settings.region),

@@ -177,6 +177,7 @@ fn told_interface(i: &Interface, names: &BTreeMap<String, String>) -> Vec<(&'sta
         ("outgoing", told_rate(i.rates.outgoing)),
         ("incoming", told_rate(i.rates.incoming)),
         ("packets", told_rate(i.rates.packets)),
+        ("rates of", i.rates_of.map_or_else(|| NONE.into(), |of| named(&of.to_string(), names))),
         ("idle", told_idle(&i.idle)),
         ("untracked", if i.untracked { "on" } else { NONE }.into()),
         ("loose-tcp", if i.loose_tcp { "on" } else { NONE }.into()),

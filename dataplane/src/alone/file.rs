@@ -140,7 +140,7 @@ pub struct InterfaceEntry {
     pub route_table: Option<Spanned<String>>,
     pub network_acl: Option<Spanned<String>>,
     #[serde(default)]
-    rates: rate::Entry,
+    pub rates: rate::Entry,
     takes_frames: Option<bool>,
     idle: Option<Spanned<IdleTimeouts>>,
     #[serde(default)]
@@ -362,6 +362,7 @@ impl Reader<'_> {
             route_table: route::of(text, entry, file)?,
             network_acl: acl::of(text, entry, file)?,
             rates: rate::rates(text, &entry.rates)?,
+            rates_of: rate::payer(text, &entry.rates, file)?,
             takes_frames: entry.takes_frames,
             idle: self.idle(entry)?,
             loose_tcp: entry.loose_tcp,

@@ -152,6 +152,33 @@ fn a_difference_says_what_would_change_and_nothing_where_nothing_would() {
 }
 
 #[test]
+fn an_interface_may_have_the_rates_of_another() {
+    let plain = read(WHOLE).unwrap();
+    let names: Vec<&str> =
+        WHOLE.lines().filter_map(|l| l.strip_prefix("[interface.")?.strip_suffix(']')).collect();
+    let last = names[plain.desired.interfaces.len() - 1];
+    let with = |of: &str| format!("{WHOLE}rates.of = \"{of}\"\n");
+    let plan = read(&with(names[0])).unwrap();
+    let id_of = |name: &str| {
+        let found = plan.names.iter().find(|(id, n)| *n == name && id.starts_with("eni-"));
+        found.unwrap().0.clone()
+    };
+    let shared: Vec<String> =
+        plan.desired.interfaces.iter().filter_map(|i| i.rates_of).map(|i| i.to_string()).collect();
+    assert_eq!(shared, [id_of(names[0])]);
+    let lines = difference(&plain.desired, &plan.desired, &plan.names);
+    let told: Vec<String> = lines.iter().map(ToString::to_string).collect();
+    let line = format!("rates of none → {}", names[0]);
+    assert!(told.iter().any(|l| l.contains(&line)), "{told:?}");
+    for (of, wrong) in [("nobody", "there is no interface `nobody`"), (last, "of another itself")] {
+        let error = read(&with(of)).unwrap_err();
+        assert!(error.what.contains(wrong), "{error}");
+    }
+    let both = with(names[0]) + "rates.packets = { baseline = \"20k\" }\n";
+    assert!(read(&both).unwrap_err().what.contains("rates beside those of"));
+}
+
+#[test]
 fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let plain = read(WHOLE).unwrap();
     let text = WHOLE.replace(

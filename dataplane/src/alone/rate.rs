@@ -2,11 +2,12 @@
 
 use std::str::FromStr;
 
+use model::InterfaceId;
 use rpc::dataplane::{Allowance, Rates};
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::file::{Text, Wrong};
+use super::file::{File, Text, Wrong, interface_id};
 
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -14,6 +15,8 @@ pub struct Entry {
     incoming: Option<AllowanceEntry>,
     outgoing: Option<AllowanceEntry>,
     packets: Option<AllowanceEntry>,
+    /// An interface whose rates hold for both together, in place of own ones.
+    pub of: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +61,27 @@ pub fn rates(text: &Text<'_>, entry: &Entry) -> Result<Rates, Wrong> {
         outgoing: one(&entry.outgoing)?,
         packets: one(&entry.packets)?,
     })
+}
+
+/// The interface that `rates.of` names.
+pub fn payer(text: &Text<'_>, entry: &Entry, file: &File) -> Result<Option<InterfaceId>, Wrong> {
+    let Some(word) = &entry.of else { return Ok(None) };
+    let name = word.get_ref().as_str();
+    if entry.incoming.is_some() || entry.outgoing.is_some() || entry.packets.is_some() {
+        let what = format!("rates.of: there are rates beside those of `{name}`");
+        return Err(text.wrong(word.span(), what, "either `of` or rates of its own"));
+    }
+    match file.interface.get(name) {
+        Some(to) if to.get_ref().rates.of.is_none() => Ok(Some(interface_id(name))),
+        Some(_) => {
+            let what = format!("rates.of: `{name}` has the rates of another itself");
+            Err(text.wrong(word.span(), what, "the interface that has rates of its own"))
+        }
+        None => {
+            let what = format!("rates.of: there is no interface `{name}`");
+            Err(text.wrong(word.span(), what, &format!("a table [interface.{name}]")))
+        }
+    }
 }
 
 fn read(text: &Text<'_>, entry: &AllowanceEntry) -> Result<Allowance, Wrong> {

@@ -199,7 +199,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         tables,
     };
     for interface in &desired.interfaces {
-        compiler.add(interface)?;
+        compiler.add(desired, interface)?;
         compiler.add_six(desired, interface);
     }
     let Compiler { mut tables, places, uplink, mut slots, .. } = compiler;
@@ -358,26 +358,27 @@ fn prefix(net: Ipv4Net) -> Prefix {
 
 /// Counter slots: an interface that stays keeps its own.
 struct Slots {
-    kept: BTreeMap<u64, u32>,
+    given: BTreeMap<u64, u32>,
     taken: BTreeSet<u32>,
 }
 
 impl Slots {
     fn new(loaded: &Tables) -> Self {
         let gateways = loaded.nat_gateways().map(|(_, gateway)| gateway);
-        let kept: BTreeMap<u64, u32> =
+        let given: BTreeMap<u64, u32> =
             loaded.interfaces.values().chain(gateways).map(|i| (i.id, i.slot)).collect();
-        Self { taken: kept.values().copied().collect(), kept }
+        Self { taken: given.values().copied().collect(), given }
     }
 
     fn slot(&mut self, id: u64) -> Result<u32, Error> {
-        if let Some(slot) = self.kept.get(&id) {
+        if let Some(slot) = self.given.get(&id) {
             return Ok(*slot);
         }
         let slot = (1..=INTERFACES_MAX)
             .find(|slot| !self.taken.contains(slot))
             .ok_or(Error::Full { table: "interfaces and NAT gateways", limit: INTERFACES_MAX })?;
         self.taken.insert(slot);
+        self.given.insert(id, slot);
         Ok(slot)
     }
 }
@@ -408,7 +409,7 @@ struct Compiler<'a> {
 }
 
 impl Compiler<'_> {
-    fn add(&mut self, interface: &dataplane::Interface) -> Result<(), Error> {
+    fn add(&mut self, desired: &Desired, interface: &dataplane::Interface) -> Result<(), Error> {
         let name = interface.device.name();
         let device = *self.devices.by_name.get(name).ok_or_else(|| Error::UnknownDevice {
             interface: interface.id.to_string(),
@@ -416,7 +417,11 @@ impl Compiler<'_> {
         })?;
         let ifindex = device.ifindex;
         let mut record = self.record(interface, device)?;
-        let rates = rate::of(interface)?;
+        let payer = rate::payer(desired, interface)?;
+        let mut rates = rate::of(payer)?;
+        if payer.id != interface.id {
+            rates.payer = self.slots.slot(id_number(&payer.id.digits()))?.into();
+        }
         if rates.limited() {
             record.flags |= LIMITED;
             self.tables.rates.insert(record.slot, rates);

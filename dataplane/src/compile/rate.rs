@@ -60,6 +60,21 @@ pub fn of_sources(desired: &Desired, tables: &mut Tables) -> Result<(), Error> {
     Ok(())
 }
 
+/// The interface whose rates count for it: itself, or the one that it names.
+pub fn payer<'a>(desired: &'a Desired, interface: &'a Interface) -> Result<&'a Interface, Error> {
+    let Some(id) = interface.rates_of else { return Ok(interface) };
+    let wrong = |cause: String| Wrong("rates_of", cause).of(format!("interface {}", interface.id));
+    if interface.rates != rpc::dataplane::Rates::default() {
+        return Err(wrong(format!("it has rates of its own, and those of {id}; leave out either")));
+    }
+    let payer = desired.interfaces.iter().find(|i| i.id == id);
+    let payer = payer.ok_or_else(|| wrong(format!("there is no interface {id}")))?;
+    if payer.rates_of.is_some() {
+        return Err(wrong(format!("{id} has the rates of another; name that one")));
+    }
+    Ok(payer)
+}
+
 pub fn of(interface: &Interface) -> Result<Rates, Error> {
     let mut rates = Rates::default();
     let wanted = &interface.rates;

@@ -227,8 +227,13 @@ impl Maps {
         (first..first + REASONS_MAX).try_for_each(|index| self.counters.clear(index, self.cpus))
     }
 
-    /// What was spent under the old limits is owed under the new ones.
+    /// What was spent under the old limits is owed under the new ones, unless other buckets
+    /// pay for the interface from now on: theirs are as they are.
     fn put_rates(&self, slot: u32, rates: &Rates) -> io::Result<()> {
+        let before = self.rates.get(&slot)?.unwrap_or_default();
+        if before.payer != 0 || rates.payer != 0 {
+            return self.rates.put(&slot, rates);
+        }
         let missing = super::rate::missing(self, slot)?;
         self.rates.put(&slot, rates)?;
         super::rate::put_missing(self, slot, &missing)

@@ -25,20 +25,38 @@ fn limits(rates: &Rates) -> [Limit; BUCKETS] {
     all
 }
 
-/// Bytes or packets that are missing from each bucket.
+/// Those of the services are the interface's own, whoever pays for the rest.
+fn is_service(place: usize) -> bool {
+    place >= RESOLVER.min(SERVICES)
+}
+
+/// Bytes or packets that are missing from each bucket that the interface draws from.
 pub fn missing(maps: &Maps, slot: u32) -> io::Result<[u64; BUCKETS]> {
-    let limits = limits(&maps.rates.get(&slot)?.unwrap_or_default());
-    let levels = maps.levels.get(&slot)?.unwrap_or_default();
+    let rates = maps.rates.get(&slot)?.unwrap_or_default();
+    let limits = limits(&rates);
+    let own = maps.levels.get(&slot)?.unwrap_or_default();
+    let shared = maps.levels.get(&rates.payer(slot))?.unwrap_or_default();
     let now = now()?;
-    Ok(std::array::from_fn(|place| limits[place].missing(levels.full_at[place], now)))
+    Ok(std::array::from_fn(|place| {
+        let levels = if is_service(place) { &own } else { &shared };
+        limits[place].missing(levels.full_at[place], now)
+    }))
 }
 
 /// Makes so much missing, or as much as the buckets hold.
 pub fn put_missing(maps: &Maps, slot: u32, missing: &[u64; BUCKETS]) -> io::Result<()> {
-    let limits = limits(&maps.rates.get(&slot)?.unwrap_or_default());
+    let rates = maps.rates.get(&slot)?.unwrap_or_default();
+    let limits = limits(&rates);
     let now = now()?;
-    let full_at = std::array::from_fn(|place| limits[place].full_at(missing[place], now));
-    maps.levels.put(&slot, &Levels { full_at })
+    let payer = rates.payer(slot);
+    for (whose, services) in [(slot, true), (payer, false)] {
+        let mut levels: Levels = maps.levels.get(&whose)?.unwrap_or_default();
+        for place in (0..BUCKETS).filter(|place| is_service(*place) == services) {
+            levels.full_at[place] = limits[place].full_at(missing[place], now);
+        }
+        maps.levels.put(&whose, &levels)?;
+    }
+    Ok(())
 }
 
 /// What is left of the credits.

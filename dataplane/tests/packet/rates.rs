@@ -89,6 +89,13 @@ impl World {
         self.apply();
     }
 
+    fn share(&mut self, n: usize, of: Option<InterfaceId>) {
+        let interface =
+            self.desired.interfaces.iter_mut().find(|i| i.device.name() == guest(n)).unwrap();
+        interface.rates_of = of;
+        self.apply();
+    }
+
     pub fn run(&self, device: &str, frame: &[u8]) -> Reason {
         self.loaded.run(index(device), frame, TRACE_MARK).unwrap().reason.unwrap()
     }
@@ -228,6 +235,54 @@ fn what_is_missing_from_the_buckets_moves_with_the_flows() {
     };
     world.loaded.import(&older).unwrap();
     assert!(world.between(0, 1, 500) <= SLACK);
+}
+
+#[test]
+fn interfaces_of_one_instance_share_its_rates() {
+    let test = "interfaces_of_one_instance_share_its_rates";
+    let Some(mut world) = World::new(test) else { return };
+    let ids = [0, 1]
+        .map(|n| world.desired.interfaces.iter().find(|i| i.device.name() == guest(n)).unwrap().id);
+    world.limit(0, Rates { outgoing: Some(SLOW), ..Rates::default() });
+    world.share(1, Some(ids[0]));
+    let both = world.between(0, 1, 100) + world.between(1, 0, 2000);
+    assert_bound(both, FRAMES);
+    assert!(world.between(0, 1, 500) <= SLACK, "the one has spent what the other wants");
+    assert!(world.counted(1, Reason::BandwidthOut) >= 1900 - FRAMES);
+    let left = ids.map(|id| world.loaded.credits(id).unwrap().outgoing.unwrap());
+    assert!(left.iter().all(|bits| *bits < LEN * 8 * SLACK), "{left:?}");
+    // What is missing is missing once, whichever of them moves.
+    let moved = ids.map(|id| world.loaded.export(id).unwrap());
+    for moved in moved.iter().chain(&moved) {
+        world.loaded.import(moved).unwrap();
+    }
+    // Alone again, it has what it had: full buckets of its own, and no debt of another's.
+    world.share(1, None);
+    assert_eq!(world.between(1, 0, 1000), 1000);
+    assert!(world.between(0, 1, 500) <= SLACK);
+}
+
+/// No device is there: what is compiled is looked at, and not loaded.
+fn any_index(name: &str) -> u32 {
+    name.bytes().fold(1, |sum, byte| sum + u32::from(byte))
+}
+
+#[test]
+fn who_shares_whose_rates_is_told_apart() {
+    let mut desired = open_world();
+    let tables = |desired: &Desired| compile(desired, &devices(any_index), &Default::default());
+    let ids: Vec<InterfaceId> = desired.interfaces.iter().map(|i| i.id).collect();
+    let told = |desired: &Desired| tables(desired).unwrap_err().to_string();
+    desired.interfaces[0].rates_of = Some(InterfaceId::from_random(99));
+    assert!(told(&desired).contains("there is no interface"), "{}", told(&desired));
+    desired.interfaces[0].rates_of = Some(ids[1]);
+    desired.interfaces[1].rates_of = Some(ids[0]);
+    assert!(told(&desired).contains("name that one"), "{}", told(&desired));
+    desired.interfaces[1].rates_of = None;
+    desired.interfaces[0].rates = Rates { packets: Some(SLOW), ..Rates::default() };
+    assert!(told(&desired).contains("leave out either"), "{}", told(&desired));
+    desired.interfaces[0].rates = Rates::default();
+    assert!(tables(&desired).unwrap().rates.is_empty(), "no limits are none to share");
 }
 
 #[test]

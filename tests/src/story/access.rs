@@ -184,6 +184,28 @@ fn digest(bytes: &[u8]) -> String {
 }
 
 pub fn bulk(story: &mut Story) -> anyhow::Result<String> {
+    carry_both_ways(story).with_context(|| connections(story))
+}
+
+/// What stands still, when TCP does: both ends of every connection, and what is dropped.
+fn connections(story: &Story) -> String {
+    let bound = Duration::from_secs(20);
+    let world = program::output(story.internet.command("ss").arg("-tinmo"), bound);
+    let observe = ["flow", "observe", "--seconds", "5"];
+    let flows = program::output(&mut story.deployment.netctl(observe), bound);
+    let inside = story
+        .guest(0)
+        .and_then(|guest| guest.sh_within("cat /proc/net/tcp; ps; cat /proc/loadavg", bound));
+    let shown = |told: anyhow::Result<String>| told.unwrap_or_else(|error| format!("{error:#}"));
+    format!(
+        "the world's connections:\n{}\ndrops and new flows:\n{}\nthe guest's connections:\n{}",
+        shown(world),
+        shown(flows),
+        shown(inside)
+    )
+}
+
+fn carry_both_ways(story: &Story) -> anyhow::Result<String> {
     const INTO: u16 = 9000;
     const OUT: u16 = 9001;
     let guest = story.guest(0)?;
