@@ -78,23 +78,29 @@ pub struct HitKey {
 }
 const _: () = assert!(size_of::<HitKey>() == 8);
 
-/// `TALLIES`: IPv4 packets as they came in, one way.
+/// [`TallyKey::family`]: the addresses' first four bytes, and all of them.
+pub const FOUR: u8 = 4;
+pub const SIX: u8 = 6;
+
+/// `TALLIES`: packets as they came in, one way.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct TallyKey {
     pub ifindex: u32,
     pub slots: [u32; 2],
+    /// As they stand in the packet.
+    pub source: [u8; 16],
+    pub destination: [u8; 16],
     /// Host byte order.
-    pub source: u32,
-    pub destination: u32,
     pub source_port: u16,
     pub destination_port: u16,
     pub protocol: u8,
     /// 1: it went on.
     pub accepted: u8,
-    pub zero: u16,
+    pub family: u8,
+    pub zero: u8,
 }
-const _: () = assert!(size_of::<TallyKey>() == 28);
+const _: () = assert!(size_of::<TallyKey>() == 52);
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Pod, Zeroable)]

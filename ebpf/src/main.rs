@@ -11,6 +11,8 @@ mod maps;
 #[cfg(target_arch = "bpf")]
 mod spend;
 #[cfg(target_arch = "bpf")]
+mod tally;
+#[cfg(target_arch = "bpf")]
 mod watch;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -605,11 +605,11 @@ impl Inner<V6> {
     }
 }
 
-const HOP_BY_HOP: u8 = 0;
+pub const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const FRAGMENT_LEN: u32 = 8;
-const DESTINATION_OPTIONS: u8 = 60;
+pub const FRAGMENT: u8 = 44;
+pub const FRAGMENT_LEN: u32 = 8;
+pub const DESTINATION_OPTIONS: u8 = 60;
 
 /// The ports of a packet inside an ICMP error, from its transport header.
 #[inline(always)]

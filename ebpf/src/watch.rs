@@ -12,11 +12,11 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, RingBuf};
 use ebpf::Verdict;
 use ebpf::event::{
-    CAPTURED_MAX, EVENTS, EVENTS_BYTES, Event, HITS_MAX, HitKey, Pace, TALLIES_MAX, TALLY, Tally,
-    TallyKey, Wanted,
+    CAPTURED_MAX, EVENTS, EVENTS_BYTES, Event, HITS_MAX, HitKey, Pace, TALLY, Wanted,
 };
 
 use crate::maps::WORK;
+use crate::tally::tally;
 
 /// Memory only for what is there.
 const NO_PREALLOC: u32 = 1;
@@ -33,8 +33,6 @@ static EVENT_RING: RingBuf = RingBuf::with_byte_size(EVENTS_BYTES, 0);
 /// Pinned: what was counted outlives the daemon.
 #[map]
 static HITS: HashMap<HitKey, u64> = HashMap::with_max_entries(HITS_MAX, NO_PREALLOC);
-#[map]
-static TALLIES: HashMap<TallyKey, Tally> = HashMap::with_max_entries(TALLIES_MAX, NO_PREALLOC);
 
 /// Whether anything is to be told of a packet with this verdict. All that an
 /// established flow pays while nothing is wanted is one word read.
@@ -76,7 +74,7 @@ pub extern "C" fn watch(ctx: *mut __sk_buff) -> i32 {
         tell(&Skb(ctx), verdict, translated, wanted.events_a_second_max);
     }
     if wanted.what & TALLY != 0 {
-        tally(ctx, verdict);
+        count_flow(ctx, verdict);
     }
     0
 }
@@ -227,57 +225,13 @@ unsafe fn capture<C: Carrier>(carrier: &C, frame: *mut [u8; CAPTURED_MAX]) -> u8
     0
 }
 
-/// Adds an IPv4 packet to its flow.
 #[inline(always)]
-fn tally(ctx: *mut __sk_buff, verdict: &Verdict) {
-    let mut head = [0_u8; 34];
-    // SAFETY: the helper writes 34 bytes or none.
-    let loaded = unsafe { bpf_skb_load_bytes(ctx.cast(), 0, head.as_mut_ptr().cast(), 34) };
-    if loaded != 0 || head[12] != 0x08 || head[13] != 0 {
-        return;
-    }
-    let fragment = u16::from_be_bytes([head[20], head[21]]) & 0x1fff != 0;
-    let mut ports = [0_u8; 4];
-    if matches!(head[23], 6 | 17) && !fragment {
-        let at = 14 + u32::from(head[14] & 0x0f) * 4;
-        // SAFETY: the helper writes four bytes or none.
-        unsafe { bpf_skb_load_bytes(ctx.cast(), at, ports.as_mut_ptr().cast(), 4) };
-    }
-    // SAFETY: the context is valid for the program's run.
-    let (ifindex, length) = unsafe { ((*ctx).ifindex, (*ctx).len) };
-    let key = TallyKey {
-        ifindex,
-        slots: verdict.slots,
-        source: u32::from_be_bytes([head[26], head[27], head[28], head[29]]),
-        destination: u32::from_be_bytes([head[30], head[31], head[32], head[33]]),
-        source_port: u16::from_be_bytes([ports[0], ports[1]]),
-        destination_port: u16::from_be_bytes([ports[2], ports[3]]),
-        protocol: head[23],
-        accepted: verdict.reason.accepts() as u8,
-        zero: 0,
-    };
-    // A superframe is one packet here; its length is the IP datagram's, as AWS counts.
-    let bytes = u64::from(length.saturating_sub(14));
-    let now_s = now_s();
-    match TALLIES.get_ptr_mut(key) {
-        // SAFETY: the pointer was checked; sums are added to atomically, and whoever
-        // writes the time last is as right as any.
-        Some(tally) => unsafe {
-            let packets = &raw mut (*tally).packets;
-            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) packets, in(reg) 1_u64);
-            let sum = &raw mut (*tally).bytes;
-            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) sum, in(reg) bytes);
-            (*tally).last_s = now_s;
-        },
-        None => {
-            let tally = Tally { packets: 1, bytes, first_s: now_s, last_s: now_s };
-            if TALLIES.insert(key, tally, BPF_NOEXIST).is_err()
-                && let Some(pace) = PACE.get_ptr_mut(0)
-            {
-                // SAFETY: the pointer was checked, and the entry is this CPU's own.
-                unsafe { (*pace).untallied += 1 }
-            }
-        }
+fn count_flow(ctx: *mut __sk_buff, verdict: &Verdict) {
+    if !tally(ctx, verdict, now_s())
+        && let Some(pace) = PACE.get_ptr_mut(0)
+    {
+        // SAFETY: the pointer was checked, and the entry is this CPU's own.
+        unsafe { (*pace).untallied += 1 }
     }
 }
 

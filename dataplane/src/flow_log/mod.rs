@@ -9,10 +9,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ebpf::event::{Tally, TallyKey};
+use ebpf::event::{FOUR, Tally, TallyKey};
 use ebpf::layout::{Interface, LocalKey};
+use ipnet::Ipv6Net;
 use model::InterfaceId;
 use rpc::dataplane::FlowLogFormat;
 use serde_json::json;
@@ -24,13 +25,15 @@ pub mod file;
 
 const RESOLVER: u32 = u32::from_be_bytes([169, 254, 169, 253]);
 const TIME: u32 = u32::from_be_bytes([169, 254, 169, 123]);
+/// `fd00:ec2::/32`, where EC2 has its services over IPv6.
+const SERVICES6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32);
 
 /// What a record is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     interface: InterfaceId,
-    source: u32,
-    destination: u32,
+    source: IpAddr,
+    destination: IpAddr,
     source_port: u16,
     destination_port: u16,
     protocol: u8,
@@ -79,6 +82,12 @@ pub fn records(
     lines
 }
 
+/// An end of a packet, as it stood there.
+fn address(tally: &TallyKey, bytes: [u8; 16]) -> IpAddr {
+    let [a, b, c, d, ..] = bytes;
+    if tally.family == FOUR { [a, b, c, d].into() } else { bytes.into() }
+}
+
 /// The records that a tally counts for: its sender's, its receiver's, or both.
 fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
     let mut keys = Vec::new();
@@ -88,7 +97,8 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
         Some(_) => directory.by_slot(tally.slots[1]),
         None => directory.by_slot(tally.slots[0]),
     };
-    let key = |interface, source, destination, accepted| Key {
+    let ends = [tally.source, tally.destination].map(|end| address(tally, end));
+    let key = |interface, [source, destination]: [IpAddr; 2], accepted| Key {
         interface,
         source,
         destination,
@@ -98,56 +108,78 @@ fn concerned(directory: &Directory, tally: &TallyKey) -> Vec<Key> {
         accepted,
     };
     if let Some((id, interface)) = sender {
-        if of_the_host(interface, tally.destination, tally) {
+        if of_the_host(interface, ends[1], tally) {
             return keys;
         }
         // Refused at the receiver's: it left here.
-        let left = accepted || receiver.is_some();
-        keys.push(key(id, tally.source, tally.destination, left));
+        keys.push(key(id, ends, accepted || receiver.is_some()));
     }
     if let Some((id, interface)) = receiver {
-        let tables = directory.tables();
-        let elastic = tables.elastics.get(&tally.destination);
-        let elastic = elastic.filter(|e| e.interface.id == interface.id);
-        let by_gateway = tables.elastics.get(&tally.destination).is_some_and(|e| e.nat != 0);
-        let source = match sender {
-            Some((_, sender)) if elastic.is_some() || by_gateway => {
-                stands_for(tables, sender, tally)
+        let sender = sender.map(|(_, sender)| sender);
+        let seen = match ends {
+            [IpAddr::V4(source), IpAddr::V4(destination)] => {
+                let seen = inside(directory.tables(), sender, interface, [source, destination]);
+                seen.map(IpAddr::V4)
             }
-            _ => tally.source,
-        };
-        let destination = match elastic {
-            Some(elastic) => elastic.address,
-            None if by_gateway => interface.address,
-            None => tally.destination,
+            ends => ends,
         };
         // The responder's answers come out of the punt device, from these.
-        if !of_the_host(interface, source, tally) {
-            keys.push(key(id, source, destination, accepted));
+        if !of_the_host(interface, seen[0], tally) {
+            keys.push(key(id, seen, accepted));
         }
     }
     keys
 }
 
+/// The ends of a packet as its receiver knows them: IPv4 is translated on the way.
+fn inside(
+    tables: &Tables,
+    sender: Option<&Interface>,
+    receiver: &Interface,
+    [source, destination]: [Ipv4Addr; 2],
+) -> [Ipv4Addr; 2] {
+    let Some(elastic) = tables.elastics.get(&destination.into()) else {
+        return [source, destination];
+    };
+    let own = match elastic.nat {
+        0 if elastic.interface.id != receiver.id => return [source, destination],
+        0 => elastic.address,
+        _ => receiver.address,
+    };
+    let source = sender.map_or(source, |sender| stands_for(tables, sender, source, destination));
+    [source, own.into()]
+}
+
 /// A sender's private address as the world sees it: its elastic one, or a NAT gateway's.
-fn stands_for(tables: &Tables, sender: &Interface, tally: &TallyKey) -> u32 {
-    let destination = Ipv4Addr::from(tally.destination).into();
-    if let Some(by) = tables.translated(sender.ifindex, destination, 0) {
-        return by.address.into();
+fn stands_for(tables: &Tables, sender: &Interface, own: Ipv4Addr, to: Ipv4Addr) -> Ipv4Addr {
+    if let Some(by) = tables.translated(sender.ifindex, to.into(), 0) {
+        return by.address;
     }
-    let key = LocalKey { vpc: sender.vpc, address: tally.source, zero: 0 };
-    let local = tables.locals.get(&key);
-    local.map(|l| l.elastic).filter(|elastic| *elastic != 0).unwrap_or(tally.source)
+    let key = LocalKey { vpc: sender.vpc, address: own.into(), zero: 0 };
+    let elastic = tables.locals.get(&key).map(|l| l.elastic).filter(|elastic| *elastic != 0);
+    elastic.map_or(own, Into::into)
 }
 
 /// Whether it is between a guest and the host's own services.
-fn of_the_host(interface: &Interface, other: u32, tally: &TallyKey) -> bool {
+fn of_the_host(interface: &Interface, other: IpAddr, tally: &TallyKey) -> bool {
     const UDP: u8 = 17;
     let ports = [tally.source_port, tally.destination_port];
-    let dhcp = tally.protocol == UDP && ports.iter().all(|p| matches!(p, 67 | 68));
-    let dns = ports.contains(&53) && (other == RESOLVER || other == interface.subnet + 2);
-    let router = other == interface.subnet + 1;
-    dhcp || dns || router || other == ebpf::METADATA_ADDRESS || other == TIME
+    let dhcp = tally.protocol == UDP && ports.iter().all(|p| matches!(p, 67 | 68 | 546 | 547));
+    dhcp || match other {
+        IpAddr::V4(other) => {
+            let other = u32::from(other);
+            let dns = ports.contains(&53) && (other == RESOLVER || other == interface.subnet + 2);
+            let router = other == interface.subnet + 1;
+            dns || router || other == ebpf::METADATA_ADDRESS || other == TIME
+        }
+        IpAddr::V6(other) => is_link(other) || SERVICES6.contains(&other),
+    }
+}
+
+/// Of the link itself: neighbours, routers and who listens to which group, which are to IPv6
+/// what ARP is to IPv4.
+fn is_link(address: Ipv6Addr) -> bool {
+    address.is_unicast_link_local() || address.is_multicast() || address.is_unspecified()
 }
 
 struct Writer<'a> {
@@ -158,12 +190,12 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn record(&self, key: &Key, sum: &Tally) -> String {
-        let [source, destination] = [key.source, key.destination].map(Ipv4Addr::from);
         let start = (self.interval.boot + u64::from(sum.first_s)).max(self.interval.start);
         let end =
             (self.interval.boot + u64::from(sum.last_s)).clamp(start, self.interval.end.max(start));
         let action = if key.accepted { "ACCEPT" } else { "REJECT" };
-        let Key { interface, source_port, destination_port, protocol, .. } = key;
+        let Key { interface, source, destination, source_port, destination_port, protocol, .. } =
+            key;
         let Tally { packets, bytes, .. } = sum;
         let account = self.account;
         match self.format {

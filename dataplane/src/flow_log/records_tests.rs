@@ -1,4 +1,5 @@
 use bytemuck::Zeroable as _;
+use ebpf::event::SIX;
 use ebpf::layout::{Elastic, Interface as Record, Local};
 
 use super::*;
@@ -44,19 +45,28 @@ fn directory() -> Directory {
 fn tally(
     ifindex: u32,
     slots: [u32; 2],
-    (from, to): ([u8; 4], [u8; 4]),
+    (from, to): (impl Into<IpAddr>, impl Into<IpAddr>),
     ports: (u16, u16),
     accepted: bool,
 ) -> (TallyKey, Tally) {
+    let to = to.into();
+    let bytes = |address| match address {
+        IpAddr::V4(four) => {
+            let [a, b, c, d] = four.octets();
+            [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        }
+        IpAddr::V6(six) => six.octets(),
+    };
     let key = TallyKey {
         ifindex,
         slots,
-        source: u32::from_be_bytes(from),
-        destination: u32::from_be_bytes(to),
+        source: bytes(from.into()),
+        destination: bytes(to),
         source_port: ports.0,
         destination_port: ports.1,
         protocol: 6,
         accepted: accepted.into(),
+        family: if to.is_ipv4() { FOUR } else { SIX },
         zero: 0,
     };
     (key, Tally { packets: 20, bytes: 4249, first_s: 10, last_s: 30 })
@@ -137,4 +147,26 @@ fn what_found_no_place_is_said_to_be_skipped() {
     let lines = told(&[tally(11, [1, 0], (A, WORLD), (1, 2), true)], true);
     assert_eq!(lines.iter().filter(|l| l.ends_with("- SKIPDATA")).count(), 2, "{lines:?}");
     assert_eq!(lines.len(), 3);
+}
+
+#[test]
+fn records_of_ipv6_have_the_packets_own_addresses() {
+    let [a, b, world] = ["2001:db8:1::a", "2001:db8:1::b", "2001:db8:ffff::9"]
+        .map(|text| text.parse::<Ipv6Addr>().unwrap());
+    let lines = told(&[tally(3, [1, 0], (world, a), (5000, 80), false)], false);
+    let record = "eni-00000000000000001 2001:db8:ffff::9 2001:db8:1::a 5000 80 6 20 4249";
+    assert!(lines[0].contains(record) && lines[0].ends_with("REJECT OK"), "{lines:?}");
+    let lines = told(&[tally(11, [1, 2], (a, b), (5000, 80), false)], false);
+    assert!(lines[0].ends_with("ACCEPT OK") && lines[1].ends_with("REJECT OK"), "{lines:?}");
+    assert!(lines[1].contains("eni-00000000000000002 2001:db8:1::a 2001:db8:1::b"), "{lines:?}");
+    let text = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+    let of_the_link = [
+        (text("fe80::1"), text("ff02::1"), (0, 0)),
+        (text("fe80::1"), text("ff02::1:2"), (546, 547)),
+        (a, text("fe80::2"), (0, 0)),
+        (a, text("fd00:ec2::254"), (5000, 80)),
+    ];
+    let asked = of_the_link.map(|(from, to, ports)| tally(11, [1, 0], (from, to), ports, true));
+    let lines = told(&asked, false);
+    assert!(lines.iter().all(|l| l.ends_with("NODATA")), "{lines:?}");
 }

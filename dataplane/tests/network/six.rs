@@ -2,12 +2,12 @@
 //! groups allow, by the kernel's own neighbour discovery on every side.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddrV6, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
 use model::{Direction, GroupId, Peer, Protocol};
-use rpc::dataplane::Question;
+use rpc::dataplane::{FlowLog, FlowLogFormat, Question};
 
 use crate::traffic::inside;
 use crate::world::{World, group, now, run, tcp};
@@ -140,6 +140,66 @@ fn what_no_rule_allows_does_not_come_in_by_ipv6() {
     let refused = ping.args(["-6", "-c", "2", "-W", "1", &to]).output().unwrap();
     assert!(!refused.status.success(), "no IPv6 rule lets it in");
     assert!(world.status().reasons["ingress-denied"] >= 2);
+}
+
+#[test]
+fn flow_logs_have_ipv6s_flows_with_their_own_addresses() {
+    let test = "flow_logs_have_ipv6s_flows_with_their_own_addresses";
+    let Some(mut world) = world(test, vec![(tcp(22), everyone())]) else { return };
+    world.desired.flow_log = Some(FlowLog {
+        directory: world.path("flow-log"),
+        format: FlowLogFormat::Aws,
+        account: "123456789012".into(),
+        interval_s: 2,
+        file_bytes_max: 1 << 20,
+        files_kept: 1,
+    });
+    world.apply();
+    let (first, second) = (guest(1), guest(2));
+    let provoke = || {
+        // Longer than a frame: only its first piece has ports.
+        let long = inside(&world, "g1", || {
+            let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap();
+            let world = WORLD.parse::<Ipv6Addr>().unwrap();
+            // The world says that nobody listens there.
+            drop(socket.send_to(&[7; 4000], (world, 4009)));
+        });
+        long.join().unwrap();
+        let mut ping = world.command("net", "ping");
+        ping.args(["-6", "-c", "1", "-W", "1", &first.to_string()]).output().unwrap();
+    };
+    let udp = (format!("{first} {WORLD}"), "4009 17", "ACCEPT");
+    let refused = (format!("{WORLD} {first} 0"), "0 58", "REJECT");
+    logged(&world, &[udp, refused], &provoke);
+    echo_once(&world, "g2", 22);
+    assert!(converses(&world, "net", second, 22).unwrap());
+    let there = (format!("{WORLD} {second}"), "22 6", "ACCEPT");
+    let back = (format!("{second} {WORLD} 22"), "6", "ACCEPT");
+    let text = logged(&world, &[there, back], &|| ());
+    let link = text.lines().filter(|l| l.contains("fe80::") || l.contains(" ff02::"));
+    assert_eq!(link.count(), 0, "of the link itself:\n{text}");
+}
+
+/// Waits until the flow log has such records, each with its ends, port or protocol, and
+/// action; what it says by then.
+fn logged(world: &World, records: &[(String, &str, &str)], provoke: &dyn Fn()) -> String {
+    let begun = now();
+    loop {
+        provoke();
+        let text = std::fs::read_to_string(world.path("flow-log/flow.log")).unwrap_or_default();
+        let has = |(ends, protocol, action): &(String, &str, &str)| {
+            text.lines().any(|line| {
+                line.contains(ends)
+                    && line.contains(&format!(" {protocol} "))
+                    && line.ends_with(&format!(" {action} OK"))
+            })
+        };
+        if records.iter().all(has) {
+            return text;
+        }
+        assert!(now() - begun < Duration::from_secs(60), "{records:?} are not in the log:\n{text}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 #[test]
