@@ -114,7 +114,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
             from.after_a_crash();
         }
         from.load = std::mem::take(&mut taken.load);
-        taken.begin();
+        taken.begin().context("take over")?;
     }
     // Nobody but us serves from here on.
     let taken = from.load.connections.len();

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::fs::{FlockOperation, flock, fstat};
+use rustix::io::Errno;
 
 use crate::backing::{self, Backing, Cache, Lock};
 use crate::handover::Sockets;
@@ -72,17 +73,46 @@ struct Left {
     lock: Lock,
 }
 
-impl Left {
-    /// As it was. Somebody may have come between: no more can be done then.
-    fn restore(&self) {
-        let lock = match self.lock {
+/// How often a lock is tried again that a process has which is about to end, and the
+/// pause between.
+const TRIES_MAX: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// A server's locks as they were. Somebody may have come between: no more can be done then.
+fn restore(left: &[Left]) {
+    let mut tries = 0..TRIES_MAX;
+    for Left { inode, fd, lock } in left {
+        let is_with = |other: &Left| other.inode == *inode && other.lock == Lock::Alone;
+        let lock = match lock {
             Lock::Alone => FlockOperation::NonBlockingLockExclusive,
+            // The writer's lock keeps all others off: beside it there was none.
+            Lock::Shared if left.iter().any(is_with) => continue,
             Lock::Shared => FlockOperation::NonBlockingLockShared,
         };
-        if let Err(error) = flock(&self.fd, lock) {
-            tracing::warn!("the predecessor's lock of inode {:?} is lost: {error}", self.inode);
+        let mut locked = flock(fd, lock);
+        while locked == Err(Errno::WOULDBLOCK) && tries.next().is_some() {
+            std::thread::sleep(PAUSE);
+            locked = flock(fd, lock);
+        }
+        if let Err(error) = locked {
+            tracing::warn!("the lock of inode {inode:?} is lost: {error}");
         }
     }
+}
+
+/// By the name under which it is handed on.
+fn lock_of(name: &str) -> Lock {
+    if name.contains(WRITES) { Lock::Alone } else { Lock::Shared }
+}
+
+/// A successor that came to nothing may have had our locks on their way to open files
+/// of its own.
+pub fn keep(sockets: &Sockets) -> io::Result<()> {
+    let files = sockets.listening.iter().filter(|(name, _)| name.starts_with(FILE));
+    let ours = files
+        .map(|(name, fd)| Ok(Left { inode: inode(fd)?, fd: fd.try_clone()?, lock: lock_of(name) }));
+    restore(&ours.collect::<io::Result<Vec<_>>>()?);
+    Ok(())
 }
 
 impl Held {
@@ -140,7 +170,7 @@ impl Held {
         for name in names {
             let Some(fd) = old.listening.remove(&name) else { continue };
             let inode = inode(&fd)?;
-            let lock = if name.contains(WRITES) { Lock::Alone } else { Lock::Shared };
+            let lock = lock_of(&name);
             if self.files.keys().any(|key| key.inode == inode) {
                 self.left.push(Left { inode, fd, lock });
             }
@@ -173,7 +203,7 @@ impl Held {
             }
             let alone = backing::await_lock(&first.fd, &export.path, Lock::Alone, Duration::ZERO);
             if let Err(error) = alone {
-                left.iter().for_each(|left| left.restore());
+                restore(&self.left);
                 return Err(error).with_context(|| format!("export {:?}", export.name));
             }
         }
@@ -183,23 +213,33 @@ impl Held {
     /// Nobody but us serves: takes the locks that the predecessor had by other open files.
     pub fn settle(&mut self, patience: Duration) -> anyhow::Result<()> {
         self.anew.clear();
-        let left = std::mem::take(&mut self.left);
-        for Left { fd, .. } in &left {
+        for Left { fd, .. } in &self.left {
             flock(fd, FlockOperation::Unlock)?;
         }
         for (key, (export, fd)) in &self.files {
-            if left.iter().any(|left| left.inode == key.inode)
+            if self.left.iter().any(|left| left.inode == key.inode)
                 && let Err(error) = self.lock(*key, export, fd, patience)
             {
-                // The predecessor goes on, then.
-                for (_, fd) in self.files.values() {
-                    flock(fd, FlockOperation::Unlock)?;
-                }
-                left.iter().for_each(Left::restore);
+                self.give_back();
                 return Err(error);
             }
         }
         Ok(())
+    }
+
+    /// The predecessor goes on: its locks are again where they were.
+    pub fn give_back(&self) {
+        let own = |inode| self.left.iter().any(|left| left.inode == inode);
+        for (_, (_, fd)) in self.files.iter().filter(|(key, _)| own(key.inode)) {
+            // It goes with our end at the latest.
+            let _ = flock(fd, FlockOperation::Unlock);
+        }
+        restore(&self.left);
+    }
+
+    /// We serve: nothing of the predecessor's is needed any more.
+    pub fn begun(&mut self) {
+        self.left.clear();
     }
 
     /// The predecessor died while it may have had operations on their way, which hold

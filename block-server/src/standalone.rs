@@ -18,7 +18,7 @@ use crate::backing::{self, Backing, Cache};
 use crate::confine::{Needs, confine};
 use crate::exposition;
 use crate::handover::{self, Load, Sockets, Taken, Taking};
-use crate::holding::Held;
+use crate::holding::{self, Held};
 use crate::metrics::Counters;
 use crate::notify::Manager;
 use crate::plan::{ACTIVATED, Export, Listen, Place, Plan};
@@ -376,6 +376,7 @@ impl Serving {
             Ok(()) => Ok(None),
             Err((error, load)) => {
                 tracing::warn!("a successor came and failed; serving on: {error}");
+                holding::keep(&self.sockets)?;
                 self.take_up(load.unwrap_or_default())?;
                 Ok(Some(error.to_string()))
             }
@@ -467,14 +468,19 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
         tracing::warn!("the predecessor died; going on as after a crash");
         opened.held.take_from_the_dead(&mut opened.exports, backing::FREED_WITHIN)?;
     } else {
-        opened.held.settle(backing::FREED_WITHIN)?;
+        opened.held.settle(handover::SETTLE_MAX)?;
     }
+    if let Err(error) = taken.begin() {
+        opened.held.give_back();
+        return Err(error).context("take over");
+    }
+    opened.held.begun();
     if is_successor {
         // While the predecessor still lives: its end is not the service's then.
         manager.successor();
     }
-    taken.begin();
-    let load = taken.load;
+    let load = std::mem::take(&mut taken.load);
+    drop(taken);
     let taken = load.connections.len();
     let scraped_at = opened.metrics.as_ref().map(OwnedFd::try_clone).transpose()?;
     let (serving, upgrades) = Serving::start(worker, opened, load).await?;

@@ -4,13 +4,15 @@
 mod fixture;
 
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use fixture::client::{Client, FUA, READ, WRITE, request};
 use fixture::disk::Stoppable;
+use fixture::relay::Relay;
 use fixture::wait::wait_for;
 use fixture::{Bench, Server, engines, skip, text};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// A bound for a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -177,4 +179,49 @@ fn a_successor_that_may_not_write_leaves_the_old_one_serving() {
     reader.terminate();
     assert!(!check(&bench, &[]).status.success(), "its lock is still there");
     server.terminate();
+}
+
+/// Ended with the test, whatever becomes of it.
+struct Successor(Child);
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// One that stood still when it was told to begin moves the lock to an open file of its
+/// own when it goes on, learns that it is too late, and gives the lock back.
+#[test]
+fn a_successor_that_is_too_late_gives_the_lock_back() {
+    let bench = Bench::new(4);
+    let upgrades = bench.path("up.sock");
+    let mut server = bench.serve(&["--take-over", text(&upgrades)]);
+    let mut client = Client::connect(&bench.socket(), "").unwrap();
+    write(&mut client, 1);
+    let relay = Relay::at(&upgrades);
+    let (image, socket) = (bench.image(), bench.socket());
+    let successor = Command::new(env!("CARGO_BIN_EXE_block-server"))
+        .args(["serve", "--file", text(&image), "--socket", text(&socket)])
+        .args(["--take-over", text(&upgrades), "--cache", "writeback"])
+        .stdout(Stdio::null())
+        .spawn();
+    let mut successor = Successor(successor.unwrap());
+    let pid = Pid::from_child(&successor.0);
+    let begun = relay.carry(|word, is_passed| {
+        if word == "Go" && !is_passed {
+            kill_process(pid, Signal::STOP).unwrap();
+        }
+    });
+    assert!(!begun);
+    write(&mut client, 2);
+    kill_process(pid, Signal::CONT).unwrap();
+    wait_for("it ends", PATIENCE, || successor.0.try_wait().unwrap().is_some());
+    assert!(!successor.0.wait().unwrap().success());
+    assert!(server.has_ended().is_none());
+    assert!(!check(&bench, &[]).status.success(), "a second writer");
+    write(&mut client, 3);
+    server.terminate();
+    wait_for("the lock is free", PATIENCE, || check(&bench, &[]).status.success());
 }

@@ -7,9 +7,11 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use fixture::client::{Client, FLUSH, FUA, NO_HOLE, READ, TRIM, WRITE, WRITE_ZEROES};
+use fixture::disk::Stoppable;
 use fixture::fuse::Fuse;
 use fixture::home::{Home, MIB, id, writer};
 use fixture::small::Small;
+use fixture::wait::wait_for;
 use fixture::{Bench, engines, run, skip, succeed, text};
 use rpc::Kind;
 use rpc::block::{NewExport, NewSize, NewVolume, Quality, Quiesce, VolumeHealth};
@@ -17,6 +19,9 @@ use rpc::block::{NewExport, NewSize, NewVolume, Quality, Quiesce, VolumeHealth};
 const ENOSPC: u32 = 28;
 const EIO: u32 = 5;
 const PIECE: u32 = 256 << 10;
+
+/// A bound for a loaded machine.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// A piece of the volume, filled with a byte of its own.
 fn write(client: &mut Client, piece: u64, flags: u16) -> u32 {
@@ -205,6 +210,65 @@ async fn a_daemon_without_room_does_nothing_by_halves_and_can_be_given_room_by_i
     client.put_volume(id(3), &copy).await.unwrap();
     // Without the two that made room for records, and the second.
     assert_eq!(client.volumes().await.unwrap().len() as u128, refused - 100 - 1 + 2);
+}
+
+/// The record that a volume is ready, or has failed, may fail itself. Whoever asks for
+/// the volume again has it made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_whose_last_record_could_not_be_written_is_made_when_it_is_asked_for_again() {
+    const TEST: &str =
+        "a_volume_whose_last_record_could_not_be_written_is_made_when_it_is_asked_for_again";
+    let home = Home::new();
+    let source = home.source(1);
+    let disk = match Stoppable::new(home.path("outer"), home.volumes()) {
+        Ok(disk) => disk,
+        Err(reason) => return skip(TEST, &format!("no loop devices: {reason}")),
+    };
+    let (_server, client) = home.start();
+    let catalogue = home.path("s/block-server/catalogue.new");
+    for (number, source) in [(1, None), (2, Some(source))] {
+        let new = NewVolume { size_bytes: MIB, source };
+        let file = home.volumes().join(format!("{}.img", id(number)));
+        let (pending, aside) = (file.with_extension("filling"), catalogue.with_extension("aside"));
+        disk.stop();
+        let (asking, asked) = (home.client(), new.clone());
+        let asked = tokio::spawn(async move { asking.put_volume(id(number), &asked).await });
+        // Its first record is written, and its file cannot be.
+        wait_for("the file is made", PATIENCE, || pending.exists());
+        std::fs::rename(&catalogue, &aside).unwrap();
+        std::fs::create_dir(&catalogue).unwrap();
+        disk.go_on();
+        wait_for("the file is whole", PATIENCE, || file.exists());
+        let told = asked.await.unwrap();
+        if new.source.is_none() {
+            let told = told.unwrap_err();
+            assert!(told.message.starts_with("catalogue "), "{told}");
+        }
+        // As does that of another volume, which waits for its turn.
+        client.put_volume(id(9), &plain(1)).await.unwrap_err();
+        let found = client.volumes().await.unwrap();
+        let found = found.iter().find(|volume| volume.id == id(number)).unwrap();
+        assert_eq!(found.state, VolumeHealth::Filling);
+        std::fs::remove_dir(&catalogue).unwrap();
+        std::fs::rename(&aside, &catalogue).unwrap();
+
+        let mut state = client.put_volume(id(number), &new).await.unwrap().state;
+        for _ in 0..3000 {
+            if state == VolumeHealth::Ready {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            state = client.put_volume(id(number), &new).await.unwrap().state;
+        }
+        assert_eq!(state, VolumeHealth::Ready, "volume {number}");
+        client.put_export(&format!("e{number}"), &writer(id(number), 1)).await.unwrap();
+    }
+    // Both are what was asked for.
+    for (number, byte) in [(1, 0), (2, 0x5a)] {
+        let socket = home.path(&format!("r/nbd/e{number}.sock"));
+        let mut guest = Client::connect(&socket, &format!("e{number}")).unwrap();
+        holds(&mut guest, 0, byte);
+    }
 }
 
 fn names(exports: &[rpc::block::Export]) -> Vec<(String, u64)> {

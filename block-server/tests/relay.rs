@@ -224,15 +224,16 @@ fn whoever_is_killed_in_a_hand_over_the_other_serves() {
     }
 }
 
-/// Who stands still is given up after ten seconds, and finds that out when it goes on.
-/// One that does so between `Go` and `Begun` is waited for: it may have begun.
+/// Who stands still is given up after ten seconds, and finds that out when it goes on:
+/// also one that has been told to begin, and has not said that it does.
 #[test]
 fn whoever_stands_still_in_a_hand_over_the_old_one_serves() {
-    const STILL: [(&str, Victim); 4] = [
+    const STILL: [(&str, Victim); 5] = [
         ("Hello", Victim::Old),
         ("Ready", Victim::Old),
         ("Welcome", Victim::New),
         ("End", Victim::New),
+        ("Go", Victim::New),
     ];
     std::thread::scope(|scope| {
         for (word, victim) in STILL {

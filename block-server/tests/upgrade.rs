@@ -5,6 +5,7 @@ mod fixture;
 
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -112,7 +113,7 @@ fn read_frame(stream: &mut UnixStream) -> String {
     String::from_utf8(text).unwrap()
 }
 
-const HELLO: &str = "{\"Hello\":{\"version\":3,\"kind\":\"block-server serve\"}}";
+const HELLO: &str = "{\"Hello\":{\"version\":4,\"kind\":\"block-server serve\"}}";
 
 /// A successor that comes as far as `last` and dies.
 fn false_successor(path: &Path, last: &str) {
@@ -164,7 +165,7 @@ fn a_successor_that_dies_leaves_the_old_one_serving() {
         assert!(!failed.status.success());
         // Nor is one of another version.
         let mut stream = UnixStream::connect(&upgrades).unwrap();
-        stream.write_all(&frame(&HELLO.replace(":3", ":999"))).unwrap();
+        stream.write_all(&frame(&HELLO.replace(":4", ":999"))).unwrap();
         assert!(read_frame(&mut stream).contains("Refused"));
         let Some(told) = succeed(TEST, "nbdinfo", &[&bench.uri()]) else { return };
         assert!(told.contains("export-size: 201326592"), "{told}");
@@ -183,10 +184,11 @@ fn send(stream: &UnixStream, json: &str, fd: BorrowedFd<'_>) {
 }
 
 /// The old one falls silent after `Ready`: while it lives the new one must not
-/// serve; once it is dead the new one must.
+/// serve; once it is dead the new one must. Nor must it when it was told to, and the old
+/// one will hear no more that it does.
 #[test]
 fn a_successor_serves_only_when_the_old_one_said_so_or_is_dead() {
-    for old_lives in [true, false] {
+    for (old_lives, is_told) in [(true, false), (false, false), (true, true)] {
         let bench = Bench::new(4);
         let (path, upgrades) = (bench.socket(), bench.path("upgrade.sock"));
         let asked = UnixListener::bind(&upgrades).unwrap();
@@ -212,6 +214,10 @@ fn a_successor_serves_only_when_the_old_one_said_so_or_is_dead() {
         if !old_lives {
             old.kill().unwrap();
             old.wait().unwrap();
+        }
+        if is_told {
+            stream.shutdown(Shutdown::Read).unwrap();
+            stream.write_all(&frame("\"Go\"")).unwrap();
         }
         drop(stream);
         if old_lives {

@@ -8,21 +8,22 @@
 //!    │ reads its settings, opens its files   │ serves
 //!    │ ── Prepared ────────────────────────▶ │ parks: nothing runs from here on
 //!    │ ◀──── Volume … Connection … End ──── │
-//!    │ ── Ready ───────────────────────────▶ │ will never serve again
-//!    │ ◀──────────────────────────── Go ──── │ must not serve but at `Begun`'s absence
-//!    │ ── Begun ───────────────────────────▶ │ ends
-//!    │ serves                                │
+//!    │ ── Ready ───────────────────────────▶ │
+//!    │ ◀──────────────────────────── Go ──── │ serves only if no `Begun` comes
+//!    │ ── Begun ───────────────────────────▶ │ will never serve again
+//!    │ serves; hangs up                      │ ends
 //! ```
 //!
 //! What may never be true: two that serve. Until the old one reads `Ready` it may
 //! change its mind (the new one fell silent, or died) and goes on as before; the
 //! new one serves only after `Go`, or once the kernel says that the old process
-//! is dead. After `Go` the old one goes on only if the new one ends without having
-//! said `Begun`, which it says before it begins. So whichever is killed at any place, or
-//! stands still at any but one, the other serves (tests/relay.rs). The one: a new process
-//! that is stopped, and not dead, between `Go` and `Begun`. It may yet begin, so the old one
-//! waits for it, says so every ten seconds, and nobody serves until it is ended or goes on.
+//! is dead. After `Go` it is the socket that decides: the new one begins once the kernel
+//! has taken its `Begun`, and the old one goes on once it has shut its end, after which the
+//! kernel takes no `Begun` any more, and found none there. So whichever is killed or stands
+//! still, at any place, the other serves (tests/relay.rs).
 
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -41,10 +42,14 @@ use crate::worker::{Carried, Parked};
 use wire::{Channel, Message, Received};
 
 /// Raised with every change of the messages: two that differ do not talk.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// How long one side waits for the other, but for what follows.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// How long whatever the new one does between `Go` and `Begun` may take: nobody serves
+/// meanwhile, and the old one waits no longer than [`WAIT_MAX`].
+pub const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// How long a dying process may take to close what it listens at.
 const DEAD_WITHIN: Duration = Duration::from_secs(2);
@@ -139,22 +144,29 @@ pub fn give(
     }
 }
 
-/// We are no server any more, unless the other ends without a word: then nothing
-/// has happened. One that neither begins nor ends is waited for, since it may begin.
+/// We are no server any more, unless the other ends without a word, or says none
+/// in its time: then nothing has happened.
 fn let_begin(channel: &mut Channel) -> Result<(), Error> {
     // When it does not arrive, the other sees our end, or we its.
     let _ = channel.send(&Message::Go);
-    loop {
-        match channel.receive() {
-            Ok(Received { message: Message::Begun, .. }) => return Ok(()),
-            Ok(other) => return Err(unexpected(&other.message)),
-            Err(error) if is_timeout(&error) => {
-                tracing::warn!(
-                    "the successor does not begin; nobody serves. End it, and this one goes on"
-                );
-            }
-            Err(_) => return Err(Error::NotBegun),
+    let mut heard = channel.receive();
+    let is_late = heard.as_ref().is_err_and(is_timeout);
+    if is_late {
+        // It cannot say it any more; whether it has, is there to be read.
+        channel.hear_no_more()?;
+        heard = channel.receive();
+    }
+    match heard {
+        Ok(Received { message: Message::Begun, .. }) => {
+            // It has something to do yet for which we should be there; not for ever.
+            let _ = channel.receive();
+            Ok(())
         }
+        Ok(other) => Err(unexpected(&other.message)),
+        Err(_) if is_late => {
+            Err(Error::Silent { waited: WAIT_MAX, while_it: "when it was to begin" })
+        }
+        Err(_) => Err(Error::NotBegun),
     }
 }
 
@@ -266,15 +278,19 @@ pub struct Taken {
     /// The old one died before it had handed over what it held: it is as after a
     /// crash, and its last operations may still run.
     pub has_crashed: bool,
-    channel: Option<Channel>,
+    taking: Option<Taking>,
 }
 
 impl Taken {
-    /// To be called before anything is served: from then on the old one ends.
-    pub fn begin(&mut self) {
-        if let Some(mut channel) = self.channel.take() {
-            // When it is dead, nobody needs to hear it.
-            let _ = channel.send(&Message::Begun);
+    /// To be called before anything is served: from then on the old one never will, and
+    /// it ends when this is dropped. On an error it has waited too long, and serves.
+    pub fn begin(&mut self) -> Result<(), Error> {
+        let Some(taking) = &mut self.taking else { return Ok(()) };
+        match taking.channel.send(&Message::Begun) {
+            Ok(()) => Ok(()),
+            // Nobody needs to hear it.
+            Err(_) if taking.old_is_dead() => Ok(()),
+            Err(_) => Err(Error::Kept),
         }
     }
 }
@@ -353,7 +369,7 @@ impl Taking {
         let heard = self.channel.send(&Message::Ready).and_then(|()| self.channel.receive());
         match heard {
             Ok(received) if matches!(received.message, Message::Go) => {
-                Ok(Taken { load, has_crashed: false, channel: Some(self.channel) })
+                Ok(Taken { load, has_crashed: false, taking: Some(self) })
             }
             // It said nothing: either it has changed its mind, or it is dead.
             _ if self.old_is_dead() => Ok(Taken { load, ..Taken::default() }),

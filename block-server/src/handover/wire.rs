@@ -3,10 +3,12 @@
 //! ```text
 //! length of the JSON (4, little endian) │ length of the bytes (8) │ JSON │ bytes
 //! ```
-//! with at most one descriptor, which comes with the first byte.
+//! with at most one descriptor, which comes with the first byte. A short message is one
+//! call to the kernel, so that it is there whole or not at all.
 
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -95,22 +97,26 @@ impl Channel {
         fd: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
         let json = serde_json::to_vec(message)?;
-        let mut header = [0; HEADER];
-        header[..4].copy_from_slice(&(json.len() as u32).to_le_bytes());
-        header[4..].copy_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let mut text = Vec::with_capacity(HEADER + json.len());
+        text.extend_from_slice(&(json.len() as u32).to_le_bytes());
+        text.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        text.extend_from_slice(&json);
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if let Some(fd) = &fd {
             control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
         }
-        let slices = [IoSlice::new(&header)];
+        let slices = [IoSlice::new(&text)];
         let sent =
             retry_on_intr(|| sendmsg(&self.stream, &slices, &mut control, SendFlags::NOSIGNAL))?;
-        if sent < HEADER {
-            self.stream.write_all(&header[sent..])?;
-        }
-        self.stream.write_all(&json)?;
+        self.stream.write_all(&text[sent..])?;
         self.stream.write_all(bytes)
+    }
+
+    /// From now on the other side's sending fails; what it has sent is still there to
+    /// be received.
+    pub(super) fn hear_no_more(&self) -> io::Result<()> {
+        self.stream.shutdown(Shutdown::Read)
     }
 
     pub(super) fn receive(&mut self) -> io::Result<Received> {
