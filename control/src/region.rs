@@ -22,6 +22,10 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a plan is made anew when another process wrote in between.
 const TRIES_MAX: usize = 8;
 
+/// To whoever asked; the log names the file and the cause.
+const NOT_WRITTEN: &str = "The request could not be recorded, and nothing was changed: the disk \
+    of the region's state is full or fails. Try again when the operator has made room.";
+
 #[derive(Debug, thiserror::Error)]
 pub enum RegionError {
     #[error(transparent)]
@@ -172,10 +176,15 @@ impl Region {
             let txn = draft.plan.into_txn(&self.prefix);
             let answer = self.store.txn(txn).await.map_err(|error| {
                 tracing::error!(%error, "a transaction failed");
-                if matches!(error, store::Error::Broken(_) | store::Error::Damaged(_)) {
-                    self.broken.send_replace(Some(error));
+                match error {
+                    store::Error::NotWritten(_) => ApiError::internal(NOT_WRITTEN),
+                    error => {
+                        if matches!(error, store::Error::Damaged(_)) {
+                            self.broken.send_replace(Some(error));
+                        }
+                        ApiError::unavailable("The store does not answer; try again.")
+                    }
                 }
-                ApiError::unavailable("The store does not answer; try again.")
             })?;
             self.reached(answer.revision, answer.succeeded).await?;
             if answer.succeeded {

@@ -2,7 +2,8 @@
 //! (redb's immediate durability: data, then its root, each synced) before it is
 //! answered. Layout in `docs/formats/store.md`.
 
-use std::path::{Path, PathBuf};
+use std::cell::Cell;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use redb::{
 };
 use tokio::sync::watch;
 
+use crate::reopened::{Failed, Reopened};
 use crate::txn::{Op, Txn, TxnAnswer, validate};
 use crate::{Batch, Error, Event, KeyValue, LeaseId, Range, Revision, Store, Watch};
 
@@ -46,8 +48,7 @@ pub struct Embedded {
 }
 
 struct Core {
-    database: Database,
-    path: PathBuf,
+    database: Reopened,
     clock: Clock,
     history_max: u64,
     revision: watch::Sender<Revision>,
@@ -68,8 +69,9 @@ impl Embedded {
             e => damaged(path)(e),
         })?;
         let revision = prepare(&database).map_err(damaged(path))?;
+        let database = Reopened::new(path, database, revision_of).map_err(damaged(path))?;
         let (revision, _) = watch::channel(revision);
-        let core = Core { database, path: path.to_owned(), clock, history_max, revision };
+        let core = Core { database, clock, history_max, revision };
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -115,6 +117,10 @@ fn prepare(database: &Database) -> Result<Revision, redb::Error> {
     Ok(revision)
 }
 
+fn revision_of(database: &Database) -> Result<Revision, redb::Error> {
+    Ok(database.begin_read()?.open_table(META)?.get(REVISION)?.map_or(0, |v| v.value()))
+}
+
 fn encode(entry: &KeyValue) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(ENTRY_HEADER + entry.value.len());
     let lease = entry.lease.map_or(0, |l| l.0);
@@ -143,23 +149,73 @@ fn decode(key: &str, bytes: &[u8]) -> Result<KeyValue, redb::Error> {
 
 impl Core {
     fn failed(&self, error: impl Into<redb::Error>) -> Error {
+        let path = self.database.path().display();
         match error.into() {
             // A full or failing disk: nothing was answered, nothing is lost.
-            redb::Error::Io(e) => Error::Broken(format!("{}: {e}", self.path.display())),
+            redb::Error::Io(e) => Error::NotWritten(format!("{path}: {e}")),
             redb::Error::PreviousIo => {
-                Error::Broken(format!("{}: an earlier write failed", self.path.display()))
+                Error::NotWritten(format!("{path}: a write beside it failed"))
             }
-            e => Error::Damaged(format!("{}: {e}", self.path.display())),
+            e => Error::Damaged(format!("{path}: {e}")),
         }
     }
 
-    fn get(&self, key: &str) -> Result<Option<KeyValue>, redb::Error> {
-        let table = self.database.begin_read()?.open_table(ENTRIES)?;
+    /// A look at what is there, once more where another's failed write stood in its way.
+    fn look<T>(&self, deed: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T, Error> {
+        let once = || self.database.on(|database| deed(database).map_err(|e| self.failed(e)));
+        let again = once().or_else(|failed| match failed.error {
+            Error::NotWritten(_) => once(),
+            _ => Err(failed),
+        });
+        again.map_err(|failed| match failed.error {
+            Error::NotWritten(cause) => Error::Unavailable(cause),
+            error => error,
+        })
+    }
+
+    /// A change, which says before its commit what it would answer. One that broke off
+    /// may be there nevertheless: what stands on the disk tells.
+    fn change(
+        &self,
+        deed: impl FnOnce(&Database, &Cell<Option<TxnAnswer>>) -> Result<TxnAnswer, Error>,
+    ) -> Result<TxnAnswer, Error> {
+        let due = Cell::new(None);
+        let done = self.database.on(|database| deed(database, &due));
+        let answer = match done {
+            Ok(answer) => answer,
+            Err(Failed { error: Error::NotWritten(cause), found }) => {
+                match (due.into_inner(), found) {
+                    (None, _) => return Err(Error::NotWritten(cause)),
+                    (Some(_), None) => return Err(Error::Unavailable(cause)),
+                    (Some(due), Some(found)) if found < due.revision => {
+                        return Err(Error::NotWritten(cause));
+                    }
+                    (Some(due), Some(_)) => due,
+                }
+            }
+            Err(failed) => return Err(failed.error),
+        };
+        self.revision.send_if_modified(|known| {
+            let news = answer.revision > *known;
+            *known = answer.revision.max(*known);
+            news
+        });
+        Ok(answer)
+    }
+
+    /// A change that is no revision.
+    fn write<T>(&self, deed: impl FnOnce(&Database) -> Result<T, redb::Error>) -> Result<T, Error> {
+        let done = self.database.on(|database| deed(database).map_err(|e| self.failed(e)));
+        done.map_err(|failed| failed.error)
+    }
+
+    fn get(&self, database: &Database, key: &str) -> Result<Option<KeyValue>, redb::Error> {
+        let table = database.begin_read()?.open_table(ENTRIES)?;
         table.get(key)?.map(|bytes| decode(key, bytes.value())).transpose()
     }
 
-    fn range(&self, prefix: &str) -> Result<Range, redb::Error> {
-        let read = self.database.begin_read()?;
+    fn range(&self, database: &Database, prefix: &str) -> Result<Range, redb::Error> {
+        let read = database.begin_read()?;
         let revision = read.open_table(META)?.get(REVISION)?.map_or(0, |v| v.value());
         let mut entries = Vec::new();
         for row in read.open_table(ENTRIES)?.range(prefix..)? {
@@ -174,31 +230,35 @@ impl Core {
 
     fn txn(&self, txn: &Txn) -> Result<TxnAnswer, Error> {
         validate(txn)?;
-        let write = self.database.begin_write().map_err(|e| self.failed(e))?;
-        let succeeded = compare_all(&write, txn).map_err(|e| self.failed(e))?;
-        let branch = if succeeded { &txn.then } else { &txn.otherwise };
-        if let Some(lease) = missing_lease(&write, branch).map_err(|e| self.failed(e))? {
-            return Err(Error::LeaseNotFound(lease));
-        }
-        let revision = self.commit(write, branch)?;
-        Ok(TxnAnswer { succeeded, revision })
+        self.change(|database, due| {
+            let write = database.begin_write().map_err(|e| self.failed(e))?;
+            let succeeded = compare_all(&write, txn).map_err(|e| self.failed(e))?;
+            let branch = if succeeded { &txn.then } else { &txn.otherwise };
+            if let Some(lease) = missing_lease(&write, branch).map_err(|e| self.failed(e))? {
+                return Err(Error::LeaseNotFound(lease));
+            }
+            self.commit(write, branch, succeeded, due)
+        })
     }
 
-    /// Makes the changes durable, then tells the watchers.
-    fn commit(&self, write: WriteTransaction, ops: &[Op]) -> Result<Revision, Error> {
-        let (revision, _changed) =
+    /// Makes the changes durable.
+    fn commit(
+        &self,
+        write: WriteTransaction,
+        ops: &[Op],
+        succeeded: bool,
+        due: &Cell<Option<TxnAnswer>>,
+    ) -> Result<TxnAnswer, Error> {
+        let (revision, changed) =
             change(&write, ops, self.history_max).map_err(|e| self.failed(e))?;
+        let answer = TxnAnswer { succeeded, revision };
+        due.set(changed.then_some(answer));
         write.commit().map_err(|e| self.failed(e))?;
-        self.revision.send_if_modified(|known| {
-            let news = revision > *known;
-            *known = revision.max(*known);
-            news
-        });
-        Ok(revision)
+        Ok(answer)
     }
 
-    fn grant(&self, ttl_ms: u64) -> Result<LeaseId, redb::Error> {
-        let write = self.database.begin_write()?;
+    fn grant(&self, database: &Database, ttl_ms: u64) -> Result<LeaseId, redb::Error> {
+        let write = database.begin_write()?;
         let id = {
             let mut meta = write.open_table(META)?;
             let id = meta.get(LEASE_LAST)?.map_or(0, |v| v.value()) + 1;
@@ -211,8 +271,8 @@ impl Core {
         Ok(LeaseId(id))
     }
 
-    fn keep_alive(&self, lease: LeaseId) -> Result<Option<()>, redb::Error> {
-        let write = self.database.begin_write()?;
+    fn keep_alive(&self, database: &Database, lease: LeaseId) -> Result<Option<()>, redb::Error> {
+        let write = database.begin_write()?;
         {
             let mut leases = write.open_table(LEASES)?;
             let Some(ttl_ms) = leases.get(lease.0)?.map(|v| v.value().0) else { return Ok(None) };
@@ -223,16 +283,18 @@ impl Core {
     }
 
     fn revoke(&self, lease: LeaseId) -> Result<(), Error> {
-        let write = self.database.begin_write().map_err(|e| self.failed(e))?;
-        let there = remove_lease(&write, lease).map_err(|e| self.failed(e))?;
-        let ops = there.ok_or(Error::LeaseNotFound(lease))?;
-        self.commit(write, &ops)?;
-        Ok(())
+        let revoked = self.change(|database, due| {
+            let write = database.begin_write().map_err(|e| self.failed(e))?;
+            let there = remove_lease(&write, lease).map_err(|e| self.failed(e))?;
+            let ops = there.ok_or(Error::LeaseNotFound(lease))?;
+            self.commit(write, &ops, true, due)
+        });
+        revoked.map(|_| ())
     }
 
-    fn leases_over(&self) -> Result<Vec<LeaseId>, redb::Error> {
+    fn leases_over(&self, database: &Database) -> Result<Vec<LeaseId>, redb::Error> {
         let now = (self.clock)();
-        let table = self.database.begin_read()?.open_table(LEASES)?;
+        let table = database.begin_read()?.open_table(LEASES)?;
         let mut over = Vec::new();
         for row in table.iter()? {
             let (id, times) = row?;
@@ -245,8 +307,8 @@ impl Core {
 
     /// The first changes from `from` on that touch the prefix, and where to go on.
     fn history(&self, prefix: &str, from: Revision) -> Result<Batch, Error> {
-        let read = self.database.begin_read().map_err(|e| self.failed(e))?;
-        let gather = || -> Result<(Revision, Batch), redb::Error> {
+        let gather = |database: &Database| -> Result<(Revision, Batch), redb::Error> {
+            let read = database.begin_read()?;
             let meta = read.open_table(META)?;
             let oldest = meta.get(OLDEST)?.map_or(0, |v| v.value());
             let latest = meta.get(REVISION)?.map_or(0, |v| v.value());
@@ -269,7 +331,7 @@ impl Core {
             }
             Ok((oldest, batch))
         };
-        let (oldest, batch) = gather().map_err(|e| self.failed(e))?;
+        let (oldest, batch) = self.look(gather)?;
         if from < oldest { Err(Error::Compacted { from, oldest }) } else { Ok(batch) }
     }
 }
@@ -369,12 +431,12 @@ fn change(
 impl Store for Embedded {
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, Error> {
         let key = key.to_owned();
-        self.on_core(move |core| core.get(&key).map_err(|e| core.failed(e))).await
+        self.on_core(move |core| core.look(|database| core.get(database, &key))).await
     }
 
     async fn range(&self, prefix: &str) -> Result<Range, Error> {
         let prefix = prefix.to_owned();
-        self.on_core(move |core| core.range(&prefix).map_err(|e| core.failed(e))).await
+        self.on_core(move |core| core.look(|database| core.range(database, &prefix))).await
     }
 
     async fn txn(&self, txn: Txn) -> Result<TxnAnswer, Error> {
@@ -393,12 +455,13 @@ impl Store for Embedded {
 
     async fn grant(&self, ttl: Duration) -> Result<LeaseId, Error> {
         let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX / 2);
-        self.on_core(move |core| core.grant(ttl_ms).map_err(|e| core.failed(e))).await
+        self.on_core(move |core| core.write(|database| core.grant(database, ttl_ms))).await
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), Error> {
         self.on_core(move |core| {
-            core.keep_alive(lease).map_err(|e| core.failed(e))?.ok_or(Error::LeaseNotFound(lease))
+            core.write(|database| core.keep_alive(database, lease))?
+                .ok_or(Error::LeaseNotFound(lease))
         })
         .await
     }
@@ -409,7 +472,7 @@ impl Store for Embedded {
 
     async fn sweep(&self) -> Result<(), Error> {
         self.on_core(|core| {
-            for lease in core.leases_over().map_err(|e| core.failed(e))? {
+            for lease in core.look(|database| core.leases_over(database))? {
                 core.revoke(lease)?;
             }
             Ok(())
@@ -418,7 +481,7 @@ impl Store for Embedded {
     }
 
     fn describe(&self) -> String {
-        format!("redb {}", self.core.path.display())
+        format!("redb {}", self.core.database.path().display())
     }
 }
 

@@ -18,6 +18,7 @@
 mod embedded;
 mod etcd;
 mod reference;
+mod reopened;
 mod txn;
 
 use std::time::Duration;
@@ -96,10 +97,10 @@ pub enum Error {
     /// Not now; whether the transaction took effect is not known.
     #[error("store: unavailable: {0}")]
     Unavailable(String),
-    /// A write failed (a full disk, most likely). What was answered is there; the
-    /// store must be opened anew before it takes more.
-    #[error("store: must be opened anew: {0}")]
-    Broken(String),
+    /// A write failed (a full disk, most likely), and nothing was changed. It may be
+    /// asked again, with room.
+    #[error("store: not written, nothing was changed: {0}")]
+    NotWritten(String),
     /// Stop: what is stored cannot be read.
     #[error("store: damaged: {0}")]
     Damaged(String),
