@@ -36,6 +36,7 @@ use crate::flow_log::{Interval, file::Files, records};
 use crate::load::{self, Counters, Hits, Loaded};
 use crate::observe::Directory;
 use crate::observe::thread::{EVENTS_A_SECOND_MAX, ObserveThread, boot_ms};
+use crate::pieces::thread::PiecesThread;
 use crate::record;
 use crate::respond::thread::RespondThread;
 use crate::respond::{Served, Unanswerable};
@@ -125,6 +126,7 @@ pub struct Applier {
     hindrance: Option<String>,
     flows: u64,
     observe: ObserveThread,
+    pieces: PiecesThread,
     /// What the programs are to tell now.
     wanted: event::Wanted,
     /// Events and tallies that were lost, as last looked at.
@@ -148,10 +150,12 @@ impl Applier {
         let accepted = record::read::<Desired>(&record)?.unwrap_or_default();
         let ring = loaded.ring()?;
         let observe = ObserveThread::start(ring).map_err(|_| Error::Gone("observe"))?;
+        let pieces = PiecesThread::start(loaded.holder()?).map_err(|_| Error::Gone("pieces"))?;
         let hits = deployment.state_of("dataplane").join("hits.json");
         loaded.watch.remember(record::read::<Hits>(&hits)?.unwrap_or_default());
         let mut applier = Self {
             observe,
+            pieces,
             wanted: event::Wanted::default(),
             lost: (0, 0),
             interval_start: boot_ms() / 1000 + since_boot_s(),
@@ -195,6 +199,7 @@ impl Applier {
         let changed = self.loaded.update(tables)?;
         announce(&mut self.loaded);
         self.observe.know(Directory::new(self.loaded.tables()));
+        self.pieces.know(self.loaded.tables().config.uplink);
         if changed > 0 {
             record::write(&self.hits, self.loaded.watch.earlier())?;
         }
@@ -239,7 +244,7 @@ impl Applier {
         let events = if self.observe.heard() { event::EVENTS } else { 0 };
         let tally = if self.accepted.flow_log.is_some() { event::TALLY } else { 0 };
         let events_a_second_max = EVENTS_A_SECOND_MAX;
-        let wanted = event::Wanted { what: events | tally, events_a_second_max };
+        let wanted = event::Wanted { what: events | tally, events_a_second_max, holds: 1 };
         if wanted != self.wanted {
             self.loaded.watch.want(wanted)?;
             self.wanted = wanted;

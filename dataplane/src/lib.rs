@@ -17,6 +17,7 @@ pub mod flow_log;
 pub mod load;
 pub mod lock;
 pub mod observe;
+pub mod pieces;
 pub mod record;
 pub mod respond;
 pub mod serve;

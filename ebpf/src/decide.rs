@@ -238,6 +238,7 @@ impl Arp {
 }
 
 /// The way of a guest's packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route<A = u32> {
     /// The local receiver's device, or 0: out by the uplink.
     pub ifindex: u32,
@@ -398,7 +399,34 @@ pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>
     now_s: u32,
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
-    let Work { packet, inner, verdict, .. } = work;
+    work.route = *route;
+    forget(work);
+    forward_by::<NAT, A, T, F>(tables, frame, sender, now_s, work)
+}
+
+/// What stands in the work space is from here on as if it were just read: the compiler loads
+/// it anew, and the verifier, which knows values of registers and of the stack, knows none
+/// of these. It walks on from here once, and not once for each way that led here.
+#[inline(always)]
+fn forget<A>(work: &mut Work<A>) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: there is no instruction.
+    unsafe {
+        core::arch::asm!("# {0}", in(reg) core::ptr::from_mut(work));
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    let _ = work;
+}
+
+#[inline(always)]
+fn forward_by<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    sender: &Interface,
+    now_s: u32,
+    work: &mut Work<A>,
+) -> Result<(), Reason> {
+    let Work { packet, inner, verdict, route, .. } = work;
     if !route.on_link {
         leaves(tables, sender, packet, packet.destination, &mut verdict.egress_rule)?;
     }
@@ -444,18 +472,19 @@ pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>
         }
         if is_error {
             // What stands for the packet's source in the world does not for another address.
-            if route.source != work.packet.source && work.inner.destination != work.packet.source {
+            let source = route.source;
+            if source != packet.source && inner.destination != packet.source {
                 return Err(Reason::Unrelated);
             }
-            A::rewrite_inner(work, None, Some(route.source));
+            A::rewrite_inner(work, None, Some(source));
         }
         work.verdict.ifindex = sender.uplink;
-        work.verdict.next_hop = route.next_hop;
+        work.verdict.next_hop = work.route.next_hop;
         work.verdict.accept(Action::Leave, sent);
         work.verdict.keep(&work.packet, sender.id);
         return Ok(());
     }
-    let received = receive::<NAT, A, T, F>(tables, frame, sender, route, now_s, work);
+    let received = receive::<NAT, A, T, F>(tables, frame, sender, now_s, work);
     if received.is_err() {
         // What nobody receives opens nothing.
         work.verdict.sender.write = FlowWrite::Nothing;
@@ -478,22 +507,22 @@ fn receive<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     sender: &Interface,
-    route: &Route<A>,
     now_s: u32,
     work: &mut Work<A>,
 ) -> Result<Reason, Reason> {
-    let receiver = tables.interface(route.ifindex).ok_or(Reason::NoRoute)?;
+    let receiver = tables.interface(work.route.ifindex).ok_or(Reason::NoRoute)?;
     work.verdict.slots[1] = receiver.slot;
     work.verdict.bill(receiver, PAYS_IN_SECOND);
     work.verdict.action = hand_over(receiver);
     work.verdict.ifindex = receiver.ifindex;
     work.verdict.rewrite.destination_mac = receiver.mac_number();
-    if !route.on_link {
-        let Work { packet, verdict, .. } = work;
+    if !work.route.on_link {
+        let Work { packet, verdict, route, .. } = work;
         enters(tables, receiver, packet, route.source, &mut verdict.ingress_rule)?;
     }
     if work.packet.kind == Kind::IcmpError {
         // The packet inside travelled the other way: its source is the receiver.
+        let route = work.route;
         let by_receiver = work.inner.source == work.packet.destination;
         let to_sender = work.inner.destination == work.packet.source;
         let source = if by_receiver { Some(route.destination) } else { None };
@@ -508,7 +537,7 @@ fn receive<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
         }
         return related(tables, receiver, key, now_s).map(|(reason, _)| reason);
     }
-    let Work { packet, verdict, .. } = work;
+    let Work { packet, verdict, route, .. } = work;
     // The receiver was asked about the first one.
     if packet.kind == Kind::Later {
         return match packet.exceeds(frame, receiver.mtu) {

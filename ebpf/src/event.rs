@@ -27,8 +27,10 @@ pub const TALLY: u32 = 2;
 pub struct Wanted {
     pub what: u32,
     pub events_a_second_max: u32,
+    /// Not zero: somebody takes fragments out of [`crate::held`]'s ring.
+    pub holds: u32,
 }
-const _: () = assert!(size_of::<Wanted>() == 8);
+const _: () = assert!(size_of::<Wanted>() == 12);
 
 /// `PACE`, one a CPU: how many events this second has had.
 #[repr(C)]

@@ -1,10 +1,13 @@
 //! A flow's life, as seen from its instance.
 //!
 //! ```text
-//!           answer          initiator again             FIN both ways, or RST
+//!           answer          initiator again             FIN both ways, or the instance's RST
 //!   New ─────────▶ Answered ──────────────▶ Established ───────────────▶ Closing
 //!    └── half-open table ──┘                └────────── flow table ────────────┘
 //! ```
+//! A RST from the other end ends nothing (docs/adr/0083): whoever knows addresses and ports
+//! can forge one, and the instance alone can tell by its numbers. The flow stays until
+//! its time is over, and gives up its place before others do where places run short.
 //! Only the initiator's packet *after* an answer moves a flow into the flow
 //! table: a flood of openings from forged sources may well be answered by the
 //! guest, but is never confirmed, so it fights for the half-open table alone.
@@ -30,6 +33,9 @@ pub const REMOTE_CLOSED: u8 = 4;
 /// [`Flow::rule`] is the interface's [`Interface::epoch`] then: under other rules the flow is
 /// judged anew.
 pub const UNTRACKED: u8 = 8;
+
+/// [`Flow::flags`]: the other end has sent a RST, or somebody in its name, and nothing since.
+pub const REMOTE_RESET: u8 = 16;
 
 /// A TCP opening waits this long for each step (Linux' `SYN_SENT`, six retries, is 120 s).
 pub const TCP_OPENING_IDLE_S: u32 = 60;
@@ -93,10 +99,24 @@ pub fn alive(flow: &Flow, protocol: u8, interface: &Interface, now_s: u32) -> bo
     now_s.saturating_sub(flow.seen_s) <= idle_s_max(flow, protocol, interface)
 }
 
-/// Whether `packet` begins a connection anew on the ports of one that has ended.
+/// Whether `packet` begins a connection anew on the ports of one that has ended, or may have.
 #[inline(always)]
 pub fn reopens<A: Ip>(flow: &Flow, packet: &Packet<A>) -> bool {
-    flow.phase == CLOSING && packet.kind == Kind::Tcp && packet.opens_flow()
+    let ended = flow.phase == CLOSING || flow.flags & REMOTE_RESET != 0;
+    ended && packet.kind == Kind::Tcp && packet.opens_flow()
+}
+
+/// A tracked flow of which nobody knows whether its RST was true, after an opening that
+/// `rule` lets in: if RST and opening were forged, the old connection goes on in its place.
+#[inline(always)]
+pub fn again(from_instance: bool, rule: u16, now_s: u32) -> Flow {
+    Flow { phase: ESTABLISHED, ..open(from_instance, rule, now_s) }
+}
+
+/// Whether the flow gives its place to others, where these have none.
+#[inline(always)]
+pub fn may_yield(flow: &Flow, now_s: u32) -> bool {
+    flow.flags & REMOTE_RESET != 0 && now_s.saturating_sub(flow.seen_s) > CLOSING_IDLE_S
 }
 
 /// The flow after `packet`.
@@ -115,8 +135,14 @@ pub fn step<A: Ip>(flow: &Flow, packet: &Packet<A>, from_instance: bool, now_s: 
             next.flags |= if from_instance { INSTANCE_CLOSED } else { REMOTE_CLOSED };
         }
         let both = INSTANCE_CLOSED | REMOTE_CLOSED;
-        if packet.is_rst() || next.flags & both == both {
+        let doubtful = packet.is_rst() && !from_instance && next.phase == ESTABLISHED;
+        if packet.is_rst() && !doubtful || next.flags & both == both {
             next.phase = CLOSING;
+        }
+        if doubtful {
+            next.flags |= REMOTE_RESET;
+        } else if !from_instance && !packet.opens_tcp() {
+            next.flags &= !REMOTE_RESET;
         }
     }
     next

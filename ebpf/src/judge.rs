@@ -19,7 +19,7 @@ pub struct Ask {
     pub tracked: bool,
 }
 
-/// A reason and a rule in one register (a kernel function returns no more).
+/// A reason and a rule in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Judgement(u32);
@@ -70,11 +70,34 @@ fn refusal(number: u32) -> Reason {
 }
 
 /// `change.key` names the flow; what is to be written goes into `change`.
-///
-/// A function of its own in the kernel too, for a packet between two guests of
-/// this host asks both.
-#[inline(never)]
+#[inline(always)]
 pub fn judge<A: Ip, T: Tables + ?Sized>(
+    tables: &T,
+    interface: &Interface,
+    packet: &Packet<A>,
+    ask: &Ask,
+    change: &mut FlowChange<A>,
+) -> Judgement {
+    judge_into(tables, interface, packet, ask, change);
+    change.judgement
+}
+
+/// A function of its own in the kernel too, for a packet between two guests of this host
+/// asks both. What it says goes by memory: the verifier does not tell apart what lies
+/// there, and walks on from here once and not once for each of the things it may say.
+#[inline(never)]
+fn judge_into<A: Ip, T: Tables + ?Sized>(
+    tables: &T,
+    interface: &Interface,
+    packet: &Packet<A>,
+    ask: &Ask,
+    change: &mut FlowChange<A>,
+) {
+    change.judgement = judged(tables, interface, packet, ask, change);
+}
+
+#[inline(always)]
+fn judged<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
     packet: &Packet<A>,
@@ -86,7 +109,12 @@ pub fn judge<A: Ip, T: Tables + ?Sized>(
     let protocol = packet.protocol;
     let tracked = A::flow(tables, &change.key);
     if let Some(flow) = tracked {
-        if flow::alive(&flow, protocol, interface, ask.now_s) && !flow::reopens(&flow, packet) {
+        let alive = flow::alive(&flow, protocol, interface, ask.now_s);
+        let reopens = flow::reopens(&flow, packet);
+        if alive && reopens && flow.phase == flow::ESTABLISHED {
+            return again(tables, interface, packet, ask, change);
+        }
+        if alive && !reopens {
             change.flow = flow::step(&flow, packet, ask.from_instance, ask.now_s);
             // Written once a second at most while nothing else changes.
             if change.flow != flow {
@@ -141,6 +169,24 @@ pub fn judge<A: Ip, T: Tables + ?Sized>(
         return Judgement::refused(reason);
     }
     change.flow = flow::open(ask.from_instance, rule as u16, ask.now_s);
+    Judgement::opened(rule)
+}
+
+/// An opening where a connection may have been reset, or not: `flow::again`.
+#[inline(always)]
+fn again<A: Ip, T: Tables + ?Sized>(
+    tables: &T,
+    interface: &Interface,
+    packet: &Packet<A>,
+    ask: &Ask,
+    change: &mut FlowChange<A>,
+) -> Judgement {
+    let rule = permitted(tables, interface, packet, ask, ask.from_instance, &change.key);
+    if rule == 0 {
+        return Judgement::refused(denial(ask.from_instance));
+    }
+    change.flow = flow::again(ask.from_instance, rule as u16, ask.now_s);
+    change.write = FlowWrite::Tracked;
     Judgement::opened(rule)
 }
 

@@ -23,6 +23,7 @@
 //! | [`punt`] | how the punt device names an interface |
 //! | [`rate`] | token buckets |
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod acl;
 pub mod decide;
@@ -30,6 +31,7 @@ pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod half;
+pub mod held;
 pub mod icmp;
 pub mod ip;
 pub mod judge;
@@ -80,3 +82,6 @@ pub const ASK_MARK: u32 = 0x4850_0002;
 
 /// The mark of a packet whose verdict is also written into its control block.
 pub const TRACE_MARK: u32 = 0x4850_0003;
+
+/// The mark of a fragment that was held ([`held`]) and comes again.
+pub const HELD_MARK: u32 = 0x4850_0004;

@@ -58,9 +58,15 @@ pub fn from_guest<T: Tables + ?Sized, F: Frame + ?Sized>(
         return work.verdict.refuse(Reason::NoRoute);
     };
     work.nat.slot = gateway.interface.slot;
-    let sent = match work.packet.destination == work.nat.gateway {
+    let route = match work.packet.destination == work.nat.gateway {
         true => back(tables, frame, interface, gateway, arrival.now_s, work),
         false => out(tables, frame, interface, gateway, arrival.now_s, work),
+    };
+    let sent = match route {
+        Ok(route) => {
+            forward_as::<true, u32, T, F>(tables, frame, interface, &route, arrival.now_s, work)
+        }
+        Err(reason) => Err(reason),
     };
     if let Err(reason) = sent {
         refuse(work, reason);
@@ -75,7 +81,7 @@ fn out<T: Tables + ?Sized, F: Frame + ?Sized>(
     gateway: &Elastic,
     now_s: u32,
     work: &mut Work,
-) -> Result<(), Reason> {
+) -> Result<Route, Reason> {
     let to = work.packet.destination;
     if to.is_unroutable() {
         return Err(Reason::NoRoute);
@@ -121,7 +127,7 @@ fn out<T: Tables + ?Sized, F: Frame + ?Sized>(
         _ => return Err(Reason::NatUnsupported),
     };
     route.ports.source = port;
-    forward_as::<true, u32, T, F>(tables, frame, interface, &route, now_s, work)
+    Ok(route)
 }
 
 /// The port that stands for the packet's own; what is to be written goes into `work.nat`.
@@ -203,7 +209,7 @@ fn back<T: Tables + ?Sized, F: Frame + ?Sized>(
     gateway: &Elastic,
     now_s: u32,
     work: &mut Work,
-) -> Result<(), Reason> {
+) -> Result<Route, Reason> {
     let key = LocalKey { vpc: interface.vpc, address: work.packet.source, zero: 0 };
     let elastic = match tables.local(&key) {
         Some(local) if local.ifindex == interface.ifindex => local.elastic,
@@ -238,7 +244,7 @@ fn back<T: Tables + ?Sized, F: Frame + ?Sized>(
         Kind::Later => PortChange::NONE,
         _ => of_destination(&work.packet, port),
     };
-    forward_as::<true, u32, T, F>(tables, frame, interface, &route, now_s, work)
+    Ok(route)
 }
 
 /// A packet of the world to the gateway's address.

@@ -140,7 +140,8 @@ impl PortHolder {
             if packet.is_fin() {
                 next.flags |= if outward { CLOSED_OUT } else { CLOSED_IN };
             }
-            if packet.is_rst() {
+            // Of the world's nobody knows who sent it (`flow::REMOTE_RESET`).
+            if packet.is_rst() && outward {
                 next.flags |= RESET;
             }
         }

@@ -153,6 +153,8 @@ reasons! {
     FragmentOverlap = 47, drop, "overlapping-fragment";
     /// A later fragment whose first one did not come, or did not pass.
     FragmentLost = 48, drop, "fragment-without-first";
+    /// A later fragment that came before its first one, and waits for it.
+    FragmentHeld = 63, drop, "fragment-held";
     /// An ICMP error of our own, about a packet that was dropped.
     Told = 61, accept, "icmp-error-sent";
     /// A NAT gateway found no free port towards that peer (EC2's ErrorPortAllocation).

@@ -5,8 +5,10 @@
 
 use bytemuck::Zeroable;
 
+use crate::decide::Route;
 use crate::icmp::Tell;
 use crate::ip::Ip;
+use crate::judge::Judgement;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet, Part};
 use crate::port::{PortHolder, PortKey, Translation};
@@ -67,6 +69,7 @@ pub struct FlowChange<A = u32> {
     /// Counter slot of the interface that pays for the flow.
     pub slot: u32,
     pub write: FlowWrite,
+    pub judgement: Judgement,
 }
 
 /// [`Verdict::pays`]: the first slot's interface, which sends.
@@ -168,6 +171,7 @@ pub struct NatWork {
 pub struct Work<A = u32> {
     pub packet: Packet<A>,
     pub inner: Inner<A>,
+    pub route: Route<A>,
     pub verdict: Verdict<A>,
     /// Only what goes through a NAT gateway looks here.
     pub nat: NatWork,

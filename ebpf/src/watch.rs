@@ -42,6 +42,12 @@ pub fn wanted(verdict: &Verdict) -> bool {
     what & TALLY != 0 || verdict.reason.opens() || what != 0 && !verdict.reason.accepts()
 }
 
+/// Whether somebody keeps fragments that come before their first.
+#[inline(always)]
+pub fn kept() -> bool {
+    WANTED.get(0).is_some_and(|w| w.holds != 0)
+}
+
 /// Whether packets and bytes of flows are counted.
 #[inline(always)]
 pub fn tallied() -> bool {

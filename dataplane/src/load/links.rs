@@ -36,8 +36,11 @@ const TAP_GUARD: &str = "tap_guard";
 
 /// On no device: it is run to send a frame.
 pub const ANNOUNCE: &str = "announce";
+/// As above, to let a frame in again.
+pub const REENTER: &str = "reenter";
 
-const CLASSIFIERS: [&str; 5] = [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD, ANNOUNCE];
+const CLASSIFIERS: [&str; 6] =
+    [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD, ANNOUNCE, REENTER];
 /// Where those go on, by their place in `PROGRAMS`.
 const OTHERS: [(u32, &str); PROGRAMS_MAX as usize] = [
     (SIX_GUEST, "tap_ingress_six"),

@@ -15,6 +15,7 @@
 mod announce;
 mod ask;
 mod carry;
+mod holder;
 mod links;
 mod mapped;
 mod maps;
@@ -54,6 +55,7 @@ use maps::Maps;
 use pins::Pins;
 use sweep::Sweep;
 
+pub use holder::Holder;
 pub use object::origin;
 pub use sweep::Swept;
 pub use watch::{Hits, Watch, named_rule};
@@ -419,7 +421,12 @@ impl Loaded {
 
     /// The ring that the programs tell events by; once.
     pub fn ring(&mut self) -> Result<RingBuf<MapData>, Error> {
-        watch::ring(&mut self.bpf)
+        watch::ring(&mut self.bpf, "EVENT_RING")
+    }
+
+    /// What becomes of fragments that overtake their first; once.
+    pub fn holder(&mut self) -> Result<Holder, Error> {
+        Holder::open(&mut self.bpf)
     }
 
     /// Runs the uplink's early program on `frame`: its answer (1 drop, 2 pass, 4 redirect)

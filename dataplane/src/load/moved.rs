@@ -141,7 +141,8 @@ fn check(interface: &Interface, moved: &MovedFlows) -> Result<(), Error> {
             rate::BUCKETS
         )));
     }
-    let known = flow::BY_INSTANCE | flow::INSTANCE_CLOSED | flow::REMOTE_CLOSED;
+    let known =
+        flow::BY_INSTANCE | flow::INSTANCE_CLOSED | flow::REMOTE_CLOSED | flow::REMOTE_RESET;
     for flow in &moved.flows {
         if !matches!(flow.phase, flow::ESTABLISHED | flow::CLOSING) || flow.flags & !known != 0 {
             return Err(refused(format!("phase {}, flags {:#x}", flow.phase, flow.flags)));

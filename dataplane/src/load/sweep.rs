@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::io;
 
 use bytemuck::Pod;
-use ebpf::flow::{alive, seconds};
-use ebpf::layout::{Flow, FlowKey, Interface};
+use ebpf::flow::{alive, may_yield, seconds};
+use ebpf::layout::{FLOWS_MAX, Flow, FlowKey, Interface};
 
 use super::Error;
 use super::maps::Maps;
@@ -77,10 +77,19 @@ impl Sweep {
     {
         let failed = |e| Error::new("sweep", "FLOWS", e);
         let slice = flows.slice(self.cursor, BATCH).map_err(failed)?;
+        let mut crowded = BTreeMap::new();
+        let all_crowded = self.flows > u64::from(FLOWS_MAX) / 2;
         for (key, flow) in &slice.entries {
             swept.looked_at += 1;
             let interface = interfaces.get(&key.interface);
-            if interface.is_some_and(|i| alive(flow, key.protocol, i, now_s)) {
+            let stays = match interface {
+                Some(interface) if alive(flow, key.protocol, interface, now_s) => {
+                    !may_yield(flow, now_s)
+                        || !(all_crowded || is_crowded(maps, interface, &mut crowded)?)
+                }
+                _ => false,
+            };
+            if stays {
                 self.seen += 1;
             } else if flows.remove(key).map_err(failed)? {
                 swept.removed += 1;
@@ -105,6 +114,20 @@ impl Sweep {
         let before = maps.swept.get(&slot).map_err(failed)?.unwrap_or(0);
         maps.swept.put(&slot, &(before + 1)).map_err(failed)
     }
+}
+
+/// Whether half of the flows that the interface may have are open, asked once a batch.
+fn is_crowded(
+    maps: &Maps,
+    interface: &Interface,
+    known: &mut BTreeMap<u32, bool>,
+) -> Result<bool, Error> {
+    if let Some(crowded) = known.get(&interface.slot) {
+        return Ok(*crowded);
+    }
+    let crowded = maps.flows_open(interface.slot)? > u64::from(interface.flows_max) / 2;
+    known.insert(interface.slot, crowded);
+    Ok(crowded)
 }
 
 /// The programs' clock.

@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
@@ -21,6 +21,7 @@ const DELETE: libc::c_long = 3;
 const NEXT_KEY: libc::c_long = 4;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
+const PROG_TEST_RUN: libc::c_long = 10;
 const PROG_QUERY: libc::c_long = 16;
 const LOOKUP_AND_DELETE: libc::c_long = 21;
 const LOOKUP_BATCH: libc::c_long = 24;
@@ -92,6 +93,46 @@ const TCX_INGRESS: u32 = 46;
 pub fn query_tcx(ifindex: u32) -> io::Result<()> {
     let mut query = Query { target_ifindex: ifindex, attach_type: TCX_INGRESS, ..Query::default() };
     bpf(PROG_QUERY, &mut query).map(drop)
+}
+
+/// linux/bpf.h, `test`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program_fd: u32,
+    answer: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    zero: u32,
+}
+const _: () = assert!(size_of::<TestRun>() == 80);
+
+/// Runs a program once on a frame, and on a context that it may change; what it answers.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], context: &mut [u8]) -> io::Result<u32> {
+    let size = context.len() as u32;
+    let mut run = TestRun {
+        program_fd: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        context_size_in: size,
+        context_size_out: size,
+        context_in: context.as_ptr() as u64,
+        context_out: context.as_mut_ptr() as u64,
+        ..TestRun::default()
+    };
+    bpf(PROG_TEST_RUN, &mut run)?;
+    Ok(run.answer)
 }
 
 /// linux/bpf.h, the first part of `BPF_MAP_CREATE`.

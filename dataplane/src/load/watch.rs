@@ -118,10 +118,10 @@ pub fn named_rule(
     tables.names.rules.get(&(interface.ifindex, direction))?.get(place).copied()
 }
 
-/// The ring of events, once an object.
-pub fn ring(bpf: &mut Ebpf) -> Result<RingBuf<MapData>, Error> {
+/// A ring of the object's, once.
+pub fn ring(bpf: &mut Ebpf, name: &str) -> Result<RingBuf<MapData>, Error> {
     let missing = || io::Error::new(io::ErrorKind::NotFound, "the object has no such map");
-    let map = bpf.take_map("EVENT_RING").ok_or_else(missing);
-    let map = map.map_err(|e| Error::new("open", "EVENT_RING", e))?;
-    RingBuf::try_from(map).map_err(|e| Error::new("open", "EVENT_RING", e))
+    let map = bpf.take_map(name).ok_or_else(missing);
+    let map = map.map_err(|e| Error::new("open", name, e))?;
+    RingBuf::try_from(map).map_err(|e| Error::new("open", name, e))
 }

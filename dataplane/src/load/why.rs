@@ -20,7 +20,7 @@ use crate::compile::{Role, Tables, acl_denied, group_rules};
 use crate::observe::Ends;
 
 /// Bytes of linux/bpf.h's `struct __sk_buff` (6.6); a kernel with more zeroes the rest.
-const SKB_LEN: usize = 192;
+pub const SKB_LEN: usize = 192;
 const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;
@@ -61,7 +61,7 @@ pub fn run(
     out.truncate(result.data_size_out as usize);
     let translated = (word(CB + 12) != 0).then(|| word(CB + 16) as u16);
     Ok(Run {
-        reason: u8::try_from(word(CB)).ok().and_then(Reason::from_number),
+        reason: reason(&context_out),
         egress_rule: word(CB + 4) as u16,
         ingress_rule: word(CB + 8) as u16,
         code: result.return_value as i32,
@@ -69,6 +69,12 @@ pub fn run(
         translated,
         took: result.duration,
     })
+}
+
+/// What stands in the control block of a frame that was asked about.
+pub fn reason(context: &[u8; SKB_LEN]) -> Option<Reason> {
+    let number = [context[CB], context[CB + 1], context[CB + 2], context[CB + 3]];
+    u8::try_from(u32::from_ne_bytes(number)).ok().and_then(Reason::from_number)
 }
 
 /// A frame of that device and mark.

@@ -5,13 +5,15 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
+use ebpf::flow::CLOSING_IDLE_S;
 use model::GroupId;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
 
-use crate::elastic::reachable_guest;
+use crate::elastic::{ELASTIC, reachable_guest};
 use crate::traffic::{PATIENCE, echo_server, inside};
-use crate::world::{World, anywhere, group, now, tcp};
+use crate::world::{World, anywhere, group, has, now, tcp};
 
 const PORT: u16 = 4000;
 
@@ -99,4 +101,36 @@ fn a_connection_goes_on_after_all_flows_were_lost_where_its_interface_is_loose()
     world.apply();
     goes_on.send(()).unwrap();
     assert_eq!(&client.join().unwrap().unwrap(), b"hi");
+}
+
+/// Whoever knows a connection's addresses and ports, and not its numbers, can do nothing to
+/// it, though it is silent for longer than an ended one is remembered.
+#[test]
+fn a_silent_connection_outlives_forged_resets_and_openings() {
+    let test = "a_silent_connection_outlives_forged_resets_and_openings";
+    if !has(test, "hping3") {
+        return;
+    }
+    let Some(mut world) = World::new(test) else { return };
+    reachable_guest(&mut world, vec![(tcp(22), anywhere())]);
+    world.start();
+    world.apply();
+    echo_server(&world, "g1", 22);
+    let connected = inside(&world, "net", || {
+        let mut stream = TcpStream::connect_timeout(&(ELASTIC, 22).into(), PATIENCE)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        echoed(&mut stream)?;
+        Ok::<_, std::io::Error>(stream)
+    });
+    let mut stream = connected.join().unwrap().unwrap();
+    let port = stream.local_addr().unwrap().port().to_string();
+    for forged in ["-R", "-S", "-R"] {
+        let mut hping3 = world.command("net", "timeout");
+        hping3.args(["60", "hping3", "-n", "-q", forged, "-k", "-s", &port, "-p", "22"]);
+        let said = hping3.args(["-c", "5", "-i", "u10000", &ELASTIC.to_string()]).output().unwrap();
+        let said = String::from_utf8_lossy(&said.stderr);
+        assert!(said.contains("5 packets transmitted"), "{said}");
+    }
+    std::thread::sleep(Duration::from_secs(u64::from(CLOSING_IDLE_S) + 3));
+    assert_eq!(&echoed(&mut stream).unwrap(), b"hi");
 }

@@ -11,7 +11,7 @@ use crate::six::ip;
 use crate::traffic::{Flow, PATIENCE, connects, echo_server, inside, ping_flood};
 use crate::world::{INTERNET, World, anywhere, group, now, ping, run, tcp};
 
-const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
+pub const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const QUICK: Duration = Duration::from_millis(1200);
 
 /// One guest with an elastic address, in group 1.

@@ -364,6 +364,8 @@ fn the_loaded_programs_decide_as_the_host_does() {
         Reason::EstablishedEarly,
         // Counted beside the reason why.
         Reason::Told,
+        // Where a daemon keeps them.
+        Reason::FragmentHeld,
     ];
     // `rates` and `fast` in these tests see to these.
     let rates = Reason::BandwidthIn..=Reason::SourceRate;
@@ -475,6 +477,28 @@ fn talkative(random: &mut Random) -> Desired {
         interface.network_acl = None;
     }
     made
+}
+
+/// A kernel walks through a million instructions of a program at most, each as often as it may
+/// be reached in another state; another kernel takes other steps than this one.
+#[test]
+fn the_verifier_has_room_left() {
+    const WALKED_MAX: u32 = 700_000;
+    let Some(bench) = Bench::new("the_verifier_has_room_left") else { return };
+    let all = || aya::programs::loaded_programs().flatten();
+    let before: Vec<u32> = all().map(|info| info.id()).collect();
+    let _loaded = Loaded::open(&bench.deployment).unwrap();
+    let mut walked = Vec::new();
+    for info in all().filter(|info| !before.contains(&info.id())) {
+        let name = info.name_as_str().unwrap_or_default().to_owned();
+        if ["tap_", "uplink_", "punt_", "nat_", "tell_"].iter().any(|of| name.starts_with(of)) {
+            walked.push((info.verified_instruction_count().unwrap_or(0), name));
+        }
+    }
+    walked.sort();
+    eprintln!("{walked:?}");
+    assert!(walked.len() >= 11, "{walked:?}");
+    assert!(walked.iter().all(|(count, _)| *count <= WALKED_MAX), "{walked:?}");
 }
 
 /// A confirmed flow is counted, by the programs and by the sweep, and goes with its interface.

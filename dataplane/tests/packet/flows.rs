@@ -6,8 +6,10 @@ use ebpf::verdict::Work;
 use ebpf::{Action, Arrival, GATEWAY_MAC, Head, Reason};
 use etherparse::PacketBuilder;
 use model::{Peer, PortRange, Protocol, Rule, RuleId};
+use rpc::dataplane::{MOVED_FLOWS_VERSION, MovedFlow, MovedFlows};
 
 use crate::random::Random;
+use crate::rates::World;
 use crate::world::{UPLINK, UPLINK_MAC, address, elastic, guest_mac, imagined_devices, peopled};
 
 const WORLD: [u8; 4] = [203, 0, 113, 9];
@@ -119,9 +121,68 @@ fn a_connection_survives_the_removal_of_its_rule_and_a_new_one_does_not_begin() 
     stage.load();
     assert_eq!(stage.world_sends("A"), Reason::Established);
     assert_eq!(stage.guest_sends("A"), Reason::Established);
-    stage.world_sends("R");
+    stage.guest_sends("R");
     stage.now_s += ebpf::flow::CLOSING_IDLE_S + 1;
     assert_eq!(stage.world_sends("S"), Reason::IngressDenied);
+}
+
+/// Of the right addresses and ports; what its numbers are only the guest can judge.
+#[test]
+fn a_forged_reset_ends_no_connection_and_a_forged_opening_takes_nobodys_place() {
+    let mut stage = Stage::new();
+    stage.connect();
+    assert_eq!(stage.world_sends("R"), Reason::Established, "the guest judges it");
+    stage.now_s += dataplane::compile::TCP_IDLE_S;
+    assert_eq!(stage.guest_sends("A"), Reason::Established, "as long as without it");
+    for rule in [true, false] {
+        assert_eq!(stage.world_sends("RA"), Reason::Established);
+        let answer = if rule { Reason::NewFlow } else { Reason::IngressDenied };
+        assert_eq!(stage.world_sends("S"), answer, "a rule is asked");
+        assert_eq!(stage.guest_sends("A"), Reason::Established, "a challenge, RFC 5961");
+        stage.now_s += dataplane::compile::TCP_IDLE_S;
+        assert_eq!(stage.world_sends("A"), Reason::Established);
+        assert_eq!((stage.host.flows().len(), stage.host.half_flows_count()), (1, 0));
+        stage.desired.groups[0].ingress.clear();
+        stage.load();
+    }
+    // The guest's own is no forgery.
+    assert_eq!(stage.guest_sends("R"), Reason::Established);
+    stage.now_s += ebpf::flow::CLOSING_IDLE_S + 1;
+    assert_eq!(stage.world_sends("A"), Reason::NoFlow);
+}
+
+#[test]
+fn flows_that_may_have_been_reset_give_their_places_up_where_places_run_short() {
+    let test = "flows_that_may_have_been_reset_give_their_places_up_where_places_run_short";
+    let Some(mut world) = World::new(test) else { return };
+    let interface = world.desired.interfaces[0].id;
+    let local = world.desired.interfaces[0].address.into();
+    let flow = |n: u32, flags: u8| MovedFlow {
+        protocol: ebpf::flow::TCP,
+        local,
+        remote: std::net::Ipv4Addr::from(0xcb00_7100 + n / 256).into(),
+        local_port: 80,
+        remote_port: 1000 + (n % 256) as u16,
+        phase: ebpf::flow::ESTABLISHED,
+        flags,
+        silent_s: ebpf::flow::CLOSING_IDLE_S + 10,
+    };
+    let mut bring = |from: u32, to: u32, flags: u8| {
+        let flows = (from..to).map(|n| flow(n, flags)).collect();
+        let version = MOVED_FLOWS_VERSION;
+        let moved = MovedFlows { version, interface, flows, missing: Vec::new() };
+        world.loaded.import(&moved).unwrap();
+        world.loaded.sweep_all().unwrap();
+        world.loaded.export(interface).unwrap().flows.len() as u64
+    };
+    let half = u64::from(dataplane::compile::FLOWS_AN_INTERFACE_MAX) / 2;
+    let many = half as u32;
+    assert_eq!(bring(0, 100, ebpf::flow::REMOTE_RESET), 100);
+    assert_eq!(bring(100, many, 0), half, "there is room for all");
+    // Some or all of those that were reset, and no other: one batch of the sweep is enough.
+    let left = bring(many, many + 1, 0);
+    assert!((half + 1 - 100..=half).contains(&left), "{left} of {}", half + 1);
+    assert_eq!(bring(many + 1, many + 200, 0), half + 200 - 100, "by now all of those");
 }
 
 #[test]
@@ -278,7 +339,7 @@ fn a_half_closed_connection_lives_as_long_as_an_open_one() {
 fn ports_of_an_ended_connection_are_used_again_though_its_opening_is_sent_twice() {
     let mut stage = Stage::new();
     stage.connect();
-    stage.world_sends("R");
+    stage.guest_sends("R");
     assert_eq!(stage.world_sends("S"), Reason::NewFlow);
     assert_eq!(stage.world_sends("S"), Reason::Established, "the same opening again");
     assert_eq!(stage.guest_sends("SA"), Reason::Established);

@@ -115,6 +115,8 @@ struct Known {
     guest_closed: bool,
     remote_closed: bool,
     ended: bool,
+    /// The other end sent a RST, or somebody in its name.
+    doubted: bool,
     untracked: bool,
 }
 
@@ -140,7 +142,13 @@ impl Known {
         if packet.is_tcp() {
             self.guest_closed |= packet.flags == "FA" && packet.by_guest;
             self.remote_closed |= packet.flags == "FA" && !packet.by_guest;
-            self.ended |= packet.flags == "R" || self.guest_closed && self.remote_closed;
+            // The guest's own RST is true.
+            let doubted = packet.flags == "R" && !packet.by_guest && self.confirmed && !self.ended;
+            self.ended |=
+                packet.flags == "R" && !doubted || self.guest_closed && self.remote_closed;
+            if !packet.by_guest && packet.flags != "S" {
+                self.doubted = doubted;
+            }
         }
         self
     }
@@ -155,7 +163,18 @@ impl Reference {
         let protocol = packet.key.protocol;
         if let Some(known) = self.0.get_mut(&packet.key) {
             let alive = now_s - known.seen_s <= known.idle_s_max(protocol);
-            let anew = known.ended && packet.opens() && packet.is_tcp();
+            let anew = (known.ended || known.doubted) && packet.opens() && packet.is_tcp();
+            if alive && anew && !known.ended {
+                if permitted(desired, &packet.key, packet.by_guest).is_none() {
+                    return (false, "denied");
+                }
+                // The old connection goes on here, if it was not ended at all.
+                known.seen_s = now_s;
+                known.by_guest = packet.by_guest;
+                known.doubted = false;
+                (known.guest_closed, known.remote_closed) = (false, false);
+                return (true, "doubted");
+            }
             let open = untracked(desired, &packet.key);
             // What is not tracked hangs on the rules as they are now, and is tracked from
             // then on where they let it in and not everybody.
@@ -187,6 +206,7 @@ impl Reference {
             guest_closed: false,
             remote_closed: false,
             ended: false,
+            doubted: false,
         };
         self.0.insert(packet.key, known);
         (true, if open.is_some() { "new, not tracked" } else { "new" })
@@ -371,11 +391,12 @@ fn histories_of_packets_rules_and_time_pass_as_a_plain_set_of_flows_says() {
     eprintln!("{said:?}");
     let words =
         ["known", "known, not tracked", "new", "new, not tracked", "denied", "belongs to none"];
-    for why in words {
-        for six in [false, true] {
-            let times = said.get(&(why, six)).copied().unwrap_or(0);
-            assert!(times > STEPS / 1000, "{why} (IPv6: {six}) only {times} times");
+    for six in [false, true] {
+        let times = |why| said.get(&(why, six)).copied().unwrap_or(0);
+        for why in words {
+            assert!(times(why) > STEPS / 1000, "{why} (IPv6: {six}) only {} times", times(why));
         }
+        assert!(times("doubted") > 2, "IPv6: {six}: {said:?}");
     }
 }
 

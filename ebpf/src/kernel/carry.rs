@@ -12,8 +12,8 @@ use ebpf::icmp::Tell;
 use ebpf::packet::{Frame, mac_bytes};
 use ebpf::rate::on_the_wire;
 use ebpf::{
-    ASK_MARK, Action, Head, Ip, REASONS_MAX, Reason, TRACE_MARK, Tables, VERDICT_MARK, Verdict,
-    Work,
+    ASK_MARK, Action, HELD_MARK, Head, Ip, REASONS_MAX, Reason, TRACE_MARK, Tables, VERDICT_MARK,
+    Verdict, Work,
 };
 
 use super::flows::{Stored, write_flow};
@@ -21,6 +21,7 @@ use super::fragments::keep4;
 use super::skb::Skb;
 use super::tables::Maps;
 use super::work;
+use crate::hold::hold;
 use crate::maps::COUNTERS;
 use crate::{spend, watch};
 
@@ -41,6 +42,9 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
     let asked = mark == ASK_MARK;
     if work.verdict.pays != 0 && !asked && work.verdict.action != Action::Drop {
         pay(skb, &head, work);
+    }
+    if holds(skb, mark, &work.verdict) {
+        return TC_ACT_SHOT;
     }
     let (head, verdict) = (&head, &work.verdict);
     if asked || mark == TRACE_MARK {
@@ -71,6 +75,20 @@ pub extern "C" fn carry_out(ctx: *mut __sk_buff) -> i32 {
             }
         }
     }
+}
+
+/// Whether the frame is a fragment without its first, and waits for it with the daemon.
+#[inline(always)]
+pub fn holds<A: Ip>(skb: &Skb, mark: u32, verdict: &Verdict<A>) -> bool {
+    if verdict.reason != Reason::FragmentLost || matches!(mark, ASK_MARK | TRACE_MARK | HELD_MARK) {
+        return false;
+    }
+    let slot = verdict.slots[0];
+    let held = watch::kept() && hold(skb.0, slot) != 0;
+    if held {
+        count(slot, Reason::FragmentHeld);
+    }
+    held
 }
 
 /// Has the buckets pay for what passes, or refuses it.

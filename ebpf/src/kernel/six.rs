@@ -12,7 +12,7 @@ use ebpf::verdict::Verdict;
 use ebpf::{ASK_MARK, Action, Head6, Reason, TRACE_MARK, V6, VERDICT_MARK, Work};
 
 use super::carry::{
-    TOLD, account, deliver, enter, leave_by, refuse, refuse_unpaid, report, spend_for,
+    TOLD, account, deliver, enter, holds, leave_by, refuse, refuse_unpaid, report, spend_for,
 };
 use super::fragments::keep6;
 use super::go_on;
@@ -113,6 +113,9 @@ pub extern "C" fn carry_out6(ctx: *mut __sk_buff) -> i32 {
     let asked = mark == ASK_MARK;
     if work.verdict.pays != 0 && !asked && work.verdict.action != Action::Drop {
         pay(skb, work);
+    }
+    if holds(skb, mark, &work.verdict) {
+        return TC_ACT_SHOT;
     }
     let verdict = &work.verdict;
     if asked || mark == TRACE_MARK {
