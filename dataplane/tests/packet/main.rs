@@ -12,6 +12,7 @@ mod frames;
 mod frames6;
 mod fuzz;
 mod history;
+mod hits;
 mod hostile;
 mod lists;
 mod nat;
