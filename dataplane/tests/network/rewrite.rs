@@ -18,6 +18,8 @@ use crate::world::{INTERNET, World, anywhere, ping, run, tcp};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 const RULES_A_GROUP: u32 = 1000;
+/// Half a second of them.
+const PINGS: u16 = 100;
 /// Groups that change at once: what is new stands beside what it replaces.
 const AT_ONCE: usize = 20;
 
@@ -88,13 +90,20 @@ fn very_many_rules_are_rewritten_under_traffic_and_nothing_is_lost() {
     let flows: Vec<Flow> =
         (0..flows).map(|_| Flow::of(&world, "net", ELASTIC, 22, 100, pause)).collect();
     let stream = Stream::open(&world, "g1", INTERNET, 5000);
-    let flood = ping_flood(&world, "net", ELASTIC, 1000, Duration::from_millis(5));
+    // One flood after the other, for as long as it takes.
+    let pings = |world: &World| ping_flood(world, "net", ELASTIC, PINGS, Duration::from_millis(5));
+    let mut flood = pings(&world);
+    let mut floods = 1;
     for edition in 1..=rewrites {
         for first in (0..groups).step_by(AT_ONCE) {
             for n in first..groups.min(first + AT_ONCE) {
                 world.desired.groups[1 + n] = group(n, edition);
             }
             world.apply();
+            if flood.is_finished() {
+                assert_eq!(flood.join().unwrap(), usize::from(PINGS), "every ping came back");
+                (flood, floods) = (pings(&world), floods + 1);
+            }
         }
     }
     let rules: usize = world.desired.groups.iter().map(|g| g.ingress.len()).sum();
@@ -105,5 +114,6 @@ fn very_many_rules_are_rewritten_under_traffic_and_nothing_is_lost() {
     }
     let (sent, heard) = stream.finish();
     assert_eq!(heard, sent, "datagrams that came back");
-    assert_eq!(flood.join().unwrap(), 1000, "every ping came back");
+    assert_eq!(flood.join().unwrap(), usize::from(PINGS), "every ping came back");
+    eprintln!("{floods} floods of {PINGS} pings");
 }

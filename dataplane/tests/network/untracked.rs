@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::Peer;
 
 use crate::elastic::reachable_guest;
-use crate::traffic::{Flow, echo_server};
-use crate::world::{INTERNET, World, anywhere, group, tcp};
+use crate::traffic::{Flow, PATIENCE, echo_server};
+use crate::world::{INTERNET, World, anywhere, group, now, tcp};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 
@@ -34,13 +34,19 @@ fn a_flow_that_is_open_to_everybody_is_not_tracked_and_ends_with_its_rule() {
     let test = "a_flow_that_is_open_to_everybody_is_not_tracked_and_ends_with_its_rule";
     let Some((mut world, flow)) = open_flow(test) else { return };
     assert_eq!(world.status().interfaces[0].flows, 0, "it counts for no limit");
-    let counted = |world: &World| {
-        world.status().interfaces[0].reasons.get("untracked").copied().unwrap_or_default()
+    let counted = |world: &World, reason: &str| {
+        world.status().interfaces[0].reasons.get(reason).copied().unwrap_or_default()
     };
-    assert!(counted(&world) > 0);
+    assert!(counted(&world, "untracked") > 0);
+    let refused = counted(&world, "no-flow");
     let_in(&mut world, vec![]);
     let before = flow.rounds();
-    std::thread::sleep(Duration::from_millis(1500));
+    // What was under way is sent again and again, and refused each time.
+    let begun = now();
+    while counted(&world, "no-flow") < refused + 4 {
+        assert!(now() - begun < PATIENCE, "{:#?}", world.status().interfaces[0].reasons);
+        std::thread::sleep(Duration::from_millis(20));
+    }
     assert!(flow.rounds() <= before + 1, "cut at once: one round's end was counted late at most");
     // Nothing was remembered, so nothing need be remembered for it to go on.
     let_in(&mut world, vec![(tcp(22), anywhere())]);
