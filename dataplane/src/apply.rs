@@ -24,13 +24,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use ebpf::event;
 use rpc::Deployment;
 use rpc::dataplane::{
-    Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, Interface, InterfaceStatus,
-    MovedFlows, NatGatewayStatus, Observed, Question, Rates, RuleHits, Status, Traffic, Verdict,
+    Applied, Desired, Explained, FlowLog, FrameQuestion, Imported, InterfaceStatus, MovedFlows,
+    NatGatewayStatus, Observed, Question, RuleHits, Status, Traffic, Verdict,
 };
 use tokio::sync::broadcast;
 use tokio::sync::oneshot;
 
-use crate::compile::{self, Devices, compile};
+use crate::compile::{self, Devices, compile, payer};
 use crate::device::{self, Host};
 use crate::flow_log::{Interval, file::Files, records};
 use crate::load::{self, Counters, Hits, Loaded};
@@ -354,7 +354,7 @@ impl Applier {
                 reasons: own,
                 traffic: traffic.get(interface.device.name()).copied().unwrap_or_default(),
                 flows: self.loaded.flows_open(interface.id).unwrap_or(0),
-                rates: self.rates_of(interface),
+                rates: payer(&self.accepted, interface).map_or(interface.rates, |i| i.rates),
                 credits: self.loaded.credits(interface.id).unwrap_or_default(),
             });
         }
@@ -368,13 +368,6 @@ impl Applier {
             reasons,
             nat_gateways: self.nat_gateways()?,
         })
-    }
-
-    /// Its own, or those of the interface that pays for it.
-    fn rates_of(&self, interface: &Interface) -> Rates {
-        let payer = interface.rates_of.unwrap_or(interface.id);
-        let found = self.accepted.interfaces.iter().find(|i| i.id == payer);
-        found.map_or(interface.rates, |payer| payer.rates)
     }
 
     fn nat_gateways(&self) -> Result<Vec<NatGatewayStatus>, Error> {

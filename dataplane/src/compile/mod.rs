@@ -45,6 +45,7 @@ use place::Places;
 pub use host::Host;
 pub use idle::{OTHER_IDLE_S, TCP_IDLE_S, UDP_IDLE_S, UDP_STREAM_IDLE_S};
 pub use private::SECONDARIES_AN_INTERFACE_MAX;
+pub use rate::payer;
 pub use six::IPV6_AN_INTERFACE_MAX;
 pub use tables::{Attachment, Class, Content, Names, Placed, Role, Tables};
 

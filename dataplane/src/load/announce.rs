@@ -111,10 +111,15 @@ pub fn send(bpf: &Ebpf, uplink: u32, frame: &[u8]) -> Result<(), Error> {
     options.ctx_in = Some(&context);
     let failed = |cause: io::Error| Error::new("announce", "the uplink", cause);
     let run = program.test_run(options).map_err(|e| Error::new("run", ANNOUNCE, e))?;
-    match run.return_value as i32 {
+    carried(run.return_value).map_err(failed)
+}
+
+/// What a program that sends a frame on answers.
+pub fn carried(answer: u32) -> io::Result<()> {
+    match answer as i32 {
         0 => Ok(()),
-        code if code < 0 => Err(failed(io::Error::from_raw_os_error(-code))),
-        code => Err(failed(io::Error::other(format!("the device dropped it ({code})")))),
+        code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+        code => Err(io::Error::other(format!("the device dropped it ({code})"))),
     }
 }
 

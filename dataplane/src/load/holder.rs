@@ -7,6 +7,7 @@ use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use ebpf::{ASK_MARK, Reason};
 
+use super::announce::carried;
 use super::links::{REENTER, TAP_INGRESS, UPLINK_INGRESS};
 use super::syscall::test_run;
 use super::{Error, watch, why};
@@ -46,9 +47,6 @@ impl Holder {
     /// Lets it in by its device.
     pub fn reenter(&self, held: &Held) -> io::Result<()> {
         let mut context = why::context(held.ifindex, 0);
-        match test_run(self.reenter.as_fd(), &held.frame, &mut context)? as i32 {
-            code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
-            _ => Ok(()),
-        }
+        carried(test_run(self.reenter.as_fd(), &held.frame, &mut context)?)
     }
 }

@@ -20,7 +20,7 @@ use crate::compile::{Role, Tables, acl_denied, group_rules};
 use crate::observe::Ends;
 
 /// Bytes of linux/bpf.h's `struct __sk_buff` (6.6); a kernel with more zeroes the rest.
-pub const SKB_LEN: usize = 192;
+const SKB_LEN: usize = 192;
 const MARK: usize = 8;
 const INGRESS_IFINDEX: usize = 36;
 const IFINDEX: usize = 40;

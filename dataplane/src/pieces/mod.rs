@@ -26,18 +26,11 @@ pub struct Held {
     pub frame: Vec<u8>,
 }
 
-#[derive(Debug)]
-struct Waiting {
-    held: Held,
-    since: Duration,
-    pause: Duration,
-}
-
 /// What waits. Times are of any clock that only goes on.
 #[derive(Debug, Default)]
 pub struct Pieces {
     /// By when it is to be looked at, and the order in which they came.
-    waiting: BTreeMap<(Duration, u64), Waiting>,
+    waiting: BTreeMap<(Duration, u64), Ask>,
     /// Bytes by slot.
     bytes: BTreeMap<u32, usize>,
     count: u64,
@@ -52,6 +45,7 @@ pub enum Due {
     Late(Held),
 }
 
+/// A fragment, since when it waits, and how long it is let alone next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ask {
     pub held: Held,
@@ -77,7 +71,7 @@ impl Pieces {
         self.bytes.insert(held.slot, own + more);
         self.count += 1;
         let at = (now + pause).min(since + WAIT_MAX);
-        self.waiting.insert((at, self.count), Waiting { held, since, pause: pause * 2 });
+        self.waiting.insert((at, self.count), Ask { held, since, pause: pause * 2 });
         Ok(())
     }
 
@@ -89,17 +83,15 @@ impl Pieces {
     /// What is due now, one after the other.
     pub fn due(&mut self, now: Duration) -> Option<Due> {
         let first = self.waiting.first_entry().filter(|entry| entry.key().0 <= now)?;
-        let Waiting { held, since, pause } = first.remove();
-        if let Some(own) = self.bytes.get_mut(&held.slot) {
-            *own -= held.frame.len();
+        let ask = first.remove();
+        let slot = ask.held.slot;
+        if let Some(own) = self.bytes.get_mut(&slot) {
+            *own -= ask.held.frame.len();
             if *own == 0 {
-                self.bytes.remove(&held.slot);
+                self.bytes.remove(&slot);
             }
         }
-        Some(match now < since + WAIT_MAX {
-            true => Due::Ask(Ask { held, since, pause }),
-            false => Due::Late(held),
-        })
+        Some(if now < ask.since + WAIT_MAX { Due::Ask(ask) } else { Due::Late(ask.held) })
     }
 }
 

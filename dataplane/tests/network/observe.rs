@@ -178,19 +178,24 @@ fn a_captured_frame_is_explained_with_its_interface_rule_and_route() {
     assert_eq!(refused.kind, rpc::Kind::Refused);
 }
 
-#[test]
-fn flow_logs_hold_what_passed_and_what_did_not_with_packets_and_bytes() {
-    let test = "flow_logs_hold_what_passed_and_what_did_not_with_packets_and_bytes";
-    let Some(mut world) = World::new(test) else { return };
-    reachable_guest(&mut world, vec![(tcp(22), anywhere())]);
-    world.desired.flow_log = Some(FlowLog {
+/// A log that is written every other second.
+pub fn short_flow_log(world: &World) -> FlowLog {
+    FlowLog {
         directory: world.path("flow-log"),
         format: FlowLogFormat::Aws,
         account: "123456789012".into(),
         interval_s: 2,
         file_bytes_max: 1 << 20,
         files_kept: 1,
-    });
+    }
+}
+
+#[test]
+fn flow_logs_hold_what_passed_and_what_did_not_with_packets_and_bytes() {
+    let test = "flow_logs_hold_what_passed_and_what_did_not_with_packets_and_bytes";
+    let Some(mut world) = World::new(test) else { return };
+    reachable_guest(&mut world, vec![(tcp(22), anywhere())]);
+    world.desired.flow_log = Some(short_flow_log(&world));
     world.start();
     world.apply();
     echo_server(&world, "g1", 22);

@@ -7,8 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use model::{Direction, GroupId, Peer, Protocol};
-use rpc::dataplane::{FlowLog, FlowLogFormat, Question};
+use rpc::dataplane::Question;
 
+use crate::observe::short_flow_log;
 use crate::traffic::inside;
 use crate::world::{World, group, now, run, tcp};
 
@@ -146,14 +147,7 @@ fn what_no_rule_allows_does_not_come_in_by_ipv6() {
 fn flow_logs_have_ipv6s_flows_with_their_own_addresses() {
     let test = "flow_logs_have_ipv6s_flows_with_their_own_addresses";
     let Some(mut world) = world(test, vec![(tcp(22), everyone())]) else { return };
-    world.desired.flow_log = Some(FlowLog {
-        directory: world.path("flow-log"),
-        format: FlowLogFormat::Aws,
-        account: "123456789012".into(),
-        interval_s: 2,
-        file_bytes_max: 1 << 20,
-        files_kept: 1,
-    });
+    world.desired.flow_log = Some(short_flow_log(&world));
     world.apply();
     let (first, second) = (guest(1), guest(2));
     let provoke = || {
