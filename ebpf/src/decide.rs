@@ -389,21 +389,6 @@ pub fn forward<A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     forward_as::<false, A, T, F>(tables, frame, sender, route, now_s, work)
 }
 
-/// `NAT`: the next party sees the route's ports, and not the packet's.
-#[inline(always)]
-pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
-    tables: &T,
-    frame: &F,
-    sender: &Interface,
-    route: &Route<A>,
-    now_s: u32,
-    work: &mut Work<A>,
-) -> Result<(), Reason> {
-    work.route = *route;
-    forget(work);
-    forward_by::<NAT, A, T, F>(tables, frame, sender, now_s, work)
-}
-
 /// What stands in the work space is from here on as if it were just read: the compiler loads
 /// it anew, and the verifier, which knows values of registers and of the stack, knows none
 /// of these. It walks on from here once, and not once for each way that led here.
@@ -418,14 +403,18 @@ fn forget<A>(work: &mut Work<A>) {
     let _ = work;
 }
 
+/// `NAT`: the next party sees the route's ports, and not the packet's.
 #[inline(always)]
-fn forward_by<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
+pub fn forward_as<const NAT: bool, A: Ip, T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     sender: &Interface,
+    route: &Route<A>,
     now_s: u32,
     work: &mut Work<A>,
 ) -> Result<(), Reason> {
+    work.route = *route;
+    forget(work);
     let Work { packet, inner, verdict, route, .. } = work;
     if !route.on_link {
         leaves(tables, sender, packet, packet.destination, &mut verdict.egress_rule)?;

@@ -10,9 +10,9 @@ use aya_ebpf::programs::TcContext;
 use ebpf::HELD_MARK;
 use ebpf::held::{HELD_BYTES, HELD_MAX, HeldHead};
 use ebpf::layout::SLOTS_MAX;
-use ebpf::rate::{SERVICE, ask, ticks};
+use ebpf::rate::{SERVICE, ticks};
 
-use crate::spend::{pay, read};
+use crate::spend::draw;
 
 const BPF_F_INGRESS: u64 = 1;
 
@@ -46,8 +46,9 @@ pub extern "C" fn hold(ctx: *mut __sk_buff, slot: u32) -> i32 {
     if length == 0 || length as usize > HELD_MAX {
         return 0;
     }
-    let Some(spend) = ask(&SERVICE, read(level), now, 1) else { return 0 };
-    pay(level, spend);
+    if !draw(level, &SERVICE, now, 1) {
+        return 0;
+    }
     // SAFETY: the entry is this CPU's own, and has room for the head and the whole frame.
     let bytes = unsafe {
         (*room).head = HeldHead { ifindex, slot };

@@ -19,7 +19,7 @@ pub struct Ask {
     pub tracked: bool,
 }
 
-/// A reason and a rule in one word.
+/// A reason and a rule in one register (a kernel function returns no more).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Judgement(u32);
@@ -70,34 +70,11 @@ fn refusal(number: u32) -> Reason {
 }
 
 /// `change.key` names the flow; what is to be written goes into `change`.
-#[inline(always)]
-pub fn judge<A: Ip, T: Tables + ?Sized>(
-    tables: &T,
-    interface: &Interface,
-    packet: &Packet<A>,
-    ask: &Ask,
-    change: &mut FlowChange<A>,
-) -> Judgement {
-    judge_into(tables, interface, packet, ask, change);
-    change.judgement
-}
-
-/// A function of its own in the kernel too, for a packet between two guests of this host
-/// asks both. What it says goes by memory: the verifier does not tell apart what lies
-/// there, and walks on from here once and not once for each of the things it may say.
+///
+/// A function of its own in the kernel too, for a packet between two guests of
+/// this host asks both.
 #[inline(never)]
-fn judge_into<A: Ip, T: Tables + ?Sized>(
-    tables: &T,
-    interface: &Interface,
-    packet: &Packet<A>,
-    ask: &Ask,
-    change: &mut FlowChange<A>,
-) {
-    change.judgement = judged(tables, interface, packet, ask, change);
-}
-
-#[inline(always)]
-fn judged<A: Ip, T: Tables + ?Sized>(
+pub fn judge<A: Ip, T: Tables + ?Sized>(
     tables: &T,
     interface: &Interface,
     packet: &Packet<A>,

@@ -65,12 +65,22 @@ pub extern "C" fn spend(bytes: u32, packets: u32) -> u32 {
 #[inline(always)]
 fn service(slot: u32, place: usize, packets: u32, now: u64) -> u32 {
     let Some(levels) = LEVELS.get_ptr_mut(slot) else { return PASSES };
-    let level = at(levels, place);
-    match ask(&SERVICE, read(level), now, packets.into()) {
-        Some(spend) => pay(level, spend),
-        None => return SERVICE_RATE | FIRST,
+    match draw(at(levels, place), &SERVICE, now, packets.into()) {
+        true => PASSES,
+        false => SERVICE_RATE | FIRST,
     }
-    PASSES
+}
+
+/// Has one bucket pay, where it has room.
+#[inline(always)]
+pub fn draw(level: *mut u64, limit: &Limit, now: u64, units: u64) -> bool {
+    match ask(limit, read(level), now, units) {
+        Some(spend) => {
+            pay(level, spend);
+            true
+        }
+        None => false,
+    }
 }
 
 /// Whether the source may open one more flow: one of its two places has room.
@@ -89,13 +99,7 @@ pub fn source_may(source: u32, seed: u64) -> bool {
 #[inline(always)]
 fn one_more(place: u32, limit: &Limit, now: u64) -> bool {
     let Some(level) = SOURCES.get_ptr_mut(place) else { return true };
-    match ask(limit, read(level), now, 1) {
-        Some(spend) => {
-            pay(level, spend);
-            true
-        }
-        None => false,
-    }
+    draw(level, limit, now, 1)
 }
 
 struct Asked {
@@ -143,13 +147,13 @@ fn at(levels: *mut Levels, place: usize) -> *mut u64 {
 }
 
 #[inline(always)]
-pub fn read(level: *const u64) -> u64 {
+fn read(level: *const u64) -> u64 {
     // SAFETY: an aligned word of a map; other CPUs may write it, whole.
     unsafe { level.read_volatile() }
 }
 
 #[inline(always)]
-pub fn pay(level: *mut u64, spend: Spend) {
+fn pay(level: *mut u64, spend: Spend) {
     match spend {
         Spend::Nothing => {}
         // SAFETY: as for `read`.

@@ -69,12 +69,7 @@ pub fn tally(ctx: *mut __sk_buff, verdict: &Verdict, now_s: u32) -> bool {
 #[inline(always)]
 fn four(ctx: *mut __sk_buff, key: &mut TallyKey) -> bool {
     key.family = FOUR;
-    let (from, to) = (&raw mut key.source, &raw mut key.destination);
-    // SAFETY: there are sixteen bytes at each.
-    let ends = unsafe {
-        load_to(ctx, ETHERNET_LEN + 12, from.cast(), 4)
-            && load_to(ctx, ETHERNET_LEN + 16, to.cast(), 4)
-    };
+    let ends = ends::<4>(ctx, ETHERNET_LEN + 12, key);
     // Flags, offset, TTL and protocol, and the header's own length.
     let Some([high, low, _, protocol]) = load::<4>(ctx, ETHERNET_LEN + 6) else { return false };
     let Some([first]) = load::<1>(ctx, ETHERNET_LEN) else { return false };
@@ -90,12 +85,7 @@ fn four(ctx: *mut __sk_buff, key: &mut TallyKey) -> bool {
 #[inline(always)]
 fn six(ctx: *mut __sk_buff, key: &mut TallyKey) -> bool {
     key.family = SIX;
-    let (from, to) = (&raw mut key.source, &raw mut key.destination);
-    // SAFETY: there are sixteen bytes at each.
-    let ends = unsafe {
-        load_to(ctx, ETHERNET_LEN + 8, from.cast(), 16)
-            && load_to(ctx, ETHERNET_LEN + 24, to.cast(), 16)
-    };
+    let ends = ends::<16>(ctx, ETHERNET_LEN + 8, key);
     let Some([next]) = load::<1>(ctx, ETHERNET_LEN + 6) else { return false };
     let mut protocol = next;
     let mut at = HEAD6_LEN as u32;
@@ -118,6 +108,15 @@ fn six(ctx: *mut __sk_buff, key: &mut TallyKey) -> bool {
         ports(ctx, at, key);
     }
     ends
+}
+
+/// Both addresses, of `N` bytes each, one after the other. `false`: they are not there.
+#[inline(always)]
+fn ends<const N: u32>(ctx: *mut __sk_buff, at: u32, key: &mut TallyKey) -> bool {
+    const { assert!(N <= 16) };
+    let (from, to) = (&raw mut key.source, &raw mut key.destination);
+    // SAFETY: there are sixteen bytes at each.
+    unsafe { load_to(ctx, at, from.cast(), N) && load_to(ctx, at + N, to.cast(), N) }
 }
 
 /// Of TCP and UDP, whose header begins there.

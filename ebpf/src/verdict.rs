@@ -8,7 +8,6 @@ use bytemuck::Zeroable;
 use crate::decide::Route;
 use crate::icmp::Tell;
 use crate::ip::Ip;
-use crate::judge::Judgement;
 use crate::layout::{Flow, FlowKey, Interface, LIMITED};
 use crate::packet::{Inner, Packet, Part};
 use crate::port::{PortHolder, PortKey, Translation};
@@ -69,7 +68,6 @@ pub struct FlowChange<A = u32> {
     /// Counter slot of the interface that pays for the flow.
     pub slot: u32,
     pub write: FlowWrite,
-    pub judgement: Judgement,
 }
 
 /// [`Verdict::pays`]: the first slot's interface, which sends.

@@ -155,7 +155,7 @@ impl Host {
     }
 
     fn write<A: Stored>(&mut self, change: &FlowChange<A>) {
-        let FlowChange { key, flow, slot, write, .. } = *change;
+        let FlowChange { key, flow, slot, write } = *change;
         match write {
             FlowWrite::Nothing => {}
             FlowWrite::Half => A::half(self, &key, Some(flow)),

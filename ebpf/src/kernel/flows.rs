@@ -15,7 +15,7 @@ const BPF_NOEXIST: u64 = 1;
 /// A full table is no error: the flow then goes on as half-open, or is judged anew.
 #[inline(always)]
 pub fn write_flow<A: Stored>(change: &FlowChange<A>) {
-    let FlowChange { write, slot, key, flow, .. } = change;
+    let FlowChange { write, slot, key, flow } = change;
     match write {
         FlowWrite::Nothing => {}
         FlowWrite::Tracked => {

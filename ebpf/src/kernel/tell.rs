@@ -19,7 +19,7 @@ use ebpf::icmp::{
     CHUNK, CHUNKS, ERRORS as LIMIT, QUOTE_AT, QUOTE_MAX, QUOTE6_MAX, Room, headers, headers6, heard,
 };
 use ebpf::packet::mac_number;
-use ebpf::rate::{ask, ticks};
+use ebpf::rate::ticks;
 use ebpf::rewrite::fold;
 use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK, Tables, VERDICT_MARK};
 
@@ -29,7 +29,7 @@ use super::skb::Skb;
 use super::tables::Maps;
 use super::work;
 use crate::maps::{ANSWER, ERRORS};
-use crate::spend::{pay, read};
+use crate::spend::draw;
 
 /// Bytes taken out behind the Ethernet header: more than lie before any checksum that a
 /// sender may have left to the hardware.
@@ -107,13 +107,7 @@ impl Back {
         };
         // SAFETY: the helper has no precondition.
         let now = ticks(unsafe { bpf_ktime_get_coarse_ns() });
-        match ask(&LIMIT, read(level), now, 1) {
-            Some(spend) => {
-                pay(level, spend);
-                true
-            }
-            None => false,
-        }
+        draw(level, &LIMIT, now, 1)
     }
 
     #[inline(always)]
