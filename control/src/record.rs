@@ -114,11 +114,14 @@ pub struct MetadataOptions {
     pub tokens_optional: bool,
     /// Routers that an answer may pass, from 1 to 64.
     pub hop_limit: u8,
+    /// Whether it is reached over IPv6 too.
+    #[serde(default)]
+    pub ipv6: bool,
 }
 
 impl Default for MetadataOptions {
     fn default() -> Self {
-        Self { disabled: false, tokens_optional: false, hop_limit: 1 }
+        Self { disabled: false, tokens_optional: false, hop_limit: 1, ipv6: false }
     }
 }
 

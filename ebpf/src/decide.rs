@@ -33,9 +33,9 @@ use crate::{DNS_ADDRESS, GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
-const METADATA_PORT: u16 = 80;
-const TIME_PORT: u16 = 123;
-const DNS_PORT: u16 = 53;
+pub(crate) const METADATA_PORT: u16 = 80;
+pub(crate) const TIME_PORT: u16 = 123;
+pub(crate) const DNS_PORT: u16 = 53;
 
 /// Where a frame came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -148,6 +148,9 @@ pub const LOOSE_TCP: u16 = 0x1000;
 /// [`Interface::flags`]: names are resolved for it.
 pub const DNS: u16 = 0x400;
 
+/// [`Interface::flags`]: the metadata service is reached over IPv6 too.
+pub const METADATA6: u16 = 0x2000;
+
 /// `HALF`, one entry: the half of the tables that packets are judged by.
 ///
 /// `CONFIG`, `INTERFACES`, `LOCALS`, `ELASTICS`, `RANGES`, `SIXES` and `HOLDERS` have each

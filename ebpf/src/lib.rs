@@ -72,6 +72,11 @@ pub const TIME_ADDRESS: u32 = 0xa9fe_a97b;
 /// more such address among its own.
 pub const DNS_ADDRESS: u32 = 0xa9fe_a9fd;
 
+/// The same three over IPv6, as EC2 has them: `fd00:ec2::254`, `::123` and `::253`.
+pub const METADATA_ADDRESS6: V6 = V6 { high: 0xfd00_0ec2 << 32, low: 0x254 };
+pub const TIME_ADDRESS6: V6 = V6 { high: 0xfd00_0ec2 << 32, low: 0x123 };
+pub const DNS_ADDRESS6: V6 = V6 { high: 0xfd00_0ec2 << 32, low: 0x253 };
+
 /// A verdict's mark on an skb handed to a guest's device or the punt device; the
 /// guard there drops whatever does not carry it.
 pub const VERDICT_MARK: u32 = 0x4850_0001;

@@ -4,9 +4,11 @@
 //! to the interface, and any link-local one but the router's, for each interface
 //! is a link of its own; link-local packets are heard by the router alone.
 
-use crate::decide::{Arrival, Ports, Route, arrive, forward, hand_over};
+use crate::decide::{
+    Arrival, DNS_PORT, METADATA_PORT, Ports, Route, TIME_PORT, arrive, forward, hand_over,
+};
 use crate::ip::{Ip, V6};
-use crate::layout::{Interface, SOURCE_CHECK, Six};
+use crate::layout::{DNS, Interface, METADATA6, SOURCE_CHECK, Six};
 use crate::neighbour::{ADVERTISEMENT, Message, ROUTER_SOLICITATION, SOLICITATION};
 use crate::packet::{Frame, Head6, Kind, Packet, Part, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -15,7 +17,7 @@ use crate::rewrite::Rewrite;
 use crate::route::{Way, way};
 use crate::tables::Tables;
 use crate::verdict::{Action, PAYS_IN, PAYS_OUT, PAYS_SERVICE, Work};
-use crate::{GATEWAY_MAC, ROUTER_ADDRESS6};
+use crate::{DNS_ADDRESS6, GATEWAY_MAC, METADATA_ADDRESS6, ROUTER_ADDRESS6, TIME_ADDRESS6};
 
 const GATEWAY: u64 = mac_number(GATEWAY_MAC);
 
@@ -77,6 +79,9 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     let forwards = interface.flags & SOURCE_CHECK == 0 && !packet.source.is_unroutable();
     if !held && !forwards {
         return Err(Reason::SpoofedAddress);
+    }
+    if packet.destination.high >> 32 == SERVICES {
+        return serve(interface, head, work);
     }
     let route = route(tables, interface, six, packet, held)?;
     forward(tables, frame, interface, &route, arrival.now_s, work)
@@ -143,6 +148,31 @@ fn punt(
     Ok(())
 }
 
+/// What is sent to the host's own services, which are never out there: whoever is upstream
+/// could answer. A function of its own in the kernel too, as [`link_says`] is.
+#[inline(never)]
+fn serve(interface: &Interface, head: &Head6, work: &mut Work<V6>) -> Result<(), Reason> {
+    let packet = &work.packet;
+    let (tcp, udp) = (packet.kind == Kind::Tcp, packet.kind == Kind::Udp);
+    let (to, port) = (packet.destination, packet.destination_port);
+    if to == METADATA_ADDRESS6 {
+        if interface.flags & METADATA6 == 0 {
+            return Err(Reason::NoMetadata);
+        }
+        if tcp && port == METADATA_PORT {
+            return punt(interface, head, Reason::PuntMetadata, work);
+        }
+    }
+    if to == TIME_ADDRESS6 && udp && port == TIME_PORT {
+        return punt(interface, head, Reason::PuntTime, work);
+    }
+    let resolves = interface.flags & DNS != 0 && (tcp || udp);
+    if to == DNS_ADDRESS6 && resolves && port == DNS_PORT {
+        return punt(interface, head, Reason::PuntDns, work);
+    }
+    Err(Reason::NoRoute)
+}
+
 /// A link-local address of the guest's.
 #[inline(always)]
 fn is_on_link(address: V6) -> bool {
@@ -182,7 +212,8 @@ fn link_says<T: Tables + ?Sized, F: Frame + ?Sized>(
         let may = its_own || target.is_link_local() && target != ROUTER_ADDRESS6;
         return Err(if may { Reason::NeighbourIgnored } else { Reason::SpoofedNeighbour });
     }
-    let near = tables.six(interface.ifindex).is_some_and(|six| six.holds(target));
+    let near = tables.six(interface.ifindex).is_some_and(|six| six.holds(target))
+        || [METADATA_ADDRESS6, TIME_ADDRESS6, DNS_ADDRESS6].contains(&target);
     if its_own || target != ROUTER_ADDRESS6 && !near {
         return Err(Reason::NeighbourIgnored);
     }
@@ -214,10 +245,6 @@ fn route<T: Tables + ?Sized>(
     held: bool,
 ) -> Result<Route<V6>, Reason> {
     let to = packet.destination;
-    // Of the host's own services, which are never out there: whoever is upstream could answer.
-    if to.high >> 32 == SERVICES {
-        return Err(Reason::NoRoute);
-    }
     let same_subnet = six.holds(to);
     let way = if same_subnet { Way::Local } else { way(tables, interface, to)? };
     if let Way::Interface(ifindex) = way {

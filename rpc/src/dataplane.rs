@@ -322,11 +322,13 @@ pub struct Services {
     /// Routers that an answer of the metadata service may pass, from 1 to 64.
     pub metadata_hop_limit: u8,
     pub metadata_tokens: Tokens,
+    /// Whether metadata is at `fd00:ec2::254` too, where the interface has IPv6.
+    pub metadata_ipv6: bool,
     /// `None`: no names are resolved for it.
     pub dns: Option<Dns>,
 }
 
-/// Names are resolved at 169.254.169.253, and at an address of the network's own.
+/// Names are resolved at 169.254.169.253, at `fd00:ec2::253`, and at an address of the network's own.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Dns {
@@ -346,6 +348,7 @@ impl Default for Services {
             netbios_node: None,
             metadata_hop_limit: 1,
             metadata_tokens: Tokens::Required,
+            metadata_ipv6: false,
             dns: None,
         }
     }

@@ -95,7 +95,7 @@ pub static ACTIONS: &[Action] = &[
         "Attribute", "BlockDeviceMapping", "DisableApiStop", "DisableApiTermination", "GroupId",
         "InstanceId", "InstanceInitiatedShutdownBehavior", "InstanceType", "SourceDestCheck", "UserData", "Value",
     ], attribute::modify_attribute),
-    write("ModifyInstanceMetadataOptions", "at once; not over IPv6 and without tags", &[
+    write("ModifyInstanceMetadataOptions", "at once; without tags", &[
         "HttpEndpoint", "HttpProtocolIpv6", "HttpPutResponseHopLimit", "HttpTokens", "InstanceId", "InstanceMetadataTags",
     ], metadata_options::modify_metadata_options),
     Action { name: "GetConsoleOutput", about: "the last 64 KiB of the serial console", params: &["InstanceId", "Latest"], deed: Deed::Console },

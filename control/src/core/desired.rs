@@ -154,6 +154,7 @@ fn interface(
 fn metadata_by(options: MetadataOptions) -> dataplane::Services {
     dataplane::Services {
         metadata_hop_limit: options.hop_limit,
+        metadata_ipv6: options.ipv6,
         metadata_tokens: match options.tokens_optional {
             true => dataplane::Tokens::Optional,
             false => dataplane::Tokens::Required,

@@ -12,15 +12,16 @@ const HOPS: std::ops::RangeInclusive<i64> = 1..=64;
 /// The options as `given` changes them; what it does not name stays.
 pub fn changed(before: MetadataOptions, given: &Params) -> Result<MetadataOptions, ApiError> {
     let mut options = before;
-    for unserved in ["HttpProtocolIpv6", "InstanceMetadataTags"] {
-        if given.text(unserved).is_some_and(|v| v != "disabled") {
-            let said = format!("MetadataOptions.{unserved}=enabled is not supported.");
-            return Err(ApiError::new("Unsupported", said));
-        }
+    if given.text("InstanceMetadataTags").is_some_and(|v| v != "disabled") {
+        let said = "MetadataOptions.InstanceMetadataTags=enabled is not supported.";
+        return Err(ApiError::new("Unsupported", said));
     }
     // The model has checked that each is one of two.
     if let Some(endpoint) = given.text("HttpEndpoint") {
         options.disabled = endpoint == "disabled";
+    }
+    if let Some(ipv6) = given.text("HttpProtocolIpv6") {
+        options.ipv6 = ipv6 == "enabled";
     }
     if let Some(tokens) = given.text("HttpTokens") {
         options.tokens_optional = tokens == "optional";
@@ -44,7 +45,7 @@ pub fn shown(options: MetadataOptions) -> Struct {
         .with("httpTokens", if options.tokens_optional { "optional" } else { "required" })
         .with("httpPutResponseHopLimit", options.hop_limit)
         .with("httpEndpoint", if options.disabled { "disabled" } else { "enabled" })
-        .with("httpProtocolIpv6", "disabled")
+        .with("httpProtocolIpv6", if options.ipv6 { "enabled" } else { "disabled" })
         .with("instanceMetadataTags", "disabled")
 }
 
@@ -58,7 +59,7 @@ pub fn modify_metadata_options(
         let said = format!("The instance '{}' is terminated.", before.id);
         return Err(ApiError::new("IncorrectInstanceState", said));
     }
-    let named = ["HttpEndpoint", "HttpPutResponseHopLimit", "HttpTokens"];
+    let named = ["HttpEndpoint", "HttpProtocolIpv6", "HttpPutResponseHopLimit", "HttpTokens"];
     if !named.iter().any(|name| params.has(name)) {
         return Err(ApiError::combination("No metadata option specified."));
     }
@@ -90,6 +91,8 @@ mod tests {
         assert_eq!(given(&[]).unwrap(), plain);
         let hops = given(&[("HttpPutResponseHopLimit", "64")]).unwrap();
         assert_eq!(hops, MetadataOptions { hop_limit: 64, ..plain });
+        let six = given(&[("HttpProtocolIpv6", "enabled")]).unwrap();
+        assert_eq!(six, MetadataOptions { ipv6: true, ..plain });
         let open = given(&[("HttpTokens", "optional"), ("HttpEndpoint", "disabled")]).unwrap();
         assert_eq!(open, MetadataOptions { tokens_optional: true, disabled: true, ..plain });
         for (name, value) in [
@@ -98,7 +101,7 @@ mod tests {
             ("HttpPutResponseHopLimit", "-1"),
             ("HttpTokens", "maybe"),
             ("HttpEndpoint", "off"),
-            ("HttpProtocolIpv6", "enabled"),
+            ("HttpProtocolIpv6", "on"),
             ("InstanceMetadataTags", "enabled"),
         ] {
             assert!(given(&[(name, value)]).is_err(), "{name}={value}");

@@ -20,6 +20,7 @@ pub struct Entry {
     netbios_node: Option<u8>,
     metadata_hop_limit: Option<u8>,
     metadata_tokens: Tokens,
+    metadata_ipv6: bool,
     resolve: Option<Resolve>,
     /// Document by path, such as `meta-data/instance-id`.
     metadata: Option<BTreeMap<String, String>>,
@@ -44,6 +45,7 @@ impl Entry {
             netbios_node: self.netbios_node,
             metadata_hop_limit: self.metadata_hop_limit.unwrap_or(plain.metadata_hop_limit),
             metadata_tokens: self.metadata_tokens,
+            metadata_ipv6: self.metadata_ipv6,
             dns,
         };
         Interface { services, metadata: self.metadata.clone(), ..interface }
@@ -84,6 +86,7 @@ pub fn told(interface: &Interface) -> Option<String> {
     tell(hops != plain.metadata_hop_limit, format!("metadata-hop-limit {hops}"));
     let optional = services.metadata_tokens == Tokens::Optional;
     tell(optional, "metadata-tokens optional".to_owned());
+    tell(services.metadata_ipv6, "metadata-ipv6 true".to_owned());
     if let Some(dns) = &services.dns {
         let address = dns.address.unwrap_or(dns::ADDRESS);
         tell(true, format!("resolve at {address} {:?}", dns.names));

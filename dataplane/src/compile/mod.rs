@@ -26,8 +26,8 @@ use std::sync::Arc;
 use ebpf::V6;
 use ebpf::layout::{
     self, DNS, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, LOOSE_TCP, Local, LocalKey,
-    METADATA, PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SECONDARIES, SOURCE_CHECK,
-    STEPS_A_TABLE_MAX, TAKES_FRAMES, TO_NAMESPACE,
+    METADATA, METADATA6, PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SECONDARIES,
+    SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES, TO_NAMESPACE,
 };
 use ipnet::{IpNet, Ipv4Net};
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
@@ -468,6 +468,10 @@ impl Compiler<'_> {
         let idle = idle::of(&i.idle).map_err(|wrong| Error::Idle { interface: i.id, wrong })?;
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
+        let metadata6 = match i.services.metadata_ipv6 && i.metadata.is_some() {
+            true => METADATA6,
+            false => 0,
+        };
         let loose_tcp = if i.loose_tcp { LOOSE_TCP } else { 0 };
         let dns = if i.services.dns.is_some() { DNS } else { 0 };
         let to_namespace = match device.kind {
@@ -502,7 +506,13 @@ impl Compiler<'_> {
             udp_stream_idle_s: idle.udp_stream,
             other_idle_s: OTHER_IDLE_S,
             mac: i.mac.octets(),
-            flags: source_check | metadata | dns | to_namespace | takes_frames | loose_tcp,
+            flags: source_check
+                | metadata
+                | metadata6
+                | dns
+                | to_namespace
+                | takes_frames
+                | loose_tcp,
             routes: self.route_tables.of(i)?,
             mtu: i.dhcp.mtu,
             uplink_mtu: self.uplink.as_ref().map_or(0, |u| u.mtu),

@@ -23,8 +23,6 @@ use crate::observe::Directory;
 
 pub mod file;
 
-const RESOLVER: u32 = u32::from_be_bytes([169, 254, 169, 253]);
-const TIME: u32 = u32::from_be_bytes([169, 254, 169, 123]);
 /// `fd00:ec2::/32`, where EC2 has its services over IPv6.
 const SERVICES6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0), 32);
 
@@ -168,9 +166,10 @@ fn of_the_host(interface: &Interface, other: IpAddr, tally: &TallyKey) -> bool {
     dhcp || match other {
         IpAddr::V4(other) => {
             let other = u32::from(other);
-            let dns = ports.contains(&53) && (other == RESOLVER || other == interface.subnet + 2);
+            let dns = ports.contains(&53)
+                && (other == ebpf::DNS_ADDRESS || other == interface.subnet + 2);
             let router = other == interface.subnet + 1;
-            dns || router || other == ebpf::METADATA_ADDRESS || other == TIME
+            dns || router || other == ebpf::METADATA_ADDRESS || other == ebpf::TIME_ADDRESS
         }
         IpAddr::V6(other) => is_link(other) || SERVICES6.contains(&other),
     }

@@ -10,33 +10,22 @@
 //! `TUNSETOFFLOAD`, as the punt device is.
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use model::InterfaceId;
-use smoltcp::phy;
-use smoltcp::wire::{
-    EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr,
-    TcpPacket, UdpPacket, UdpRepr,
-};
+use smoltcp::wire::{EthernetFrame, EthernetProtocol};
 
 use super::Served;
-use super::dhcp::{self, METADATA_ADDRESS, Silence};
+use super::dhcp::{self, Silence};
 use super::dns;
 use super::limit::Bucket;
 use super::metadata::{Service, TokenKey};
+use super::question::Question;
 use super::six;
 use super::stream::Metadata;
 use super::time;
-use super::wire::Wire;
-
-/// Of answers over UDP.
-const HOP_LIMIT: u8 = 64;
-
-/// Of IPv4 and UDP.
-const HEADER_BYTES: usize = 20 + 8;
-
-pub const METADATA_PORT: u16 = 80;
+use super::wire::{Wire, datagram, room_for_message};
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -175,7 +164,7 @@ impl Responder {
     pub fn tell(&mut self, origin: dns::Origin, message: &[u8], now: Duration) {
         match origin {
             dns::Origin::Datagram { server, asker, .. } => {
-                self.wire.push(udp_packet((server, dns::PORT), asker, message));
+                self.wire.push(datagram((server, dns::PORT).into(), asker, message));
             }
             dns::Origin::Stream(name) => {
                 if let Some(streams) = &mut self.streams {
@@ -201,17 +190,14 @@ impl Responder {
             self.counters.limited += 1;
             return;
         }
-        if let Some(packet) = six_of(rest, &self.served) {
-            match &self.router {
-                Some(router) => router.receive(packet, &mut self.wire, &mut self.counters),
-                None => self.counters.ignored += 1,
-            }
-            return;
-        }
         match Question::parse(rest, &self.served) {
             Some(Question::Dhcp(message)) => self.answer_dhcp(message),
-            Some(Question::Time { asker, message }) => {
-                self.answer_time(asker, message, booted_at + now);
+            Some(Question::Link(packet)) => match &self.router {
+                Some(router) => router.receive(packet, &mut self.wire, &mut self.counters),
+                None => self.counters.ignored += 1,
+            },
+            Some(Question::Time { server, asker, message }) => {
+                self.answer_time((server, asker), message, booted_at + now);
             }
             Some(Question::Metadata(packet)) => match &mut self.metadata {
                 Some(metadata) => {
@@ -221,7 +207,7 @@ impl Responder {
                 None => self.counters.ignored += 1,
             },
             Some(Question::Name { server, asker, message }) => {
-                let bytes_max = self.wire.mtu - HEADER_BYTES;
+                let bytes_max = room_for_message(self.wire.mtu, asker);
                 let origin = dns::Origin::Datagram { server, asker, bytes_max };
                 self.asked.push((origin, message.to_vec()));
             }
@@ -270,7 +256,7 @@ impl Responder {
                 self.counters.dhcp_answered += 1;
                 let from = (self.served.binding.router, smoltcp::wire::DHCP_SERVER_PORT);
                 let to = (reply.destination, smoltcp::wire::DHCP_CLIENT_PORT);
-                self.wire.push(udp_packet(from, to, &reply.message));
+                self.wire.push(datagram(from.into(), to.into(), &reply.message));
             }
             Err(silence) => {
                 self.counters.dhcp_ignored += 1;
@@ -280,126 +266,21 @@ impl Responder {
             }
         }
     }
-}
 
-impl Responder {
-    fn answer_time(&mut self, asker: (Ipv4Addr, u16), message: &[u8], since_1970: Duration) {
+    fn answer_time(
+        &mut self,
+        (server, asker): (std::net::IpAddr, SocketAddr),
+        message: &[u8],
+        since_1970: Duration,
+    ) {
         match time::answer(message, since_1970) {
             Some(reply) => {
                 self.counters.time_answered += 1;
-                self.wire.push(udp_packet((time::ADDRESS, time::PORT), asker, &reply));
+                self.wire.push(datagram((server, time::PORT).into(), asker, &reply));
             }
             None => self.counters.ignored += 1,
         }
     }
-}
-
-/// Of a frame from its source address on.
-const SOURCE_AND_TYPE: usize = 8;
-
-/// The IPv6 packet in a frame that the interface's guest sent.
-fn six_of<'a>(rest: &'a [u8], served: &Served) -> Option<&'a [u8]> {
-    let (head, packet) = rest.split_first_chunk::<SOURCE_AND_TYPE>()?;
-    let ipv6 = u16::from(EthernetProtocol::Ipv6).to_be_bytes();
-    (head[..6] == served.binding.mac.octets() && head[6..] == ipv6).then_some(packet)
-}
-
-/// What a frame asks, once its layers were found whole and its sender right.
-enum Question<'a> {
-    /// The UDP payload.
-    Dhcp(&'a [u8]),
-    Time {
-        asker: (Ipv4Addr, u16),
-        message: &'a [u8],
-    },
-    /// The IPv4 packet.
-    Metadata(&'a [u8]),
-    Name {
-        server: Ipv4Addr,
-        asker: (Ipv4Addr, u16),
-        message: &'a [u8],
-    },
-    /// The IPv4 packet.
-    NameStream(&'a [u8]),
-}
-
-impl<'a> Question<'a> {
-    /// `rest` is the frame from its source address on.
-    fn parse(rest: &'a [u8], served: &Served) -> Option<Self> {
-        let (head, packet) = rest.split_first_chunk::<SOURCE_AND_TYPE>()?;
-        let source = EthernetAddress::from_bytes(&head[..6]);
-        let ipv4 = u16::from(EthernetProtocol::Ipv4).to_be_bytes();
-        if source.0 != served.binding.mac.octets() || head[6..] != ipv4 {
-            return None;
-        }
-        let ip = Ipv4Packet::new_checked(packet).ok()?;
-        // RFC 2131 and TCP both begin with whole datagrams.
-        if ip.more_frags() || ip.frag_offset() != 0 || !ip.verify_checksum() {
-            return None;
-        }
-        let asker = ip.src_addr();
-        let own = asker == served.binding.address || served.secondary.contains(&asker);
-        let resolver =
-            own && served.dns.as_ref().is_some_and(|dns| dns.servers().any(|s| s == ip.dst_addr()));
-        match ip.next_header() {
-            IpProtocol::Udp if own || ip.src_addr().is_unspecified() => {
-                let length = usize::from(ip.total_len());
-                let header = usize::from(ip.header_len());
-                let udp = UdpPacket::new_checked(packet.get(header..length)?).ok()?;
-                let (from, to) = (ip.src_addr().into(), ip.dst_addr().into());
-                if !udp.verify_checksum(&from, &to) {
-                    return None;
-                }
-                let (port, message) = (udp.src_port(), udp.payload());
-                match (ip.dst_addr(), udp.dst_port()) {
-                    (_, smoltcp::wire::DHCP_SERVER_PORT) => Some(Self::Dhcp(message)),
-                    (time::ADDRESS, time::PORT) if own => {
-                        Some(Self::Time { asker: (asker, port), message })
-                    }
-                    (server, dns::PORT) if resolver => {
-                        Some(Self::Name { server, asker: (asker, port), message })
-                    }
-                    _ => None,
-                }
-            }
-            IpProtocol::Tcp if own && (resolver || ip.dst_addr() == METADATA_ADDRESS) => {
-                let length = usize::from(ip.total_len());
-                let tcp = packet.get(usize::from(ip.header_len())..length)?;
-                let tcp = TcpPacket::new_checked(tcp).ok()?;
-                match tcp.dst_port() {
-                    dns::PORT if resolver => Some(Self::NameStream(&packet[..length])),
-                    METADATA_PORT if !resolver => Some(Self::Metadata(&packet[..length])),
-                    _ => None,
-                }
-            }
-            _ => None,
-        }
-    }
-}
-
-/// An IPv4 packet with `message` in UDP.
-fn udp_packet(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), message: &[u8]) -> Vec<u8> {
-    let checksums = phy::ChecksumCapabilities::default();
-    let udp = UdpRepr { src_port: from.1, dst_port: to.1 };
-    let ip = Ipv4Repr {
-        src_addr: from.0,
-        dst_addr: to.0,
-        next_header: IpProtocol::Udp,
-        payload_len: udp.header_len() + message.len(),
-        hop_limit: HOP_LIMIT,
-    };
-    let mut bytes = vec![0; ip.buffer_len() + ip.payload_len];
-    let mut packet = Ipv4Packet::new_unchecked(bytes.as_mut_slice());
-    ip.emit(&mut packet, &checksums);
-    udp.emit(
-        &mut UdpPacket::new_unchecked(packet.payload_mut()),
-        &IpAddress::Ipv4(from.0),
-        &IpAddress::Ipv4(to.0),
-        message.len(),
-        |payload| payload.copy_from_slice(message),
-        &checksums,
-    );
-    bytes
 }
 
 /// Where a frame's payload begins; pinned, because `receive` is given the frame

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! guest ─tap─▶ tcx ─redirect─▶ punt device ─▶ thread ─▶ Responders ─▶ one interface's responder
-//!                                                                     ├ DHCP      (dhcp)
+//!                                                           (question)├ DHCP      (dhcp)
 //!                                                                     ├ time      (time)
 //!                                                                     ├ router, DHCPv6 (six)
 //!                                                                     ├ smoltcp ─ metadata
@@ -16,7 +16,7 @@
 //! meet. What may never be true: a frame of one interface is answered on another.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use model::{InterfaceId, VpcId};
@@ -27,6 +27,7 @@ pub mod dns;
 mod interface;
 pub mod limit;
 pub mod metadata;
+mod question;
 pub mod six;
 mod stack;
 mod stream;
@@ -117,8 +118,8 @@ impl TryFrom<&Interface> for Served {
             .map_err(|e| refused(e.to_string()))?;
         let resolved = dns::Resolved::new(interface).map_err(&refused)?;
         // Whoever names no resolver is told ours.
-        let resolver = resolved.iter().filter(|_| dhcp.dns.is_empty());
-        let resolver = resolver.flat_map(|dns| dns.servers().take(1));
+        let resolver = resolved.as_ref().filter(|_| dhcp.dns.is_empty());
+        let resolver = resolver.map(dns::Resolved::first);
         Ok(Self {
             interface: interface.id,
             binding: dhcp::Binding {
@@ -141,6 +142,24 @@ impl TryFrom<&Interface> for Served {
             tokens: services.metadata_tokens,
             hop_limit: hops,
         })
+    }
+}
+
+impl Served {
+    /// Whether an address is the interface's own.
+    fn owns(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(address) => {
+                address == self.binding.address || self.secondary.contains(&address)
+            }
+            IpAddr::V6(address) => {
+                self.six.as_ref().is_some_and(|six| six.dhcp.addresses.contains(&address))
+            }
+        }
+    }
+
+    fn resolves_at(&self, server: IpAddr) -> bool {
+        self.dns.as_ref().is_some_and(|dns| dns.servers().any(|s| s == server))
     }
 }
 

@@ -1,6 +1,6 @@
 //! The responders driven by a client made of smoltcp, and by hostile frames.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 
@@ -9,6 +9,8 @@ use super::*;
 
 const NOW: Duration = Duration::from_secs(100);
 const PORT: u16 = 40_000;
+/// The same in every VPC too.
+const OWN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 5);
 
 fn served(n: u8) -> Served {
     let map = [("meta-data/instance-id".to_owned(), format!("i-{n}"))].into();
@@ -43,7 +45,18 @@ fn served(n: u8) -> Served {
     }
 }
 
+/// With an address of IPv6.
+fn served6(n: u8) -> Served {
+    let dhcp = six::dhcp::Binding { addresses: vec![OWN6], ..Default::default() };
+    let subnet = "2001:db8:1::/64".parse().unwrap();
+    Served { six: Some(six::Binding { subnet, mtu: 1500, dhcp }), ..served(n) }
+}
+
 fn responders() -> Responders {
+    responders_of(served)
+}
+
+fn responders_of(served: impl Fn(u8) -> Served) -> Responders {
     let mut responders = Responders::new(TokenKey::new([5; 32]), || 9);
     let served = (1..=2).map(|n| (u32::from(n) + 10, served(n))).collect();
     responders.configure(served, vec![], || 7, NOW);
@@ -53,7 +66,11 @@ fn responders() -> Responders {
 fn frame(n: u8, packet: &[u8]) -> Vec<u8> {
     let mut frame = ebpf::punt_mac(u32::from(n) + 10).to_vec();
     frame.extend(served(n).binding.mac.octets());
-    frame.extend([8, 0]);
+    frame.extend(if packet.first().is_some_and(|first| first >> 4 == 6) {
+        [0x86, 0xdd]
+    } else {
+        [8, 0]
+    });
     frame.extend(packet);
     frame
 }
@@ -126,17 +143,25 @@ mod client {
 
     impl Client {
         pub fn connect(n: u8, port: u16, now: Duration) -> Self {
+            Self::connect_to(metadata::ADDRESSES[0], n, port, now)
+        }
+
+        pub fn connect_to(server: IpAddr, n: u8, port: u16, now: Duration) -> Self {
             let mut pipe = Pipe::default();
             let at = Instant::from_micros(now.as_micros() as i64);
             let mut stack = Interface::new(Config::new(HardwareAddress::Ip), &mut pipe, at);
             let own = IpAddress::Ipv4(served(n).binding.address);
-            stack.update_ip_addrs(|a| a.push(IpCidr::new(own, 24)).unwrap());
+            stack.update_ip_addrs(|a| {
+                a.push(IpCidr::new(own, 24)).unwrap();
+                a.push(IpCidr::new(OWN6.into(), 64)).unwrap();
+            });
+            stack.routes_mut().add_default_ipv6_route(six::ROUTER).unwrap();
             stack.routes_mut().add_default_ipv4_route(Ipv4Addr::new(10, 0, 0, 1)).unwrap();
             let mut sockets = SocketSet::new(vec![]);
             let buffer = || tcp::SocketBuffer::new(vec![0; 32 * 1024]);
             let handle = sockets.add(tcp::Socket::new(buffer(), buffer()));
             let socket = sockets.get_mut::<tcp::Socket<'_>>(handle);
-            socket.connect(stack.context(), (dhcp::METADATA_ADDRESS, 80), port).unwrap();
+            socket.connect(stack.context(), (server, 80), port).unwrap();
             Self { n, pipe, stack, sockets, handle, heard: vec![], hops: vec![], now }
         }
 
@@ -179,7 +204,8 @@ mod client {
                 responders.elapse(self.now, &mut out);
                 for reply in &out {
                     assert_eq!(reply[..6], ebpf::punt_mac(u32::from(self.n) + 10));
-                    self.hops.push(reply[14 + 8]);
+                    let six = reply[14] >> 4 == 6;
+                    self.hops.push(reply[14 + if six { 7 } else { 8 }]);
                 }
                 if sent.is_empty() && out.is_empty() {
                     return;
@@ -223,6 +249,42 @@ fn a_guest_reads_its_documents_over_one_hop() {
     let text = String::from_utf8(client.heard.clone()).unwrap();
     assert!(text.ends_with("\r\n\r\ni-1"), "{text}");
     assert!(client.hops.iter().all(|&h| h == 1), "{:?}", client.hops);
+}
+
+#[test]
+fn a_guest_reads_its_documents_over_ipv6_too() {
+    let mut responders = responders_of(served6);
+    let mut client = Client::connect_to(metadata::ADDRESSES[1], 2, PORT, NOW);
+    let token = token(&mut client, &mut responders);
+    client.say(&mut responders, &get(&token));
+    let text = String::from_utf8(client.heard.clone()).unwrap();
+    assert!(text.ends_with("\r\n\r\ni-2"), "{text}");
+    assert!(client.hops.iter().all(|&h| h == 1), "{:?}", client.hops);
+}
+
+/// A client's question for the time, from an address of its own or of another's.
+fn asks_time(from: IpAddr) -> Vec<u8> {
+    let to = time::ADDRESSES[usize::from(from.is_ipv6())];
+    let mut question = [0; 48];
+    question[0] = 4 << 3 | 3;
+    wire::datagram((from, 4000).into(), (to, time::PORT).into(), &question)
+}
+
+#[test]
+fn time_is_told_to_an_interfaces_own_addresses_alone() {
+    let own = [Ipv4Addr::new(10, 0, 0, 5).into(), OWN6.into()];
+    let foreign: [IpAddr; 2] = ["10.0.0.6".parse().unwrap(), "2001:db8:1::6".parse().unwrap()];
+    for (from, told) in own.into_iter().zip([1, 1]).chain(foreign.into_iter().zip([0, 0])) {
+        let mut out = Vec::new();
+        responders_of(served6).receive(&frame(1, &asks_time(from)), NOW, &mut out);
+        assert_eq!(out.len(), told, "{from}");
+    }
+    // A sum that is not its own: nothing is told.
+    let mut torn = asks_time(OWN6.into());
+    *torn.last_mut().unwrap() ^= 1;
+    let mut out = Vec::new();
+    responders_of(served6).receive(&frame(1, &torn), NOW, &mut out);
+    assert!(out.is_empty());
 }
 
 #[test]

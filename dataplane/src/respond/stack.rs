@@ -1,13 +1,13 @@
 //! A TCP of one interface's own, and the connections a service holds on it: one
 //! spare listener, and at the limit the quietest connection gives way.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use smoltcp::iface::{Config, Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::time::Instant;
-use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpListenEndpoint};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr};
 
 use super::wire::Wire;
 
@@ -24,7 +24,7 @@ pub struct Limits {
 pub struct Stack {
     interface: Interface,
     sockets: SocketSet<'static>,
-    at: IpListenEndpoint,
+    port: u16,
     limits: Limits,
 }
 
@@ -39,8 +39,8 @@ pub struct Line {
 
 impl Stack {
     pub fn new(
-        addresses: impl IntoIterator<Item = Ipv4Addr>,
-        at: impl Into<IpListenEndpoint>,
+        addresses: impl IntoIterator<Item = IpAddr>,
+        port: u16,
         limits: Limits,
         wire: &mut Wire,
         seed: u128,
@@ -52,11 +52,12 @@ impl Stack {
         let mut interface = Interface::new(config, wire, instant(now));
         interface.update_ip_addrs(|own| {
             for address in addresses {
-                let pushed = own.push(IpCidr::new(IpAddress::Ipv4(address), 32));
-                assert!(pushed.is_ok(), "a new interface has room for two addresses");
+                let bits = if address.is_ipv4() { 32 } else { 128 };
+                let pushed = own.push(IpCidr::new(IpAddress::from(address), bits));
+                assert!(pushed.is_ok(), "a new interface has room for three addresses");
             }
         });
-        Self { interface, sockets: SocketSet::new(Vec::new()), at: at.into(), limits }
+        Self { interface, sockets: SocketSet::new(Vec::new()), port, limits }
     }
 
     pub fn poll(&mut self, wire: &mut Wire, now: Duration) {
@@ -106,7 +107,7 @@ impl Stack {
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
         socket.set_timeout(Some(duration(self.limits.patience)));
-        let listening = socket.listen(self.at);
+        let listening = socket.listen(self.port);
         assert!(listening.is_ok(), "a new socket may listen on a port that is not zero");
         socket
     }

@@ -11,9 +11,8 @@ use std::time::Duration;
 
 use smoltcp::socket::tcp;
 
-use super::dhcp::METADATA_ADDRESS;
-use super::interface::{Counters, METADATA_PORT};
-use super::metadata::{Service, Session};
+use super::interface::Counters;
+use super::metadata::{self, Service, Session};
 use super::stack::{Limits, Line, Stack};
 use super::wire::Wire;
 
@@ -59,8 +58,7 @@ impl Metadata {
             send_bytes: SEND_BYTES,
             patience: PATIENCE,
         };
-        let at = (METADATA_ADDRESS, METADATA_PORT);
-        let stack = Stack::new([METADATA_ADDRESS], at, limits, wire, seed, now);
+        let stack = Stack::new(metadata::ADDRESSES, metadata::PORT, limits, wire, seed, now);
         let mut metadata = Self { service, stack, connections: Vec::new(), hops };
         metadata.listen(now);
         metadata

@@ -7,10 +7,13 @@
 //! ```
 //! A timestamp is seconds since 1900, which begin anew in 2036, and a fraction in 32 bits.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-pub const ADDRESS: Ipv4Addr = Ipv4Addr::from_bits(ebpf::TIME_ADDRESS);
+pub const ADDRESSES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::from_bits(ebpf::TIME_ADDRESS)),
+    IpAddr::V6(Ipv6Addr::from_bits(ebpf::TIME_ADDRESS6.bits())),
+];
 pub const PORT: u16 = 123;
 
 const LENGTH: usize = 48;

@@ -1,10 +1,12 @@
 //! The device that an interface's smoltcp runs on: bare IP, one packet in at a
-//! time, a bounded queue out.
+//! time, a bounded queue out; and how a datagram is put together.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 
-use smoltcp::phy::{self, Device, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
+use smoltcp::wire::{IpProtocol, IpRepr, UdpPacket, UdpRepr};
 
 /// Frames that wait to be written in one turn; more are lost as on any wire.
 const FRAMES_OUT_MAX: usize = 256;
@@ -61,4 +63,34 @@ impl Device for Wire {
         capabilities.max_transmission_unit = self.mtu;
         capabilities
     }
+}
+
+/// Of answers over UDP.
+const HOP_LIMIT: u8 = 64;
+
+const UDP_HEADER_BYTES: usize = 8;
+
+/// An IP packet with `message` in UDP; both ends are of one family.
+pub fn datagram(from: SocketAddr, to: SocketAddr, message: &[u8]) -> Vec<u8> {
+    let checksums = ChecksumCapabilities::default();
+    let (source, destination) = (from.ip().into(), to.ip().into());
+    let length = UDP_HEADER_BYTES + message.len();
+    let ip = IpRepr::new(source, destination, IpProtocol::Udp, length, HOP_LIMIT);
+    let mut packet = vec![0; ip.buffer_len()];
+    ip.emit(packet.as_mut_slice(), &checksums);
+    UdpRepr { src_port: from.port(), dst_port: to.port() }.emit(
+        &mut UdpPacket::new_unchecked(&mut packet[ip.header_len()..]),
+        &source,
+        &destination,
+        message.len(),
+        |payload| payload.copy_from_slice(message),
+        &checksums,
+    );
+    packet
+}
+
+/// Bytes of a message to `to` that fit into one packet.
+pub fn room_for_message(mtu: usize, to: SocketAddr) -> usize {
+    let header = if to.is_ipv4() { 20 } else { 40 };
+    mtu - header - UDP_HEADER_BYTES
 }

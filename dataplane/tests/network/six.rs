@@ -7,11 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use model::{Direction, GroupId, Peer, Protocol};
-use rpc::dataplane::Question;
+use rpc::dataplane::{Dns, Question, Services};
 
 use crate::observe::short_flow_log;
 use crate::traffic::inside;
-use crate::world::{World, group, now, run, tcp};
+use crate::world::{World, group, has, now, run, tcp};
 
 pub const WORLD: &str = "2001:db8:9::1";
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -223,7 +223,9 @@ fn why_answers_for_ipv6_as_the_packet_would_fare() {
     assert_eq!(asked(Direction::Ingress, WORLD, 58, 128 << 8).reason, "new-flow");
     assert_eq!(asked(Direction::Egress, WORLD, 17, 53).reason, "new-flow");
     let services = asked(Direction::Egress, "fd00:ec2::254", 6, 80);
-    assert_eq!(services.reason, "no-route", "whoever is upstream could play the metadata service");
+    assert_eq!(services.reason, "no-metadata", "whoever is upstream could play it");
+    let beside = asked(Direction::Egress, "fd00:ec2::250", 6, 80);
+    assert_eq!(beside.reason, "no-route", "all of the prefix is the host's");
     let neighbour = asked(Direction::Ingress, &guest(2).to_string(), 6, 22);
     assert!(neighbour.allowed, "by its own device: {neighbour:?}");
     let mixed = Question {
@@ -238,4 +240,53 @@ fn why_answers_for_ipv6_as_the_packet_would_fare() {
     let refused = world.ask(|client| async move { client.dataplane_why(&mixed).await });
     let told = refused.unwrap_err().to_string();
     assert!(told.contains("two families"), "{told}");
+}
+
+#[test]
+fn metadata_names_and_the_time_are_served_over_ipv6() {
+    let test = "metadata_names_and_the_time_are_served_over_ipv6";
+    if !["curl", "dig", "ntpdig"].iter().all(|program| has(test, program)) {
+        return;
+    }
+    let Some(mut world) = world(test, vec![]) else { return };
+    for (interface, id) in world.desired.interfaces.iter_mut().zip(["i-1", "i-2"]) {
+        interface.metadata = Some([("meta-data/instance-id".into(), id.into())].into());
+    }
+    let names = vec!["i-1.net.internal".to_owned()];
+    world.desired.interfaces[0].services = Services {
+        metadata_ipv6: true,
+        dns: Some(Dns { address: None, names }),
+        ..Services::default()
+    };
+    world.apply();
+    let curl = |role: &str, words: &[&str], path: &str| {
+        let mut curl = world.command(role, "curl");
+        curl.args(["-sg", "-m", "60"]).args(words);
+        curl.arg(format!("http://[fd00:ec2::254]/latest/{path}"));
+        curl
+    };
+    let lived = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+    let token = run(&mut curl("g1", &["-X", "PUT", "-H", lived], "api/token"));
+    let shown = format!("X-aws-ec2-metadata-token: {token}");
+    assert_eq!(run(&mut curl("g1", &["-H", &shown], "meta-data/instance-id")), "i-1");
+    // A guest that takes the address for one of its link asks who has it.
+    ip(&format!("-n {} route add fd00:ec2::254/128 dev eth0", world.namespace("g1")));
+    assert_eq!(run(&mut curl("g1", &["-H", &shown], "meta-data/instance-id")), "i-1");
+    let unserved =
+        curl("g2", &["-X", "PUT", "-m", "2", "-H", lived], "api/token").output().unwrap();
+    assert!(!unserved.status.success(), "over IPv4 alone, unless it was asked for");
+
+    let name = "i-1.net.internal";
+    for way in ["+notcp", "+tcp"] {
+        let mut dig = world.command("g1", "dig");
+        let dig = dig.args(["@fd00:ec2::253", "+short", "+timeout=30", way, name, "AAAA"]);
+        assert_eq!(run(dig).trim(), guest(1).to_string(), "{way}");
+    }
+    let told = run(world.command("g1", "ntpdig").args(["-j", "-t", "30", "fd00:ec2::123"]));
+    let told: serde_json::Value = serde_json::from_str(told.trim()).unwrap();
+    assert_eq!(told["stratum"], 10, "{told}");
+    let reasons = world.status().reasons;
+    for reason in ["metadata", "dns", "time", "no-metadata"] {
+        assert!(reasons[reason] > 0, "{reason}: {reasons:#?}");
+    }
 }

@@ -5,7 +5,10 @@ use std::net::Ipv6Addr;
 use dataplane::compile::Tables;
 use ebpf::layout::Interface;
 use ebpf::packet::{HEAD6_LEN, mac_bytes};
-use ebpf::{Action, GATEWAY_MAC, ROUTER_ADDRESS6, V6, Verdict, punt_mac};
+use ebpf::{
+    Action, DNS_ADDRESS6, GATEWAY_MAC, METADATA_ADDRESS6, ROUTER_ADDRESS6, TIME_ADDRESS6, V6,
+    Verdict, punt_mac,
+};
 use etherparse::{Icmpv6Type, IpNumber, PacketBuilder, PacketBuilderStep};
 
 use crate::frames::with_flags;
@@ -37,6 +40,14 @@ pub fn frame(random: &mut Random, from: Option<&Interface>, tables: &Tables) -> 
     frame
 }
 
+/// The host's own, and one beside them.
+const SERVICES6: [V6; 4] = [
+    METADATA_ADDRESS6,
+    TIME_ADDRESS6,
+    DNS_ADDRESS6,
+    V6 { high: METADATA_ADDRESS6.high, low: 0x250 },
+];
+
 struct Ends {
     source_mac: [u8; 6],
     destination_mac: [u8; 6],
@@ -65,7 +76,10 @@ fn ends(random: &mut Random, from: Option<&Interface>, tables: &Tables) -> Ends 
                 Some(own) if random.chance(93) => own,
                 _ => any,
             },
-            destination: any_address6(random),
+            destination: match random.chance(6) {
+                true => Ipv6Addr::from_bits(random.pick(&SERVICES6).bits()),
+                false => any_address6(random),
+            },
         },
         None => Ends {
             source_mac: [2, 0, 0, 0, 8, 8],

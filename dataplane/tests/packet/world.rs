@@ -221,6 +221,7 @@ fn interface(random: &mut Random, n: usize) -> Interface {
         network_acl: random.chance(30).then(|| acl_id(if n < 3 { random.below(2) } else { 2 })),
         metadata: random.chance(60).then(Default::default),
         services: Services {
+            metadata_ipv6: random.chance(50),
             dns: random.chance(60).then(|| Dns { address: Some(RESOLVER), names: vec![] }),
             ..Services::default()
         },

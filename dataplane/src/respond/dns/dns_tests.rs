@@ -19,8 +19,8 @@ fn client(ifindex: u32) -> Client {
     Client {
         ifindex,
         origin: Origin::Datagram {
-            server,
-            asker: (Ipv4Addr::new(10, 0, 0, 5), 4000),
+            server: server.into(),
+            asker: (Ipv4Addr::new(10, 0, 0, 5), 4000).into(),
             bytes_max: 1472,
         },
     }

@@ -10,7 +10,7 @@
 //! to one is never taken for another's.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ const STREAM_BYTES_MAX: usize = u16::MAX as usize;
 /// By what way a guest asked, and is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    Datagram { server: Ipv4Addr, asker: (Ipv4Addr, u16), bytes_max: usize },
+    Datagram { server: IpAddr, asker: SocketAddr, bytes_max: usize },
     Stream(u64),
 }
 

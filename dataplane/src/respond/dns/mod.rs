@@ -19,7 +19,7 @@ mod names;
 mod stream;
 pub mod upstream;
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use model::VpcId;
@@ -32,6 +32,7 @@ pub const PORT: u16 = 53;
 
 /// The address that every network has.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::from_bits(ebpf::DNS_ADDRESS);
+pub const ADDRESS6: Ipv6Addr = Ipv6Addr::from_bits(ebpf::DNS_ADDRESS6.bits());
 
 /// Names that an interface may have.
 pub const NAMES_MAX: usize = 16;
@@ -70,9 +71,15 @@ impl Resolved {
         }))
     }
 
+    /// The first where its guest asks over IPv4.
+    pub fn first(&self) -> Ipv4Addr {
+        self.server.unwrap_or(ADDRESS)
+    }
+
     /// Where its guest asks.
-    pub fn servers(&self) -> impl Iterator<Item = Ipv4Addr> {
-        self.server.into_iter().chain([ADDRESS])
+    pub fn servers(&self) -> impl Iterator<Item = IpAddr> {
+        let own = self.server.map(IpAddr::from);
+        own.into_iter().chain([ADDRESS.into(), ADDRESS6.into()])
     }
 }
 

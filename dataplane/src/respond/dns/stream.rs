@@ -48,7 +48,7 @@ impl AsRef<Line> for Connection {
 
 impl Streams {
     pub fn new(
-        addresses: impl Iterator<Item = std::net::Ipv4Addr>,
+        addresses: impl Iterator<Item = std::net::IpAddr>,
         wire: &mut Wire,
         seed: u128,
         now: Duration,

@@ -13,3 +13,12 @@ pub use documents::{Documents, MalformedDocument};
 pub use http::Session;
 pub use service::Service;
 pub use token::TokenKey;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The program on the tap lets the second through where it was enabled.
+pub const ADDRESSES: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::from_bits(ebpf::METADATA_ADDRESS)),
+    IpAddr::V6(Ipv6Addr::from_bits(ebpf::METADATA_ADDRESS6.bits())),
+];
+pub const PORT: u16 = 80;

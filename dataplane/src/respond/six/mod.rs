@@ -19,13 +19,13 @@ use ipnet::Ipv6Net;
 use rpc::dataplane::Interface;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpAddress, IpProtocol, Ipv6Packet,
-    Ipv6Repr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket,
-    UdpRepr,
+    EthernetAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr,
+    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket,
 };
 
+use super::dns::ADDRESS6;
 use super::interface::Counters;
-use super::wire::Wire;
+use super::wire::{self, Wire};
 
 /// The router's address on every guest's link.
 pub const ROUTER: Ipv6Addr = Ipv6Addr::from_bits(ebpf::ROUTER_ADDRESS6.bits());
@@ -43,6 +43,7 @@ const BEGINS_AFTER: Duration = Duration::from_secs(2);
 const PREFIX_LIFETIME_S: u64 = 30 * 24 * 3600;
 /// What neighbours must have sent, so that it was sent on this link (RFC 4861).
 const LINK_HOP_LIMIT: u8 = 255;
+/// What guests are told to send with.
 const HOP_LIMIT: u8 = 64;
 /// The least MTU that IPv6 has (RFC 8200 section 5).
 pub const MTU_MIN: u16 = 1280;
@@ -60,7 +61,14 @@ impl Binding {
     pub fn of(interface: &Interface) -> Option<Self> {
         let dhcp = dhcp::Binding {
             addresses: interface.ipv6.clone(),
-            dns: Vec::new(),
+            // As over IPv4: whoever names no resolver is told ours.
+            dns: interface
+                .services
+                .dns
+                .iter()
+                .filter(|_| interface.dhcp.dns.is_empty())
+                .map(|_| ADDRESS6)
+                .collect(),
             domain: interface.dhcp.domain.clone(),
         };
         Some(Self { subnet: interface.subnet6?, mtu: interface.dhcp.mtu, dhcp })
@@ -114,7 +122,8 @@ impl Router {
                 match dhcp::answer(&self.binding.dhcp, message) {
                     Ok(reply) => {
                         counters.dhcp6_answered += 1;
-                        wire.push(datagram(asker, &reply));
+                        let (from, to) = ((ROUTER, dhcp::SERVER_PORT), (asker, dhcp::CLIENT_PORT));
+                        wire.push(wire::datagram(from.into(), to.into(), &reply));
                     }
                     Err(_) => counters.dhcp6_ignored += 1,
                 }
@@ -142,7 +151,15 @@ impl Router {
                 prefix: subnet.network(),
             }),
         });
-        let mut bytes = packet(to, IpProtocol::Icmpv6, LINK_HOP_LIMIT, message.buffer_len());
+        let ip = Ipv6Repr {
+            src_addr: ROUTER,
+            dst_addr: to,
+            next_header: IpProtocol::Icmpv6,
+            payload_len: message.buffer_len(),
+            hop_limit: LINK_HOP_LIMIT,
+        };
+        let mut bytes = vec![0; HEADER_BYTES + ip.payload_len];
+        ip.emit(&mut Ipv6Packet::new_unchecked(bytes.as_mut_slice()));
         let mut payload = Icmpv6Packet::new_unchecked(&mut bytes[HEADER_BYTES..]);
         message.emit(&ROUTER, &to, &mut payload, &ChecksumCapabilities::default());
         bytes
@@ -183,30 +200,6 @@ impl<'a> Question<'a> {
             _ => None,
         }
     }
-}
-
-/// A packet from the router with room for its payload.
-fn packet(to: Ipv6Addr, next_header: IpProtocol, hop_limit: u8, payload_len: usize) -> Vec<u8> {
-    let ip = Ipv6Repr { src_addr: ROUTER, dst_addr: to, next_header, payload_len, hop_limit };
-    let mut bytes = vec![0; HEADER_BYTES + payload_len];
-    ip.emit(&mut Ipv6Packet::new_unchecked(bytes.as_mut_slice()));
-    bytes
-}
-
-/// A message of the DHCPv6 server's.
-fn datagram(to: Ipv6Addr, message: &[u8]) -> Vec<u8> {
-    let udp = UdpRepr { src_port: dhcp::SERVER_PORT, dst_port: dhcp::CLIENT_PORT };
-    let length = udp.header_len() + message.len();
-    let mut bytes = packet(to, IpProtocol::Udp, HOP_LIMIT, length);
-    udp.emit(
-        &mut UdpPacket::new_unchecked(&mut bytes[HEADER_BYTES..]),
-        &IpAddress::Ipv6(ROUTER),
-        &IpAddress::Ipv6(to),
-        message.len(),
-        |payload| payload.copy_from_slice(message),
-        &ChecksumCapabilities::default(),
-    );
-    bytes
 }
 
 #[cfg(test)]
