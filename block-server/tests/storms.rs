@@ -9,7 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use fixture::client::{Client, READ, TRIM, WRITE, request};
+use fixture::client::{Client, FUA, READ, TRIM, WRITE, request};
 use fixture::{Bench, Server, engines, skip};
 use sim::is_full;
 
@@ -191,6 +191,46 @@ fn now() -> Instant {
 }
 
 /// The 99th percentile of single reads on another volume.
+/// They go by pieces then: no byte of one may get lost or stand elsewhere, at edges within
+/// a block neither, and durable ones stay whole.
+#[test]
+fn large_requests_are_whole_beside_another_volumes_small_ones() {
+    const LENGTH: usize = (1 << 20) + 4096 + 700;
+    for engine in engines() {
+        let bench = Bench::new(8);
+        let other = bench.path("other.img");
+        std::fs::File::create(&other).unwrap().set_len(8 << 20).unwrap();
+        let other = format!("other={}", other.display());
+        let server = bench.serve(&["--engine", engine, "--export", &other]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut small = Client::connect(&bench.socket(), "").unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    small.call(READ, 0, 4096).unwrap();
+                }
+            });
+            let mut large = Client::connect(&bench.socket(), "other").unwrap();
+            let mut image = vec![0; 8 << 20];
+            for round in 0..24_usize {
+                let at = round * 299_993 % (image.len() - LENGTH);
+                let bytes: Vec<u8> =
+                    (0..LENGTH).map(|n| (n / 511 * 31 + round * 7) as u8).collect();
+                let flags = if round % 3 == 0 { FUA } else { 0 };
+                large.send(&request(flags, WRITE, round as u64, at as u64, LENGTH as u32)).unwrap();
+                large.send(&bytes).unwrap();
+                assert_eq!(large.reply().unwrap(), (round as u64, 0), "{engine}");
+                image[at..at + LENGTH].copy_from_slice(&bytes);
+                let from = round * 99_991 % (image.len() - 3 * LENGTH);
+                let read = large.call(READ, from as u64, 3 * LENGTH as u32).unwrap();
+                assert!(read == image[from..from + 3 * LENGTH], "{engine}: round {round}");
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        server.terminate();
+    }
+}
+
 fn p99(client: &mut Client, reads: usize) -> Duration {
     let mut times: Vec<Duration> = (0..reads)
         .map(|n| {

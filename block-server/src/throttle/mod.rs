@@ -19,7 +19,8 @@
 //! earliest start goes next. Volumes that ask for all get the same in bytes. One
 //! that asks for less than its share, with nothing on its way, goes at once even
 //! when the way is full: it waits for no queue of ours, and the disk's own has at
-//! most those bytes before it. A volume alone has no bound.
+//! most those bytes before it. A volume alone has no bound. Meanwhile large requests
+//! go to the disk, and their replies to the socket, a piece at a time.
 //!
 //! It owns no clock: `now` is nanoseconds on the caller's. What may never be true:
 //! a request that is lost or goes twice; a wait when nothing is in the way.
@@ -35,6 +36,13 @@ pub use gate::{Arrival, Class, Lack};
 /// Bytes on their way to the disk while several volumes are busy: two requests
 /// of 1 MiB keep a disk busy.
 pub const SHARED_BYTES_MAX: u64 = 2 << 20;
+
+/// Bytes that one operation on a file moves meanwhile (docs/adr/0076): the disk
+/// has so much less before what another volume asks.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// Bytes that one send copies meanwhile: so long the thread looks at nothing else.
+const SEND_BYTES: usize = 64 << 10;
 
 /// The least that a request weighs: a small one costs as much as its block.
 const WEIGHT_MIN: u64 = 4096;
@@ -136,6 +144,16 @@ impl Admission {
             self.waiting.push(volume);
         }
         false
+    }
+
+    /// Bytes that one operation on a file may move.
+    pub fn piece_max(&self, now: u64) -> usize {
+        if now < self.shared_until { PIECE_BYTES } else { usize::MAX }
+    }
+
+    /// Bytes that a connection may be sent at once.
+    pub fn send_max(&self, now: u64) -> usize {
+        if now < self.shared_until { SEND_BYTES } else { usize::MAX }
     }
 
     /// A request of `length` bytes that went is answered.

@@ -124,6 +124,18 @@ fn alone_a_volume_has_all_of_the_disk() {
 }
 
 #[test]
+fn while_volumes_share_large_requests_go_by_pieces() {
+    let mut admission = Admission::default();
+    (0..2).for_each(|volume| admission.add(volume, Limits::default()));
+    assert!(admission.arrive(0, 0, &read(1, 0, MIB)));
+    assert_eq!((admission.piece_max(0), admission.send_max(0)), (usize::MAX, usize::MAX));
+    assert!(admission.arrive(1, 1, &read(2, 0, 4 * KIB)));
+    assert_eq!((admission.piece_max(1), admission.send_max(1)), (PIECE_BYTES, SEND_BYTES));
+    let alone = 1 + SHARED_NS;
+    assert_eq!((admission.piece_max(alone), admission.send_max(alone)), (usize::MAX, usize::MAX));
+}
+
+#[test]
 fn a_volume_gets_its_rate_and_its_burst_and_no_more() {
     let gp3 = VolumeKind::Gp3.limits(10, None, None).unwrap();
     let mut bench = Bench::new(&[(4 * KIB, 64)], gp3, true);

@@ -237,7 +237,7 @@ impl Connection {
     /// Gathers what is to be sent. The message and all that it points to stay
     /// in place until [`Self::was_sent`]: the connection is boxed, and neither
     /// the batch nor the vectors are touched in between.
-    pub fn message(&mut self) -> *const libc::msghdr {
+    pub fn message(&mut self, mut left: usize) -> *const libc::msghdr {
         if self.batch.is_empty() {
             self.batch_held = self.session.transmit(&mut self.batch);
         }
@@ -247,11 +247,13 @@ impl Connection {
         let (pieces, bytes) = self.batch_sent;
         self.vectors.clear();
         for (index, piece) in self.batch.iter().enumerate().skip(pieces).take(PIECES_MAX) {
+            if left == 0 {
+                break;
+            }
             let rest = &piece.bytes()[if index == pieces { bytes } else { 0 }..];
-            self.vectors.push(libc::iovec {
-                iov_base: rest.as_ptr().cast_mut().cast(),
-                iov_len: rest.len(),
-            });
+            let iov_len = rest.len().min(left);
+            left -= iov_len;
+            self.vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len });
         }
         self.message.msg_iov = self.vectors.as_mut_ptr();
         self.message.msg_iovlen = self.vectors.len() as _;

@@ -43,6 +43,7 @@ impl<E: Engine> Worker<E> {
         let Some(volume) = self.volumes.get_mut(index) else { return };
         let file = volume.file;
         let now = self.now;
+        let piece_max = self.admission.piece_max(self.clock_ns);
         let buffer_of = |requests: &mut Slots<InFlight>, ticket, at: usize, length: usize| {
             let Some(in_flight) = requests.get_mut(ticket) else {
                 unreachable!("an operation's request is in flight")
@@ -76,10 +77,13 @@ impl<E: Engine> Worker<E> {
                 return;
             }
             Op::Read { ticket, at, offset, length } => {
+                let length = length.min(piece_max);
                 let into = buffer_of(&mut self.requests, ticket, at, length);
                 Io::Read { file, into, length, offset }
             }
             Op::Write { ticket, at, offset, length, durable } => {
+                // Each piece of a durable one would be a sync of its own.
+                let length = if durable { length } else { length.min(piece_max) };
                 let from = buffer_of(&mut self.requests, ticket, at, length);
                 Io::Write { file, from, length, offset, durable }
             }

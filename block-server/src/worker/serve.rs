@@ -67,10 +67,13 @@ impl<E: Engine> Worker<E> {
             connection.deadline = leaves.then(|| deadline.unwrap_or(self.now + DRAIN_MAX));
         }
         let may_begin = self.may_begin(id);
+        let send_max = self.admission.send_max(self.clock_ns);
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.has_output() && !connection.sending && may_begin {
-            let io =
-                Io::Send { socket: connection.socket.as_raw_fd(), message: connection.message() };
+            let io = Io::Send {
+                socket: connection.socket.as_raw_fd(),
+                message: connection.message(send_max),
+            };
             // SAFETY: the connection is boxed and keeps the message, its vectors
             // and their bytes in place until `sent`.
             unsafe { self.engine.start(Purpose::Send(id).token(), io) }
