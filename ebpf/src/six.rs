@@ -292,6 +292,49 @@ fn route<T: Tables + ?Sized>(
     Ok(route)
 }
 
+/// On the uplink before the kernel spends anything on the frame, as
+/// [`early`](crate::decide::early): touches nothing that is not for an interface's
+/// address, the blocklist's sources aside. Where it passes for one, `work` says whose.
+#[inline(always)]
+pub fn early6<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    head: &Head6,
+    work: &mut Work<V6>,
+) -> Result<(), Reason> {
+    work.begin();
+    work.verdict.accept(Action::Pass, Reason::NotOurs);
+    // Neighbour discovery, and whoever else speaks to all of the link.
+    if head.destination_mac() >> 40 & 1 != 0 {
+        return Ok(());
+    }
+    if tables.config().blocked6 != 0 && tables.blocked6(&head.source) {
+        return Err(Reason::Blocked);
+    }
+    let Some(holder) = tables.holder(&head.destination) else { return Ok(()) };
+    // The uplink's neighbours ask us by their addresses of the link.
+    if head.source.is_unroutable() && !head.source.is_link_local() {
+        return Err(Reason::Martian);
+    }
+    match read(&mut work.packet, frame, head) {
+        Err(Reason::Malformed) => Err(Reason::Malformed),
+        Err(_) => Ok(()),
+        Ok(()) => {
+            if let Some(interface) = tables.interface(holder.ifindex) {
+                work.verdict.slots[0] = interface.slot;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What stands for a source where sources are limited: one that has a network of 64 bits
+/// has all of its addresses.
+#[inline(always)]
+pub fn source_of(address: &V6, seed: u64) -> u32 {
+    ((address.high ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
+}
+
 /// An IPv6 frame that came in by the uplink.
 #[inline(always)]
 pub fn from_world6<T: Tables + ?Sized, F: Frame + ?Sized>(

@@ -290,3 +290,27 @@ fn metadata_names_and_the_time_are_served_over_ipv6() {
         assert!(reasons[reason] > 0, "{reason}: {reasons:#?}");
     }
 }
+
+#[test]
+fn the_early_drop_judges_ipv6_and_leaves_the_link_alone() {
+    let test = "the_early_drop_judges_ipv6_and_leaves_the_link_alone";
+    let ping6 = Protocol::Icmpv6 { kind: Some(128), code: None };
+    let Some(mut world) = world(test, vec![(ping6, everyone()), (tcp(22), everyone())]) else {
+        return;
+    };
+    world.desired.uplink.as_mut().unwrap().early_drop = Some(true);
+    world.apply();
+    // The router asks for the neighbour, by multicast first and by its address later.
+    assert!(pings(&world, "net", &guest(1).to_string()), "in");
+    assert!(pings(&world, "g1", WORLD), "out");
+    echo_once(&world, "g2", 22);
+    assert!(converses(&world, "net", guest(2), 22).unwrap(), "TCP in whole");
+    world.desired.blocklist = vec![format!("{WORLD}/128").parse().unwrap()];
+    world.apply();
+    let mut ping = world.command("net", "ping");
+    let guest = guest(1).to_string();
+    let heard = ping.args(["-6", "-c", "3", "-i", "0.2", "-W", "1", "-I", WORLD, &guest]);
+    assert!(!heard.output().unwrap().status.success(), "blocked");
+    assert!(world.status().reasons["blocked"] >= 3);
+    assert!(world.status().reasons["neighbour-answered"] > 0);
+}

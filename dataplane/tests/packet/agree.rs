@@ -9,8 +9,8 @@ use dataplane::load::{self, Loaded};
 use ebpf::decide::{early, from_instance, from_punt, from_world};
 use ebpf::layout::Interface;
 use ebpf::nat;
-use ebpf::packet::{HEAD_LEN, HEAD6_LEN};
-use ebpf::six::{from_instance6, from_punt6, from_world6};
+use ebpf::packet::{HEAD_LEN, HEAD6_LEN, IPV6};
+use ebpf::six::{early6, from_instance6, from_punt6, from_world6};
 use ebpf::{Action, Arrival, Head, Head6, Reason, TRACE_MARK, V6, Verdict, Work};
 use ipnet::Ipv6Net;
 use model::{Peer, Protocol, Rule, RuleId};
@@ -383,6 +383,20 @@ fn early_agrees(random: &mut Random, loaded: &Loaded, host: &Host) {
         };
         let mut work: Work = bytemuck::Zeroable::zeroed();
         let expected = early(host, frame.as_slice(), &head, &mut work);
+        let passes = loaded.run_early(&frame).unwrap();
+        assert_eq!(passes, expected.is_ok(), "{expected:?} for {frame:02x?}");
+    }
+    for _ in 0..200 {
+        let frame = frames6::frame(random, None, loaded.tables());
+        let Some(head) = frame.get(..HEAD6_LEN).and_then(|b| b.try_into().ok()).map(Head6::of)
+        else {
+            continue;
+        };
+        if head.ether_type != IPV6 {
+            continue;
+        }
+        let mut work: Work<V6> = bytemuck::Zeroable::zeroed();
+        let expected = early6(host, frame.as_slice(), &head, &mut work);
         let passes = loaded.run_early(&frame).unwrap();
         assert_eq!(passes, expected.is_ok(), "{expected:?} for {frame:02x?}");
     }

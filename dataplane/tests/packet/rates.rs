@@ -2,11 +2,14 @@
 //! are counted here. The rates are so small that the time which a test takes adds
 //! next to nothing, and where it does, it is reckoned with.
 
+use std::net::Ipv6Addr;
+
 use dataplane::compile::compile;
 use dataplane::load::Loaded;
 use ebpf::rate::{BYTES_MIN, PACKETS_MIN, SERVICE_PACKETS_A_SECOND};
 use ebpf::{Reason, TRACE_MARK};
 use etherparse::PacketBuilder;
+use ipnet::Ipv6Net;
 use model::{InterfaceId, Mac, Peer, Protocol, Rule, RuleId};
 use nix::net::if_::if_nametoindex;
 use nix::time::{ClockId, clock_gettime};
@@ -15,7 +18,7 @@ use rpc::dataplane::{Allowance, Desired, Device, MOVED_FLOWS_VERSION, MovedFlows
 use crate::agree::Bench;
 use crate::random::Random;
 use crate::world::{
-    UPLINK, UPLINK_MAC, address, desired, devices, elastic, group, guest, guest_mac,
+    UPLINK, UPLINK_MAC, address, address6, desired, devices, elastic, group, guest, guest_mac,
 };
 
 const LEN: u64 = 1000;
@@ -74,6 +77,15 @@ impl World {
         let mut world = Self { desired: open_world(), loaded, _bench: bench };
         world.apply();
         Some(world)
+    }
+
+    /// An address of IPv6 for the first guest.
+    fn give_ipv6(&mut self) {
+        let address = address6(0, 0);
+        let interface = &mut self.desired.interfaces[0];
+        interface.ipv6 = vec![address];
+        interface.subnet6 = Some(Ipv6Net::new(address, 64).unwrap().trunc());
+        self.apply();
     }
 
     pub fn apply(&mut self) {
@@ -347,6 +359,57 @@ fn one_source_opens_as_many_flows_as_it_may_and_others_are_left_alone() {
     world.desired.uplink.as_mut().unwrap().source_packets = None;
     world.apply();
     assert!((0..2000).all(|_| world.loaded.run_early(&opening).unwrap()));
+}
+
+#[test]
+fn one_network_of_64_bits_opens_as_many_flows_over_ipv6_as_one_source_may() {
+    let test = "one_network_of_64_bits_opens_as_many_flows_over_ipv6_as_one_source_may";
+    let Some(mut world) = World::new(test) else { return };
+    world.desired.uplink.as_mut().unwrap().source_packets = Some(1);
+    world.give_ipv6();
+    let opening = |network: u16, host: u16| {
+        let source = Ipv6Addr::new(0x2001, 0xdb8, 0xf, network, 0, 0, 0, host);
+        let step = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets());
+        let step = step.ipv6(source.octets(), address6(0, 0).octets(), 64).udp(4000, 22);
+        let mut frame = Vec::new();
+        step.write(&mut frame, b"x").unwrap();
+        frame
+    };
+    let early = |frame: &[u8]| world.loaded.run_early(frame).unwrap();
+    let passed = (0..2000).filter(|n| early(&opening(1, *n))).count() as u64;
+    assert_bound(passed, PACKETS_MIN);
+    assert_eq!(world.loaded.counters().unwrap().uplink["source-rate-exceeded"], 2000 - passed);
+    for network in 2..100 {
+        assert!(early(&opening(network, 1)), "network {network}");
+    }
+}
+
+#[test]
+fn sources_that_cannot_be_there_are_dropped_early_over_ipv6_and_the_link_is_left_alone() {
+    let test =
+        "sources_that_cannot_be_there_are_dropped_early_over_ipv6_and_the_link_is_left_alone";
+    let Some(mut world) = World::new(test) else { return };
+    world.desired.blocklist = vec!["2001:db8:bad::/48".parse().unwrap()];
+    world.give_ipv6();
+    let from = |source: &str, to: Ipv6Addr| {
+        let source: Ipv6Addr = source.parse().unwrap();
+        let step = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets());
+        let mut frame = Vec::new();
+        step.ipv6(source.octets(), to.octets(), 64).udp(4000, 22).write(&mut frame, b"x").unwrap();
+        frame
+    };
+    let early = |source: &str, to| world.loaded.run_early(&from(source, to)).unwrap();
+    for source in ["::", "::1", "::ffff:10.0.0.1", "ff02::1", "2001:db8:bad::1"] {
+        assert!(!early(source, address6(0, 0)), "{source}");
+    }
+    for source in ["2001:db8:f::1", "fe80::1"] {
+        assert!(early(source, address6(0, 0)), "{source}");
+    }
+    let host = "2001:db8:ffff::1".parse().unwrap();
+    assert!(early("::1", host), "what is for no interface is the host's own affair");
+    let mut cut = from("2001:db8:f::1", address6(0, 0));
+    cut.truncate(57);
+    assert!(!world.loaded.run_early(&cut).unwrap(), "no whole UDP header");
 }
 
 #[test]

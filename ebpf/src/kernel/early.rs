@@ -1,21 +1,24 @@
 //! The program on the uplink before the kernel spends anything on a frame: the early
 //! drop, and the fast path for established flows.
 
-use aya_ebpf::bindings::xdp_action;
+use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
 use ebpf::decide::{early, from_world};
 use ebpf::flow::{TCP, UDP};
-use ebpf::packet::{Frame, HEAD_LEN, mac_number};
+use ebpf::packet::{Frame, HEAD_LEN, IPV6, mac_number};
 use ebpf::rewrite::{corrected, may_be_partial, sum32};
+use ebpf::six::{early6, source_of};
 use ebpf::{Arrival, Head, Reason, Tables, Work};
 
 use super::carry::{account, count, refuse_unpaid};
+use super::six::work6;
 use super::skb::now_s;
 use super::span::{Span, load_u16, store_head, store_u16};
 use super::tables::Maps;
 use super::work;
+use crate::maps::HEAD6;
 use crate::{spend, watch};
 
 /// `frags`: or no device with an MTU above a page would take it.
@@ -24,6 +27,15 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
     let frame = Xdp(&ctx);
     let Some(head) = frame.span().head() else { return xdp_action::XDP_PASS };
     let Some(work) = work() else { return xdp_action::XDP_PASS };
+    if head.ether_type == IPV6 {
+        return match early_six(ctx.ctx) {
+            BLOCKED => drop_early(&ctx, work, Reason::Blocked),
+            MARTIAN => drop_early(&ctx, work, Reason::Martian),
+            MALFORMED => drop_early(&ctx, work, Reason::Malformed),
+            SOURCE_RATE => drop_early(&ctx, work, Reason::SourceRate),
+            _ => xdp_action::XDP_PASS,
+        };
+    }
     let maps = &Maps::now();
     let reason = match early(maps, &frame, &head, work) {
         Ok(()) if exceeds(maps, &head, work) => Reason::SourceRate,
@@ -35,6 +47,37 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
         Err(reason) => reason,
     };
     drop_early(&ctx, work, reason)
+}
+
+const BLOCKED: u32 = Reason::Blocked as u32;
+const MARTIAN: u32 = Reason::Martian as u32;
+const MALFORMED: u32 = Reason::Malformed as u32;
+const SOURCE_RATE: u32 = Reason::SourceRate as u32;
+
+/// The same of an IPv6 frame, for whose head the other's stack has no room: the reason to
+/// drop it, or 0. A global function, walked by the verifier once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn early_six(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let frame = Xdp(&ctx);
+    let (Some(place), Some(head)) = (HEAD6.get_ptr_mut(0), frame.span().head6()) else { return 0 };
+    // SAFETY: the pointer was checked, and the entry is this CPU's own.
+    let head = unsafe {
+        place.write(head);
+        &*place
+    };
+    let Some(work) = work6() else { return 0 };
+    let maps = &Maps::now();
+    if let Err(reason) = early6(maps, &frame, head, work) {
+        return reason as u32;
+    }
+    let config = maps.config();
+    let opens = config.sources != 0 && work.verdict.slots[0] != 0 && work.packet.opens_flow();
+    if opens && !spend::source_may(source_of(&head.source, config.seed), config.seed) {
+        return SOURCE_RATE;
+    }
+    0
 }
 
 #[inline(always)]
