@@ -4,6 +4,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::ensure;
+
 use crate::internet::Internet;
 use crate::program;
 
@@ -39,6 +41,25 @@ impl Guest {
         ssh.args(["-o", "IdentitiesOnly=yes", "-F", "/dev/null"]);
         ssh.arg(format!("root@{}", self.address)).arg(script);
         Ok(program::output(&mut ssh, bound)?.trim_end().to_owned())
+    }
+
+    /// Asks the metadata service as a user's script would, by busybox' `nc`.
+    pub fn imds(&self, request: &str) -> anyhow::Result<String> {
+        self.sh(&format!("printf '{request}' | nc -w 5 169.254.169.254 80"))
+    }
+
+    /// The answer, head and all, to one who has a token.
+    pub fn metadata(&self, path: &str) -> anyhow::Result<String> {
+        let answer = self.imds(
+            "PUT /latest/api/token HTTP/1.0\\r\\nHost: x\\r\\n\
+             X-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n",
+        )?;
+        ensure!(answer.contains(" 200 "), "the token's answer: {answer}");
+        let token = answer.lines().last().unwrap_or_default().trim().to_owned();
+        self.imds(&format!(
+            "GET /latest/meta-data/{path} HTTP/1.0\\r\\nHost: x\\r\\n\
+             X-aws-ec2-metadata-token: {token}\\r\\n\\r\\n"
+        ))
     }
 
     /// Starts a shell script in the guest that goes on when we have left.

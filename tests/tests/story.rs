@@ -6,6 +6,9 @@
 
 #![forbid(unsafe_code)]
 
+#[path = "story/interfaces.rs"]
+mod interfaces;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -35,7 +38,7 @@ fn main() -> ExitCode {
     let tale = Arc::new(Mutex::new(Tale::Unbegun));
     let trials = STEPS
         .iter()
-        .chain([&BOTO3])
+        .chain([&INTERFACES, &BOTO3])
         .map(|step| {
             let tale = Arc::clone(&tale);
             (position(step), Trial::test(step.name, move || tell(step, &tale)))
@@ -49,15 +52,27 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// A step of its own, told between two of the story's: the guests run, and
-/// nothing that it makes is in their way.
+/// Steps of its own, told between two of the story's: the guests run, and
+/// nothing that these make is in their way.
 const BOTO3: Step = Step { name: "serves_boto3", title: "Serve boto3", act: serve_boto3 };
-const BOTO3_BEFORE: &str = "survives_kill_9_of_each_daemon";
+const INTERFACES: Step = Step {
+    name: "serves_an_instance_with_two_interfaces",
+    title: "Run an instance with two interfaces",
+    act: serve_interfaces,
+};
+const OWN_BEFORE: &str = "survives_kill_9_of_each_daemon";
 
-fn position(step: &Step) -> (usize, bool) {
-    let name = if step.name == BOTO3.name { BOTO3_BEFORE } else { step.name };
-    let place = STEPS.iter().position(|s| s.name == name).unwrap_or(STEPS.len());
-    (place, step.name == name)
+fn position(step: &Step) -> (usize, u8) {
+    let place = |name| STEPS.iter().position(|s| s.name == name).unwrap_or(STEPS.len());
+    match step.name {
+        name if name == INTERFACES.name => (place(OWN_BEFORE), 0),
+        name if name == BOTO3.name => (place(OWN_BEFORE), 1),
+        name => (place(name), 2),
+    }
+}
+
+fn serve_interfaces(story: &mut Story) -> anyhow::Result<String> {
+    interfaces::serve(story, &Aws::new(&venv("aws"), &story.deployment)?)
 }
 
 fn serve_boto3(story: &mut Story) -> anyhow::Result<String> {

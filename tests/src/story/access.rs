@@ -64,23 +64,11 @@ pub fn size(story: &mut Story) -> anyhow::Result<String> {
     Ok(told.join("; "))
 }
 
-/// Asks the metadata service as a user's script would, by busybox' `nc`.
-fn imds(guest: &Guest, request: &str) -> anyhow::Result<String> {
-    guest.sh(&format!("printf '{request}' | nc -w 5 169.254.169.254 80"))
-}
-
 pub fn metadata(story: &mut Story) -> anyhow::Result<String> {
     let guest = story.guest(0)?;
-    let v1 = imds(&guest, "GET /latest/meta-data/instance-id HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n")?;
+    let v1 = guest.imds("GET /latest/meta-data/instance-id HTTP/1.0\\r\\nHost: x\\r\\n\\r\\n")?;
     ensure!(v1.starts_with("HTTP/1.") && v1.contains(" 401 "), "without a token: {v1}");
-    let put = "PUT /latest/api/token HTTP/1.0\\r\\nHost: x\\r\\nX-aws-ec2-metadata-token-ttl-seconds: 60\\r\\n\\r\\n";
-    let answer = imds(&guest, put)?;
-    ensure!(answer.contains(" 200 "), "the token's answer: {answer}");
-    let token = answer.lines().last().unwrap_or_default().trim().to_owned();
-    let get = format!(
-        "GET /latest/meta-data/instance-id HTTP/1.0\\r\\nHost: x\\r\\nX-aws-ec2-metadata-token: {token}\\r\\n\\r\\n"
-    );
-    let answer = imds(&guest, &get)?;
+    let answer = guest.metadata("instance-id")?;
     let id = &story.instance(0)?.id;
     ensure!(answer.trim_end().ends_with(id.as_str()), "with a token: {answer}, not {id}");
     Ok(format!("{id}, told to itself only with a token"))

@@ -204,8 +204,17 @@ impl Story {
 
     /// The `index`-th guest, spoken to through its elastic address.
     pub fn guest(&self, index: usize) -> anyhow::Result<Guest> {
-        let address = self.address(index)?;
-        Ok(Guest::new(&self.internet, address, FRIEND, &self.key_file))
+        Ok(self.guest_at(self.address(index)?))
+    }
+
+    /// The guest at an elastic address, spoken to by a friend.
+    pub fn guest_at(&self, address: Ipv4Addr) -> Guest {
+        Guest::new(&self.internet, address, FRIEND, &self.key_file)
+    }
+
+    /// The security group of the guests, which lets friends in by SSH.
+    pub fn group(&self) -> &str {
+        &self.group
     }
 
     fn instance(&self, index: usize) -> anyhow::Result<&Instance> {
