@@ -28,13 +28,16 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
     let Some(head) = frame.span().head() else { return xdp_action::XDP_PASS };
     let Some(work) = work() else { return xdp_action::XDP_PASS };
     if head.ether_type == IPV6 {
-        return match early_six(ctx.ctx) {
-            BLOCKED => drop_early(&ctx, work, Reason::Blocked),
-            MARTIAN => drop_early(&ctx, work, Reason::Martian),
-            MALFORMED => drop_early(&ctx, work, Reason::Malformed),
-            SOURCE_RATE => drop_early(&ctx, work, Reason::SourceRate),
-            _ => xdp_action::XDP_PASS,
+        let reason = match early_six(ctx.ctx) {
+            BLOCKED => Reason::Blocked,
+            MARTIAN => Reason::Martian,
+            MALFORMED => Reason::Malformed,
+            SOURCE_RATE => Reason::SourceRate,
+            _ => return xdp_action::XDP_PASS,
         };
+        // What another packet left there is not told of this one.
+        work.begin();
+        return drop_early(&ctx, work, reason);
     }
     let maps = &Maps::now();
     let reason = match early(maps, &frame, &head, work) {
