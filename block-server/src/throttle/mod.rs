@@ -19,8 +19,8 @@
 //! earliest start goes next. Volumes that ask for all get the same in bytes. One
 //! that asks for less than its share, with nothing on its way, goes at once even
 //! when the way is full: it waits for no queue of ours, and the disk's own has at
-//! most those bytes before it. A volume alone has no bound. Meanwhile large requests
-//! go to the disk, and their replies to the socket, a piece at a time.
+//! most those bytes before it. Shared, large requests go to the disk and their replies
+//! to the socket a piece at a time (docs/adr/0076). A volume alone has no bound.
 //!
 //! It owns no clock: `now` is nanoseconds on the caller's. What may never be true:
 //! a request that is lost or goes twice; a wait when nothing is in the way.
@@ -37,8 +37,8 @@ pub use gate::{Arrival, Class, Lack};
 /// of 1 MiB keep a disk busy.
 pub const SHARED_BYTES_MAX: u64 = 2 << 20;
 
-/// Bytes that one operation on a file moves meanwhile (docs/adr/0076): the disk
-/// has so much less before what another volume asks.
+/// Bytes that one operation on a file moves meanwhile: the disk has so much less
+/// before what another volume asks.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// Bytes that one send copies meanwhile: so long the thread looks at nothing else.
@@ -146,7 +146,7 @@ impl Admission {
         false
     }
 
-    /// Bytes that one operation on a file may move.
+    /// Bytes that one operation on a file may move; the rest is asked for after it.
     pub fn piece_max(&self, now: u64) -> usize {
         if now < self.shared_until { PIECE_BYTES } else { usize::MAX }
     }

@@ -234,7 +234,8 @@ impl Connection {
         tls.has_output()
     }
 
-    /// Gathers what is to be sent. The message and all that it points to stay
+    /// Gathers what is to be sent, so many bytes of it at most where TLS does not seal
+    /// them. The message and all that it points to stay
     /// in place until [`Self::was_sent`]: the connection is boxed, and neither
     /// the batch nor the vectors are touched in between.
     pub fn message(&mut self, mut left: usize) -> *const libc::msghdr {

@@ -1,8 +1,9 @@
 //! The rules of security groups: read from a request, added, removed, shown.
 
 use std::borrow::Cow;
+use std::str::FromStr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{Direction, Peer, PortRange, Protocol, Rule, RuleId, VpcId};
 
 use super::lookup::{find, find_all, tag_set};
@@ -80,11 +81,12 @@ fn read_icmp(what: &str, value: Option<i64>) -> Result<Option<u8>, ApiError> {
     }
 }
 
-fn read_cidr(text: &str) -> Result<Peer, ApiError> {
-    let net: IpNet =
+/// A range of the family that its parameter is for.
+fn read_cidr<Net: FromStr + Into<IpNet>>(text: &str) -> Result<Peer, ApiError> {
+    let net: Net =
         text.parse().map_err(|_| ApiError::invalid(format!("CIDR block {text} is malformed")))?;
     // EC2 cuts what stands behind the prefix.
-    Ok(Peer::Cidr(net.trunc()))
+    Ok(Peer::Cidr(net.into().trunc()))
 }
 
 fn read_description(params: &Params) -> Result<Option<String>, ApiError> {
@@ -105,11 +107,19 @@ fn read_asked(state: &State, params: &Params, vpc: VpcId) -> Result<Vec<Asked>, 
         let before = asked.len();
         for range in permission.structs("IpRanges") {
             let description = read_description(range)?;
-            asked.push(Asked { protocol, peer: read_cidr(range.need("CidrIp")?)?, description });
+            asked.push(Asked {
+                protocol,
+                peer: read_cidr::<Ipv4Net>(range.need("CidrIp")?)?,
+                description,
+            });
         }
         for range in permission.structs("Ipv6Ranges") {
             let description = read_description(range)?;
-            asked.push(Asked { protocol, peer: read_cidr(range.need("CidrIpv6")?)?, description });
+            asked.push(Asked {
+                protocol,
+                peer: read_cidr::<Ipv6Net>(range.need("CidrIpv6")?)?,
+                description,
+            });
         }
         for pair in permission.structs("Groups") {
             let found = match (pair.text("GroupId"), pair.text("GroupName")) {
@@ -129,7 +139,11 @@ fn read_asked(state: &State, params: &Params, vpc: VpcId) -> Result<Vec<Asked>, 
     }
     if params.has("IpProtocol") || params.has("CidrIp") {
         let protocol = read_protocol(params)?;
-        asked.push(Asked { protocol, peer: read_cidr(params.need("CidrIp")?)?, description: None });
+        asked.push(Asked {
+            protocol,
+            peer: read_cidr::<Ipv4Net>(params.need("CidrIp")?)?,
+            description: None,
+        });
     } else if let Some(name) = params.text("SourceSecurityGroupName") {
         let peer = Peer::Group(group::by_name(state, vpc, name)?.id);
         asked.push(Asked { protocol: Protocol::Any, peer, description: None });
@@ -455,4 +469,21 @@ pub fn describe_rules(context: &Context<'_>, params: &Params) -> Result<Struct, 
 /// Every group that is named must be there.
 pub fn groups_named<'a>(state: &'a State, ids: &[&str]) -> Result<Vec<&'a Group>, ApiError> {
     find_all(state, ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_of_the_family_that_its_parameter_is_for() {
+        let four = read_cidr::<Ipv4Net>("10.0.0.9/24").unwrap();
+        assert_eq!(four, Peer::Cidr("10.0.0.0/24".parse().unwrap()), "what is behind is cut");
+        assert!(read_cidr::<Ipv6Net>("2001:db8::/32").is_ok());
+        for wrong in ["::/0", "10.0.0.0", "10.0.0.0/33", ""] {
+            let told = read_cidr::<Ipv4Net>(wrong).unwrap_err().to_string();
+            assert!(told.contains("malformed"), "{wrong}: {told}");
+        }
+        assert!(read_cidr::<Ipv6Net>("0.0.0.0/0").is_err());
+    }
 }

@@ -69,7 +69,7 @@ pub const HOSTNAME_LENGTH_MAX: usize = 63;
 pub const DOMAIN_LENGTH_MAX: usize = 96;
 
 /// Where the metadata service is, for the route that leads there.
-pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::from_bits(ebpf::METADATA_ADDRESS);
 
 /// What one interface is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
