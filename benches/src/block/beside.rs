@@ -30,11 +30,16 @@ impl Beside {
     /// Measures `load` on the default export, with the others there.
     pub fn run(self, address: &Address, load: Load, duration: Duration) -> anyhow::Result<Done> {
         match self {
-            Self::Nobody => first(|| client::run(address, load, duration)),
+            Self::Nobody => client::run(address, load, duration),
             Self::Flood => beside_flood(address, load, duration),
             Self::Crowd => beside_crowd(address, load, duration),
         }
     }
+}
+
+/// What the others of such a row are held against: measured as there, with nobody else.
+pub fn alone(address: &Address, load: Load, duration: Duration) -> anyhow::Result<Done> {
+    first(|| client::run(address, load, duration))
 }
 
 /// Runs `measured` before all others on its processor: else its own wait for one is

@@ -178,9 +178,11 @@ impl Bench<'_> {
         contender: Contender,
         server: &contender::Server,
     ) -> anyhow::Result<Done> {
-        let beside = if contender == Contender::Alone { Beside::Nobody } else { row.beside };
         match row.client {
-            Client::Lean => beside.run(server.address(), row.load, self.plan.duration),
+            Client::Lean if contender == Contender::Alone => {
+                beside::alone(server.address(), row.load, self.plan.duration)
+            }
+            Client::Lean => row.beside.run(server.address(), row.load, self.plan.duration),
             Client::Fio => {
                 fio::over_nbd(server.address(), &self.data, row.load, self.plan.duration)
             }
