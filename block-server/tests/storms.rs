@@ -190,7 +190,6 @@ fn now() -> Instant {
     Instant::now()
 }
 
-/// The 99th percentile of single reads on another volume.
 /// They go by pieces then: no byte of one may get lost or stand elsewhere, at edges within
 /// a block neither, and durable ones stay whole.
 #[test]
@@ -231,6 +230,7 @@ fn large_requests_are_whole_beside_another_volumes_small_ones() {
     }
 }
 
+/// The 99th percentile of single reads on another volume.
 fn p99(client: &mut Client, reads: usize) -> Duration {
     let mut times: Vec<Duration> = (0..reads)
         .map(|n| {

@@ -468,10 +468,7 @@ impl Compiler<'_> {
         let idle = idle::of(&i.idle).map_err(|wrong| Error::Idle { interface: i.id, wrong })?;
         let source_check = if i.source_check { SOURCE_CHECK } else { 0 };
         let metadata = if i.metadata.is_some() { METADATA } else { 0 };
-        let metadata6 = match i.services.metadata_ipv6 && i.metadata.is_some() {
-            true => METADATA6,
-            false => 0,
-        };
+        let metadata6 = if i.services.metadata_ipv6 && metadata != 0 { METADATA6 } else { 0 };
         let loose_tcp = if i.loose_tcp { LOOSE_TCP } else { 0 };
         let dns = if i.services.dns.is_some() { DNS } else { 0 };
         let to_namespace = match device.kind {

@@ -10,7 +10,7 @@
 //! `TUNSETOFFLOAD`, as the punt device is.
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use model::InterfaceId;
@@ -269,7 +269,7 @@ impl Responder {
 
     fn answer_time(
         &mut self,
-        (server, asker): (std::net::IpAddr, SocketAddr),
+        (server, asker): (IpAddr, SocketAddr),
         message: &[u8],
         since_1970: Duration,
     ) {

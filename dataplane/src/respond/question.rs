@@ -10,7 +10,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use smoltcp::wire::{
-    DHCP_SERVER_PORT, EthernetProtocol, IpProtocol, Ipv4Packet, Ipv6Packet, TcpPacket, UdpPacket,
+    DHCP_SERVER_PORT, EthernetProtocol, IPV6_HEADER_LEN, IpProtocol, Ipv4Packet, Ipv6Packet,
+    TcpPacket, UdpPacket,
 };
 
 use super::{Served, dns, metadata, time};
@@ -39,8 +40,6 @@ pub enum Question<'a> {
 
 /// Of a frame from its source address on.
 const SOURCE_AND_TYPE: usize = 8;
-
-const IPV6_HEADER_BYTES: usize = 40;
 
 /// An IP packet of either family.
 struct Packet<'a> {
@@ -130,13 +129,13 @@ impl<'a> Packet<'a> {
 
     fn six(bytes: &'a [u8]) -> Option<Self> {
         let ip = Ipv6Packet::new_checked(bytes).ok()?;
-        let bytes = bytes.get(..IPV6_HEADER_BYTES + usize::from(ip.payload_len()))?;
+        let bytes = bytes.get(..IPV6_HEADER_LEN + usize::from(ip.payload_len()))?;
         Some(Self {
             source: ip.src_addr().into(),
             destination: ip.dst_addr().into(),
             protocol: ip.next_header(),
             bytes,
-            payload: &bytes[IPV6_HEADER_BYTES..],
+            payload: &bytes[IPV6_HEADER_LEN..],
         })
     }
 

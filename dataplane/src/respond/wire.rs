@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 
 use smoltcp::phy::{self, ChecksumCapabilities, Device, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
-use smoltcp::wire::{IpProtocol, IpRepr, UdpPacket, UdpRepr};
+use smoltcp::wire::{
+    IPV4_HEADER_LEN, IPV6_HEADER_LEN, IpProtocol, IpRepr, UDP_HEADER_LEN, UdpPacket, UdpRepr,
+};
 
 /// Frames that wait to be written in one turn; more are lost as on any wire.
 const FRAMES_OUT_MAX: usize = 256;
@@ -68,13 +70,11 @@ impl Device for Wire {
 /// Of answers over UDP.
 const HOP_LIMIT: u8 = 64;
 
-const UDP_HEADER_BYTES: usize = 8;
-
 /// An IP packet with `message` in UDP; both ends are of one family.
 pub fn datagram(from: SocketAddr, to: SocketAddr, message: &[u8]) -> Vec<u8> {
     let checksums = ChecksumCapabilities::default();
     let (source, destination) = (from.ip().into(), to.ip().into());
-    let length = UDP_HEADER_BYTES + message.len();
+    let length = UDP_HEADER_LEN + message.len();
     let ip = IpRepr::new(source, destination, IpProtocol::Udp, length, HOP_LIMIT);
     let mut packet = vec![0; ip.buffer_len()];
     ip.emit(packet.as_mut_slice(), &checksums);
@@ -91,6 +91,6 @@ pub fn datagram(from: SocketAddr, to: SocketAddr, message: &[u8]) -> Vec<u8> {
 
 /// Bytes of a message to `to` that fit into one packet.
 pub fn room_for_message(mtu: usize, to: SocketAddr) -> usize {
-    let header = if to.is_ipv4() { 20 } else { 40 };
-    mtu - header - UDP_HEADER_BYTES
+    let header = if to.is_ipv4() { IPV4_HEADER_LEN } else { IPV6_HEADER_LEN };
+    mtu - header - UDP_HEADER_LEN
 }

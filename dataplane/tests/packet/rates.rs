@@ -135,6 +135,14 @@ fn udp(source: Mac, from: [u8; 4], to: [u8; 4], port: u16) -> Vec<u8> {
     frame
 }
 
+/// From the world.
+fn udp6(from: Ipv6Addr, to: Ipv6Addr) -> Vec<u8> {
+    let step = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets());
+    let mut frame = Vec::new();
+    step.ipv6(from.octets(), to.octets(), 64).udp(4000, 22).write(&mut frame, b"x").unwrap();
+    frame
+}
+
 fn assert_bound(passed: u64, least: u64) {
     assert!((least..=least + SLACK).contains(&passed), "{passed} passed, {least} expected");
 }
@@ -368,12 +376,7 @@ fn one_network_of_64_bits_opens_as_many_flows_over_ipv6_as_one_source_may() {
     world.desired.uplink.as_mut().unwrap().source_packets = Some(1);
     world.give_ipv6();
     let opening = |network: u16, host: u16| {
-        let source = Ipv6Addr::new(0x2001, 0xdb8, 0xf, network, 0, 0, 0, host);
-        let step = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets());
-        let step = step.ipv6(source.octets(), address6(0, 0).octets(), 64).udp(4000, 22);
-        let mut frame = Vec::new();
-        step.write(&mut frame, b"x").unwrap();
-        frame
+        udp6(Ipv6Addr::new(0x2001, 0xdb8, 0xf, network, 0, 0, 0, host), address6(0, 0))
     };
     let early = |frame: &[u8]| world.loaded.run_early(frame).unwrap();
     let passed = (0..2000).filter(|n| early(&opening(1, *n))).count() as u64;
@@ -391,13 +394,7 @@ fn sources_that_cannot_be_there_are_dropped_early_over_ipv6_and_the_link_is_left
     let Some(mut world) = World::new(test) else { return };
     world.desired.blocklist = vec!["2001:db8:bad::/48".parse().unwrap()];
     world.give_ipv6();
-    let from = |source: &str, to: Ipv6Addr| {
-        let source: Ipv6Addr = source.parse().unwrap();
-        let step = PacketBuilder::ethernet2([4; 6], UPLINK_MAC.octets());
-        let mut frame = Vec::new();
-        step.ipv6(source.octets(), to.octets(), 64).udp(4000, 22).write(&mut frame, b"x").unwrap();
-        frame
-    };
+    let from = |source: &str, to| udp6(source.parse().unwrap(), to);
     let early = |source: &str, to| world.loaded.run_early(&from(source, to)).unwrap();
     for source in ["::", "::1", "::ffff:10.0.0.1", "ff02::1", "2001:db8:bad::1"] {
         assert!(!early(source, address6(0, 0)), "{source}");

@@ -9,6 +9,7 @@
 //! answered, so that what a guest may keep here is bounded by its connections.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use smoltcp::socket::tcp;
@@ -48,7 +49,7 @@ impl AsRef<Line> for Connection {
 
 impl Streams {
     pub fn new(
-        addresses: impl Iterator<Item = std::net::IpAddr>,
+        addresses: impl Iterator<Item = IpAddr>,
         wire: &mut Wire,
         seed: u128,
         now: Duration,

@@ -19,8 +19,9 @@ use ipnet::Ipv6Net;
 use rpc::dataplane::Interface;
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::{
-    EthernetAddress, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol, Ipv6Packet, Ipv6Repr,
-    NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr, NdiscRouterFlags, UdpPacket,
+    EthernetAddress, IPV6_HEADER_LEN, Icmpv6Message, Icmpv6Packet, Icmpv6Repr, IpProtocol,
+    Ipv6Packet, Ipv6Repr, NdiscPrefixInfoFlags, NdiscPrefixInformation, NdiscRepr,
+    NdiscRouterFlags, UdpPacket,
 };
 
 use super::dns::ADDRESS6;
@@ -158,15 +159,13 @@ impl Router {
             payload_len: message.buffer_len(),
             hop_limit: LINK_HOP_LIMIT,
         };
-        let mut bytes = vec![0; HEADER_BYTES + ip.payload_len];
+        let mut bytes = vec![0; IPV6_HEADER_LEN + ip.payload_len];
         ip.emit(&mut Ipv6Packet::new_unchecked(bytes.as_mut_slice()));
-        let mut payload = Icmpv6Packet::new_unchecked(&mut bytes[HEADER_BYTES..]);
+        let mut payload = Icmpv6Packet::new_unchecked(&mut bytes[IPV6_HEADER_LEN..]);
         message.emit(&ROUTER, &to, &mut payload, &ChecksumCapabilities::default());
         bytes
     }
 }
-
-const HEADER_BYTES: usize = 40;
 
 /// What a packet asks, once its layers were found whole.
 #[derive(Debug, PartialEq, Eq)]
@@ -179,7 +178,7 @@ impl<'a> Question<'a> {
     fn parse(packet: &'a [u8]) -> Option<Self> {
         let ip = Ipv6Packet::new_checked(packet).ok()?;
         let (asker, to) = (ip.src_addr(), ip.dst_addr());
-        let payload = packet.get(HEADER_BYTES..)?.get(..usize::from(ip.payload_len()))?;
+        let payload = packet.get(IPV6_HEADER_LEN..)?.get(..usize::from(ip.payload_len()))?;
         match ip.next_header() {
             IpProtocol::Icmpv6 if ip.hop_limit() == LINK_HOP_LIMIT => {
                 let message = Icmpv6Packet::new_checked(payload).ok()?;

@@ -28,9 +28,9 @@ fn solicitation(from: Ipv6Addr, hop_limit: u8) -> Vec<u8> {
         payload_len: message.buffer_len(),
         hop_limit,
     };
-    let mut bytes = vec![0; HEADER_BYTES + message.buffer_len()];
+    let mut bytes = vec![0; IPV6_HEADER_LEN + message.buffer_len()];
     ip.emit(&mut Ipv6Packet::new_unchecked(bytes.as_mut_slice()));
-    let mut payload = Icmpv6Packet::new_unchecked(&mut bytes[HEADER_BYTES..]);
+    let mut payload = Icmpv6Packet::new_unchecked(&mut bytes[IPV6_HEADER_LEN..]);
     message.emit(&from, &ALL_ROUTERS, &mut payload, &ChecksumCapabilities::default());
     bytes
 }
@@ -39,7 +39,7 @@ fn solicitation(from: Ipv6Addr, hop_limit: u8) -> Vec<u8> {
 fn told(packet: &[u8]) -> (Ipv6Addr, NdiscRepr<'_>) {
     let ip = Ipv6Packet::new_checked(packet).unwrap();
     assert_eq!((ip.src_addr(), ip.hop_limit()), (ROUTER, LINK_HOP_LIMIT));
-    let message = Icmpv6Packet::new_checked(&packet[HEADER_BYTES..]).unwrap();
+    let message = Icmpv6Packet::new_checked(&packet[IPV6_HEADER_LEN..]).unwrap();
     let (from, to) = (ip.src_addr(), ip.dst_addr());
     match Icmpv6Repr::parse(&from, &to, &message, &ChecksumCapabilities::default()).unwrap() {
         Icmpv6Repr::Ndisc(said) => (to, said),
@@ -84,7 +84,7 @@ fn who_is_not_on_the_link_is_not_told() {
     assert!(answers(&solicitation(GUEST, 64)).is_empty());
     assert!(answers(&solicitation("2001:db8:1::5".parse().unwrap(), 255)).is_empty());
     let mut broken = solicitation(GUEST, LINK_HOP_LIMIT);
-    broken[HEADER_BYTES + 2] ^= 1;
+    broken[IPV6_HEADER_LEN + 2] ^= 1;
     assert!(answers(&broken).is_empty(), "its checksum");
 }
 
