@@ -56,6 +56,10 @@ pub enum Change {
         prefix: Prefix,
         kind: u32,
     },
+    PutRange6 {
+        prefix: Prefix6,
+        kind: u32,
+    },
     PutConfig(Config),
     Attach {
         ifindex: u32,
@@ -74,6 +78,7 @@ pub enum Change {
     Unblock6(Prefix6),
     Unblock(Prefix),
     RemoveRange(Prefix),
+    RemoveRange6(Prefix6),
     /// The hidden half is what packets are judged by from now on.
     Publish,
     /// Policies and route tables that nothing points to any more are free once this is done,
@@ -91,13 +96,15 @@ impl Change {
             | Self::PutInterface(_)
             | Self::PutElastic { .. }
             | Self::PutRange { .. }
+            | Self::PutRange6 { .. }
             | Self::PutConfig(_)
             | Self::RemoveElastic(_)
             | Self::RemoveInterface(_)
             | Self::RemoveLocal(_)
             | Self::RemoveHolder(_)
             | Self::RemoveSix(_)
-            | Self::RemoveRange(_) => true,
+            | Self::RemoveRange(_)
+            | Self::RemoveRange6(_) => true,
             Self::PutPolicy { .. }
             | Self::PutRoute(..)
             | Self::RemoveRoute(_)
@@ -165,6 +172,9 @@ pub fn records(from: &Tables, to: &Tables) -> Vec<Change> {
     for (prefix, kind) in added(&from.ranges, &to.ranges) {
         changes.push(Change::PutRange { prefix: *prefix, kind: *kind });
     }
+    for (prefix, kind) in added(&from.ranges6, &to.ranges6) {
+        changes.push(Change::PutRange6 { prefix: *prefix, kind: *kind });
+    }
     changes.extend(added(&from.holders, &to.holders).map(|(a, h)| Change::PutHolder(*a, *h)));
     if from.config != to.config {
         changes.push(Change::PutConfig(to.config));
@@ -175,6 +185,7 @@ pub fn records(from: &Tables, to: &Tables) -> Vec<Change> {
     changes.extend(gone(&from.interfaces, &to.interfaces).map(|k| Change::RemoveInterface(*k)));
     changes.extend(gone(&from.locals, &to.locals).map(|k| Change::RemoveLocal(*k)));
     changes.extend(gone(&from.ranges, &to.ranges).map(|k| Change::RemoveRange(*k)));
+    changes.extend(gone(&from.ranges6, &to.ranges6).map(|k| Change::RemoveRange6(*k)));
     changes
 }
 

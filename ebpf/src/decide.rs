@@ -2,23 +2,24 @@
 //! behind `netctl why`.
 //!
 //! ```text
-//!  (IPv6 enters by `six`, and goes on here in `forward` and `arrive`.)
+//!  (IPv6 enters by `six`, and goes on here in `forward` and `arrive`; what is dropped before
+//!  anything is spent on it, is in `early`.)
 //!  from_instance   anti-spoof ▶ punt? ▶ route ▶ egress ▶ ingress of a local receiver ▶ go on
 //!  from_world      ours? ▶ ingress ▶ go on        (else the host's own stack)
 //!  from_punt       which guest? ▶ go on
-//!  early           blocklist, unknown elastic address, malformed: drop; all else passes
 //! ```
 //! A packet is judged once, where it enters: the sender's device or the uplink.
 //! What comes from a guest never reaches the host's own stack.
 
 use crate::acl::{enters, leaves};
+use crate::arp::{arp_from_instance, arp_from_world};
 use crate::fragment::follows;
 use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::{Ask, judge, related, sent_by_instance, sent_by_remote};
 use crate::layout::{
     DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SECONDARIES,
-    SOURCE_CHECK, TAKES_FRAMES, TO_NAMESPACE,
+    SOURCE_CHECK, TO_NAMESPACE,
 };
 use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, Part, VLAN, VLAN_OUTER, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -141,11 +142,11 @@ fn asks_name<T: Tables + ?Sized>(tables: &T, interface: &Interface, packet: &Pac
 /// never written.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Own(u64);
+pub struct Own(u64);
 
 impl Own {
     #[inline(always)]
-    const fn is(self) -> bool {
+    pub const fn is(self) -> bool {
         self.0 != 0
     }
 
@@ -156,7 +157,7 @@ impl Own {
 }
 
 #[inline(always)]
-fn own<T: Tables + ?Sized>(tables: &T, interface: &Interface, address: u32) -> Own {
+pub fn own<T: Tables + ?Sized>(tables: &T, interface: &Interface, address: u32) -> Own {
     const IS: u64 = 1 << 32;
     if address == interface.address {
         return Own(IS | u64::from(interface.elastic));
@@ -185,56 +186,6 @@ fn punt(interface: &Interface, head: &Head, reason: Reason, work: &mut Work) -> 
     verdict.pays = PAYS_SERVICE;
     verdict.accept(Action::Deliver, reason);
     Ok(())
-}
-
-/// ARP for any other address of the subnet, and for the host's services, is
-/// answered with the gateway's address: guests never see each other's frames.
-#[inline(always)]
-fn arp_from_instance<T: Tables + ?Sized, F: Frame + ?Sized>(
-    tables: &T,
-    frame: &F,
-    interface: &Interface,
-    work: &mut Work,
-) -> Result<(), Reason> {
-    let arp = Arp::parse(frame).ok_or(Reason::Malformed)?;
-    // A probe (RFC 5227) has no sender address yet.
-    let as_itself = arp.sender == 0 || own(tables, interface, arp.sender).is();
-    if mac_number(arp.sender_mac) != interface.mac_number() || !as_itself {
-        return Err(Reason::SpoofedArp);
-    }
-    let in_subnet = arp.target & interface.mask == interface.subnet;
-    let service = [METADATA_ADDRESS, TIME_ADDRESS, DNS_ADDRESS].contains(&arp.target);
-    let answered = in_subnet || service;
-    if !arp.request || !answered || own(tables, interface, arp.target).is() {
-        return Err(Reason::ArpIgnored);
-    }
-    work.verdict.rewrite.source_mac = GATEWAY;
-    work.verdict.accept(Action::AnswerArp, Reason::Arp);
-    Ok(())
-}
-
-struct Arp {
-    request: bool,
-    sender_mac: [u8; 6],
-    sender: u32,
-    target: u32,
-}
-
-impl Arp {
-    #[inline(always)]
-    fn parse<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
-        let a: [u8; 28] = frame.load(14)?;
-        // Ethernet and IPv4, in addresses of 6 and 4 bytes.
-        if u32::from_be_bytes([a[0], a[1], a[2], a[3]]) != 0x0001_0800 || a[4] != 6 || a[5] != 4 {
-            return None;
-        }
-        Some(Self {
-            request: a[6] == 0 && a[7] == 1,
-            sender_mac: [a[8], a[9], a[10], a[11], a[12], a[13]],
-            sender: u32::from_be_bytes([a[14], a[15], a[16], a[17]]),
-            target: u32::from_be_bytes([a[24], a[25], a[26], a[27]]),
-        })
-    }
 }
 
 /// The way of a guest's packet.
@@ -601,18 +552,6 @@ pub fn from_world<T: Tables + ?Sized, F: Frame + ?Sized>(
     }
 }
 
-/// The uplink answers for the elastic addresses that interfaces hold.
-#[inline(always)]
-fn arp_from_world<T: Tables + ?Sized, F: Frame + ?Sized>(tables: &T, frame: &F, work: &mut Work) {
-    if let Some(arp) = Arp::parse(frame)
-        && arp.request
-        && tables.elastic(arp.target).is_some()
-    {
-        work.verdict.rewrite.source_mac = mac_number(tables.config().uplink_mac);
-        work.verdict.accept(Action::AnswerArp, Reason::Arp);
-    }
-}
-
 #[inline(always)]
 fn world_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
@@ -762,47 +701,4 @@ pub fn from_punt<T: Tables + ?Sized>(tables: &T, head: &Head, work: &mut Work) {
     verdict.rewrite.source_mac = GATEWAY;
     verdict.ifindex = interface.ifindex;
     verdict.accept(hand_over(interface), Reason::PuntReply);
-}
-
-/// On the uplink before the kernel spends anything on the frame. Stateless; drops
-/// or passes, and touches nothing that is not for an elastic address, the
-/// blocklist's sources aside.
-#[inline(always)]
-pub fn early<T: Tables + ?Sized, F: Frame + ?Sized>(
-    tables: &T,
-    frame: &F,
-    head: &Head,
-    work: &mut Work,
-) -> Result<(), Reason> {
-    work.begin();
-    work.verdict.accept(Action::Pass, Reason::NotOurs);
-    let multicast = head.macs >> 56 & 1 != 0;
-    if head.ether_type != IPV4 || multicast {
-        return Ok(());
-    }
-    let config = tables.config();
-    if config.blocked != 0 && tables.blocked(head.source) {
-        return Err(Reason::Blocked);
-    }
-    let to = head.destination;
-    if let Some(elastic) = tables.elastic(to) {
-        if head.source.is_unroutable() {
-            return Err(Reason::Martian);
-        }
-        match work.packet.parse(frame, head) {
-            Err(Reason::Malformed) => return Err(Reason::Malformed),
-            Err(_) => {}
-            // From here on it is this interface's, and `work.packet` is worth looking at.
-            Ok(()) => {
-                work.verdict.slots[0] = elastic.interface.slot;
-                let takes = elastic.interface.flags & TAKES_FRAMES != 0;
-                work.verdict.fast = takes && work.packet.part == Part::Whole;
-            }
-        }
-        return Ok(());
-    }
-    match config.ranges != 0 && tables.in_elastic_range(to) {
-        true => Err(Reason::UnknownElastic),
-        false => Ok(()),
-    }
 }

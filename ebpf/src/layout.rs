@@ -23,7 +23,7 @@ pub const ELASTICS_MAX: u32 = 8192;
 pub const POLICIES_MAX: u32 = 8192;
 const _: () = assert!(POLICIES_MAX < u16::MAX as u32);
 /// Boundaries of all classes of all policies, 16 bytes each.
-pub const STEPS_MAX: u32 = 524_288;
+pub const STEPS_MAX: u32 = 1_572_864;
 /// Words of all rows of all policies, 8 bytes each.
 pub const WORDS_MAX: u32 = 4_194_304;
 /// Tracked flows that were answered and confirmed, 32 bytes each and only when used.
@@ -35,7 +35,7 @@ pub const HALF_BUCKETS: u32 = HALF_FLOWS_MAX / 4;
 /// IPv6 addresses that interfaces hold.
 pub const HOLDERS_MAX: u32 = 65_536;
 /// Boundaries of all IPv6 classes of all policies, 24 bytes each.
-pub const STEPS6_MAX: u32 = 131_072;
+pub const STEPS6_MAX: u32 = 393_216;
 /// Tracked IPv6 flows, 56 bytes each and only when used; the quota is one for both.
 pub const FLOWS6_MAX: u32 = 262_144;
 /// Blocked prefixes, and elastic ranges with their exceptions.
@@ -48,6 +48,10 @@ pub const ROUTES_MAX: u32 = 262_144;
 pub const RULES_MAX: u32 = 1024;
 /// Words of the longest row, its summary aside.
 pub const ROW_WORDS_MAX: u32 = RULES_MAX / 64;
+/// Of a row's first word: which of its words are not 0.
+pub const SUMMARY_BITS: u32 = 16;
+pub const SUMMARY: u64 = (1 << SUMMARY_BITS) - 1;
+const _: () = assert!(ROW_WORDS_MAX <= SUMMARY_BITS);
 /// Steps of one class table: 1000 prefixes have at most 2001 boundaries, and the
 /// search takes one round for each power of two.
 pub const STEPS_A_TABLE_MAX: u32 = 4095;
@@ -240,13 +244,12 @@ pub struct Span {
 ///   protocol, port ─▶ tcp … others ─┘
 /// ```
 /// Each table is sorted by key; a step holds from its key up to the next one
-/// (`identities`: for exactly its key). Its row has `words` words: a
-/// summary, whose bits name the words after it that are not 0, then a bit a rule.
+/// (`identities`: for exactly its key). Its row is a summary, then words of a bit a rule: bit w
+/// of the summary says that rules 64w to 64w + 63 are in word w and that this is not 0, and its
+/// bits from [`SUMMARY_BITS`] on, which word comes first. All from there to the last one follow.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
 pub struct Policy {
-    pub words: u32,
-    pub zero: u32,
     pub remotes: Span,
     pub identities: Span,
     pub tcp: Span,
@@ -259,7 +262,7 @@ pub struct Policy {
     /// Of a network ACL: the entries that permit, a bit each. Rules of groups always do.
     pub allow: u64,
 }
-const _: () = assert!(size_of::<Policy>() == 80);
+const _: () = assert!(size_of::<Policy>() == 72);
 
 /// `STEPS`: a boundary, and the first word of its row in `WORDS`.
 #[repr(C)]
@@ -406,8 +409,11 @@ pub struct Config {
     pub seed: u64,
     /// Its global IPv6 address there; unspecified: none.
     pub uplink_address6: V6,
+    /// As `ranges`, of `RANGES6`.
+    pub ranges6: u32,
+    pub zero: u32,
 }
-const _: () = assert!(size_of::<Config>() == 56);
+const _: () = assert!(size_of::<Config>() == 64);
 
 /// [`Config::ranges`]: the XDP program on the uplink drops what is for nobody.
 pub const RANGES_EARLY: u32 = 1;
@@ -424,6 +430,17 @@ pub struct RangeKey {
     pub address: [u8; 4],
 }
 const _: () = assert!(size_of::<RangeKey>() == 12);
+
+/// Key of the prefix trie `RANGES6`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Pod, Zeroable)]
+pub struct Range6Key {
+    pub length: u32,
+    /// Network byte order, as the address.
+    pub half: [u8; 4],
+    pub address: [u8; 16],
+}
+const _: () = assert!(size_of::<Range6Key>() == 24);
 
 /// Key of the prefix trie `BLOCKED`; laid out as linux/bpf.h's `bpf_lpm_trie_key`.
 #[repr(C)]

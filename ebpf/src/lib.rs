@@ -12,6 +12,8 @@
 //! | [`flow`] | the life of a flow; [`half`]: where half-open ones wait |
 //! | [`ip`] | the two families of addresses, over which the decision is written once |
 //! | [`decide`] | the decision itself; [`judge`]: one interface's part in it |
+//! | [`early`] | what is dropped before anything is spent on it |
+//! | [`arp`] | ARP, answered where it is asked |
 //! | [`acl`] | what may cross the border of a subnet |
 //! | [`route`] | what a route table says of a destination |
 //! | [`nat`] | what goes through a NAT gateway; [`port`]: whose port is which |
@@ -26,7 +28,9 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod acl;
+pub mod arp;
 pub mod decide;
+pub mod early;
 pub mod event;
 pub mod flow;
 pub mod fragment;

@@ -95,6 +95,10 @@ pub static BLOCKED: LpmTrie<[u8; 4], u32> = LpmTrie::with_max_entries(PREFIXES_M
 /// The half and the address: 1: an elastic range; 0: an exception in it.
 #[map]
 pub static RANGES: LpmTrie<[u8; 8], u32> = LpmTrie::with_max_entries(2 * PREFIXES_MAX, NO_PREALLOC);
+/// As `RANGES`.
+#[map]
+pub static RANGES6: LpmTrie<[u8; 20], u32> =
+    LpmTrie::with_max_entries(2 * PREFIXES_MAX, NO_PREALLOC);
 /// By slot and reason.
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(SLOTS_MAX * REASONS_MAX, 0);

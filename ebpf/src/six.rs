@@ -8,7 +8,7 @@ use crate::decide::{
     Arrival, DNS_PORT, METADATA_PORT, Ports, Route, TIME_PORT, arrive, forward, hand_over,
 };
 use crate::ip::{Ip, V6};
-use crate::layout::{DNS, Interface, METADATA6, SOURCE_CHECK, Six};
+use crate::layout::{DNS, Interface, METADATA6, RANGES_LATE, SOURCE_CHECK, Six};
 use crate::neighbour::{ADVERTISEMENT, Message, ROUTER_SOLICITATION, SOLICITATION};
 use crate::packet::{Frame, Head6, Kind, Packet, Part, mac_number};
 use crate::punt::{ifindex_of_number, punt_number};
@@ -90,7 +90,11 @@ fn instance_sends<T: Tables + ?Sized, F: Frame + ?Sized>(
 /// [`Packet::parse6`], a function of its own in the kernel too: what it found is then
 /// read back from memory, and the verifier need not follow each way to it further.
 #[inline(always)]
-fn read<F: Frame + ?Sized>(packet: &mut Packet<V6>, frame: &F, head: &Head6) -> Result<(), Reason> {
+pub fn read<F: Frame + ?Sized>(
+    packet: &mut Packet<V6>,
+    frame: &F,
+    head: &Head6,
+) -> Result<(), Reason> {
     match read_apart(packet, frame, head) {
         PARSED => Ok(()),
         MALFORMED => Err(Reason::Malformed),
@@ -292,49 +296,6 @@ fn route<T: Tables + ?Sized>(
     Ok(route)
 }
 
-/// On the uplink before the kernel spends anything on the frame, as
-/// [`early`](crate::decide::early): touches nothing that is not for an interface's
-/// address, the blocklist's sources aside. Where it passes for one, `work` says whose.
-#[inline(always)]
-pub fn early6<T: Tables + ?Sized, F: Frame + ?Sized>(
-    tables: &T,
-    frame: &F,
-    head: &Head6,
-    work: &mut Work<V6>,
-) -> Result<(), Reason> {
-    work.begin();
-    work.verdict.accept(Action::Pass, Reason::NotOurs);
-    // Neighbour discovery, and whoever else speaks to all of the link.
-    if head.destination_mac() >> 40 & 1 != 0 {
-        return Ok(());
-    }
-    if tables.config().blocked6 != 0 && tables.blocked6(&head.source) {
-        return Err(Reason::Blocked);
-    }
-    let Some(holder) = tables.holder(&head.destination) else { return Ok(()) };
-    // The uplink's neighbours ask us by their addresses of the link.
-    if head.source.is_unroutable() && !head.source.is_link_local() {
-        return Err(Reason::Martian);
-    }
-    match read(&mut work.packet, frame, head) {
-        Err(Reason::Malformed) => Err(Reason::Malformed),
-        Err(_) => Ok(()),
-        Ok(()) => {
-            if let Some(interface) = tables.interface(holder.ifindex) {
-                work.verdict.slots[0] = interface.slot;
-            }
-            Ok(())
-        }
-    }
-}
-
-/// What stands for a source where sources are limited: one that has a network of 64 bits
-/// has all of its addresses.
-#[inline(always)]
-pub fn source_of(address: &V6, seed: u64) -> u32 {
-    ((address.high ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32
-}
-
 /// An IPv6 frame that came in by the uplink.
 #[inline(always)]
 pub fn from_world6<T: Tables + ?Sized, F: Frame + ?Sized>(
@@ -357,6 +318,9 @@ pub fn from_world6<T: Tables + ?Sized, F: Frame + ?Sized>(
         return work.verdict.refuse(Reason::Blocked);
     }
     let Some(holder) = tables.holder(&head.destination) else {
+        if config.ranges6 == RANGES_LATE && tables.in_range6(&head.destination) {
+            return work.verdict.refuse(Reason::UnknownElastic);
+        }
         return asked_by_world(tables, frame, head, work);
     };
     let Some(receiver) = tables.interface(holder.ifindex) else { return };

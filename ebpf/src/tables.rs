@@ -4,7 +4,7 @@ use crate::flow::{TCP, UDP};
 use crate::ip::{Ip, V6};
 use crate::layout::{
     Config, Elastic, Flow, FlowKey, Holder, Hop, Interface, Local, LocalKey, POLICY_NONE, Policy,
-    ROW_NONE, ROW_WORDS_MAX, SEARCH_ROUNDS, Six, Span, Step, Step6,
+    ROW_NONE, ROW_WORDS_MAX, SEARCH_ROUNDS, SUMMARY, SUMMARY_BITS, Six, Span, Step, Step6,
 };
 use crate::port::{self, PortHolder, PortKey, Translation};
 
@@ -34,6 +34,7 @@ pub trait Tables {
     fn flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
     fn half_flow6(&self, key: &FlowKey<V6>) -> Option<Flow>;
     fn blocked6(&self, address: &V6) -> bool;
+    fn in_range6(&self, address: &V6) -> bool;
 
     /// [`crate::fragment::Place::end`] of the place there.
     fn first_fragment(&self, index: u32, key: &crate::fragment::Key, now_s: u32) -> u32;
@@ -103,24 +104,44 @@ pub fn classify<A: Ip, T: Tables + ?Sized>(tables: &T, slot: u32, q: &Question<A
         0 => ROW_NONE,
         identity => search(tables, policy.identities, identity, true),
     };
-    let common = |w| {
-        let remote = word_at(tables, by_address, w) | word_at(tables, by_identity, w);
-        remote & word_at(tables, by_port, w)
-    };
-    // Only words that both sides have can have a rule in common.
-    let mut summary = common(0);
+    let [remote, member, port] = [by_address, by_identity, by_port].map(|r| Row::at(tables, r));
+    // Only words that both sides have can have a rule in common, so the port's row has them.
+    let mut common = (remote.summary | member.summary) & port.summary & SUMMARY;
     for _ in 0..ROW_WORDS_MAX {
-        if summary == 0 {
+        if common == 0 {
             break;
         }
-        let w = lowest_bit(summary);
-        let hit = common(w + 1);
+        let w = lowest_bit(common);
+        let hit = (remote.word(tables, w) | member.word(tables, w))
+            & tables.word(port.zeroth.wrapping_add(w));
         if hit != 0 {
             return w * 64 + lowest_bit(hit) + 1;
         }
-        summary &= summary - 1;
+        common &= common - 1;
     }
     NONE
+}
+
+/// A row of a policy.
+#[derive(Clone, Copy)]
+struct Row {
+    summary: u64,
+    /// Where its word 0 would be.
+    zeroth: u32,
+}
+
+impl Row {
+    #[inline(always)]
+    fn at<T: Tables + ?Sized>(tables: &T, row: u32) -> Self {
+        let summary = if row == ROW_NONE { 0 } else { tables.word(row) };
+        Self { summary, zeroth: row.wrapping_add(1).wrapping_sub((summary >> SUMMARY_BITS) as u32) }
+    }
+
+    /// Word `w`: 0 where the summary has no such bit, for it may be another row's there.
+    #[inline(always)]
+    fn word<T: Tables + ?Sized>(self, tables: &T, w: u32) -> u64 {
+        if self.summary >> w & 1 == 0 { 0 } else { tables.word(self.zeroth.wrapping_add(w)) }
+    }
 }
 
 /// The row of the last step whose key is not above `key` (`exact`: is `key`).
@@ -173,11 +194,6 @@ pub fn search6<T: Tables + ?Sized>(tables: &T, span: Span, key: V6) -> u32 {
         }
     }
     row
-}
-
-#[inline(always)]
-fn word_at<T: Tables + ?Sized>(tables: &T, row: u32, w: u32) -> u64 {
-    if row == ROW_NONE { 0 } else { tables.word(row.wrapping_add(w)) }
 }
 
 /// Number of trailing zeros of a word that is not 0: the bits below the lowest

@@ -60,10 +60,10 @@ pub struct Desired {
     /// Sources dropped on the uplink before anything else looks at them.
     #[serde(default)]
     pub blocklist: Vec<IpNet>,
-    /// Where elastic addresses are taken from: what arrives on the uplink for
-    /// one of these that no interface holds is dropped early.
+    /// Where addresses that the world knows are taken from: what arrives on the uplink for
+    /// one of these that no interface holds is dropped early. The host's own are left alone.
     #[serde(default)]
-    pub elastic_ranges: Vec<Ipv4Net>,
+    pub elastic_ranges: Vec<IpNet>,
     /// Who is asked for names that are of no network here, in this order.
     #[serde(default)]
     pub name_servers: Vec<SocketAddr>,

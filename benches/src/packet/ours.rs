@@ -82,7 +82,8 @@ pub struct Imagined {
 
 pub fn imagined(world: &World) -> anyhow::Result<Imagined> {
     const FIRST: u32 = 100_000;
-    let mut devices = Devices { host_addresses: vec![ROUTER], seed: 1, ..Devices::default() };
+    let own = vec![ROUTER.into()];
+    let mut devices = Devices { host_addresses: own, seed: 1, ..Devices::default() };
     let mut last = world.measured().device.clone();
     for (nth, instance) in (0..).zip(&world.instances) {
         let ifindex = if nth == 0 { TAP_INDEX } else { FIRST + nth };
@@ -142,7 +143,7 @@ pub fn early_program() -> anyhow::Result<u32> {
 }
 
 fn devices(world: &World, to_namespace: bool) -> anyhow::Result<Devices> {
-    let mut devices = Devices { host_addresses: vec![ROUTER], ..Devices::default() };
+    let mut devices = Devices { host_addresses: vec![ROUTER.into()], ..Devices::default() };
     let names = world.instances.iter().map(|instance| instance.device.as_str());
     let measured = world.measured().device.as_str();
     for name in names.chain([UPLINK]) {

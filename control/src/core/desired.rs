@@ -43,7 +43,7 @@ pub fn desired(context: &Context<'_>, host: &str) -> Desired {
             uplink: context.settings.uplink.clone(),
             interfaces: interfaces.collect(),
             groups: state.groups.iter().map(group).collect(),
-            elastic_ranges: context.settings.elastic_range.into_iter().collect(),
+            elastic_ranges: context.settings.elastic_range.map(Into::into).into_iter().collect(),
             name_servers: context
                 .settings
                 .name_servers

@@ -317,11 +317,11 @@ impl ebpf::Tables for Host {
     }
 
     fn blocked6(&self, address: &V6) -> bool {
-        (0..=128_u32).any(|length| {
-            let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
-            let address = (address.bits() & mask).to_be_bytes();
-            self.tables.blocked6.contains(&Prefix6 { length, address })
-        })
+        longest6(address, |prefix| self.tables.blocked6.contains(&prefix).then_some(1)).is_some()
+    }
+
+    fn in_range6(&self, address: &V6) -> bool {
+        longest6(address, |prefix| self.tables.ranges6.get(&prefix).copied()) == Some(1)
     }
 }
 
@@ -329,5 +329,12 @@ fn longest(address: u32, find: impl Fn(Prefix) -> Option<u32>) -> Option<u32> {
     (0..=32_u32).rev().find_map(|length| {
         let mask = u32::MAX.checked_shl(32 - length).unwrap_or(0);
         find(Prefix { length, address: (address & mask).to_be_bytes() })
+    })
+}
+
+fn longest6(address: &V6, find: impl Fn(Prefix6) -> Option<u32>) -> Option<u32> {
+    (0..=128_u32).rev().find_map(|length| {
+        let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        find(Prefix6 { length, address: (address.bits() & mask).to_be_bytes() })
     })
 }

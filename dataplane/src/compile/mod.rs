@@ -6,6 +6,7 @@
 //! restart gives the same tables, whatever was loaded meanwhile.
 
 mod acls;
+mod early;
 mod host;
 pub mod idle;
 mod lists;
@@ -20,16 +21,16 @@ mod six;
 mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ebpf::V6;
 use ebpf::layout::{
     self, DNS, INTERFACES_MAX, Interface, LIMITED, LOCALS_MAX, LOOSE_TCP, Local, LocalKey,
-    METADATA, METADATA6, PREFIXES_MAX, Prefix, RANGES_EARLY, RANGES_LATE, RESOLVER, SECONDARIES,
-    SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES, TO_NAMESPACE,
+    METADATA, METADATA6, RESOLVER, SECONDARIES, SOURCE_CHECK, STEPS_A_TABLE_MAX, TAKES_FRAMES,
+    TO_NAMESPACE,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::Ipv4Net;
 use model::security_group::{GROUPS_AN_INTERFACE_MAX, RULES_AN_INTERFACE_MAX};
 use model::{
     Direction, GroupId, InterfaceId, Mac, NatGatewayId, NetworkAclId, PrefixList, PrefixListId,
@@ -44,6 +45,7 @@ use place::Places;
 
 pub use host::Host;
 pub use idle::{OTHER_IDLE_S, TCP_IDLE_S, UDP_IDLE_S, UDP_STREAM_IDLE_S};
+pub use policy::row_len;
 pub use private::SECONDARIES_AN_INTERFACE_MAX;
 pub use rate::payer;
 pub use six::IPV6_AN_INTERFACE_MAX;
@@ -79,7 +81,7 @@ pub struct Devices {
     /// Name of the punt device (`Deployment::punt_device`), also in `by_name`.
     pub punt: Option<String>,
     /// The host's own addresses: never dropped early, even inside an elastic range.
-    pub host_addresses: Vec<Ipv4Addr>,
+    pub host_addresses: Vec<IpAddr>,
     /// Those on the uplink: ICMP errors to the world come from them.
     pub uplink_address: Option<Ipv4Addr>,
     pub uplink_address6: Option<Ipv6Addr>,
@@ -165,6 +167,11 @@ pub enum Error {
     IdentityCollision { interface: InterfaceId },
     #[error("{table}: compile: more than {limit}")]
     Full { table: &'static str, limit: u32 },
+    #[error(
+        "{table}: compile: no {len} free places side by side, for what is loaded lies scattered: \
+         apply this state in two steps, the first with fewer rules"
+    )]
+    Scattered { table: &'static str, len: u32 },
 }
 
 /// `loaded` is what the kernel has now: what stays keeps its place there.
@@ -210,7 +217,7 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         0 => devices.seed,
         seed => seed,
     };
-    early_drop(desired, devices, &mut tables)?;
+    early::add(desired, devices, &mut tables)?;
     rate::of_sources(desired, &mut tables)?;
     if let Some(uplink) = uplink {
         tables.config.uplink = uplink.ifindex;
@@ -218,8 +225,8 @@ pub fn compile(desired: &Desired, devices: &Devices, loaded: &Tables) -> Result<
         tables.config.fast = uplink.fast.into();
         tables.config.uplink_address = devices.uplink_address.map_or(0, Into::into);
         tables.config.uplink_address6 = devices.uplink_address6.map_or(V6::UNSPECIFIED, six::v6);
-        if !uplink.early_drop && tables.config.ranges != 0 {
-            tables.config.ranges = RANGES_LATE;
+        if !uplink.early_drop {
+            early::late(&mut tables.config);
         }
         let role = if uplink.early_drop { Role::UplinkEarly } else { Role::Uplink };
         let attachment = Attachment { device: uplink.device, role };
@@ -330,31 +337,6 @@ fn uplink(desired: &Desired, devices: &Devices) -> Result<Option<Uplink>, Error>
 fn punt(devices: &Devices) -> Option<(&str, DeviceFact)> {
     let name = devices.punt.as_deref()?;
     Some((name, *devices.by_name.get(name)?))
-}
-
-/// The blocklist and the elastic ranges.
-fn early_drop(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Result<(), Error> {
-    let v4 = |net: &IpNet| match net {
-        IpNet::V4(net) => Some(prefix(*net)),
-        IpNet::V6(_) => None,
-    };
-    tables.blocked = desired.blocklist.iter().filter_map(v4).collect();
-    tables.blocked.extend(rate::bogons(desired, devices).map(prefix));
-    tables.ranges = desired.elastic_ranges.iter().map(|net| (prefix(*net), 1)).collect();
-    let own = devices.host_addresses.iter().filter_map(|a| Ipv4Net::new(*a, 32).ok());
-    if !tables.ranges.is_empty() {
-        tables.ranges.extend(own.map(|net| (prefix(net), 0)));
-    }
-    six::blocklist(desired, tables)?;
-    limit("blocked prefixes", tables.blocked.len(), PREFIXES_MAX)?;
-    limit("elastic ranges", tables.ranges.len(), PREFIXES_MAX)?;
-    tables.config.blocked = u32::from(!tables.blocked.is_empty());
-    tables.config.ranges = if tables.ranges.is_empty() { 0 } else { RANGES_EARLY };
-    Ok(())
-}
-
-fn prefix(net: Ipv4Net) -> Prefix {
-    Prefix { length: net.prefix_len().into(), address: net.network().octets() }
 }
 
 /// Counter slots: an interface that stays keeps its own.

@@ -8,14 +8,21 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ebpf::V6;
 use ebpf::flow::{ICMP, ICMPV6, TCP, UDP};
+use ebpf::layout::{SUMMARY, SUMMARY_BITS};
 use ipnet::IpNet;
 use model::{Direction, GroupId, Peer, PrefixList, Protocol, Rule, SecurityGroup};
 
 use super::tables::{Class, Content};
 
 /// A summary, whose bits name the words after it that are not 0; then a bit a rule, a
-/// word each 64. Most rows have one or two such words.
+/// word each 64. Kept are those from the first that is not 0 to the last, mostly one.
 type Row = Vec<u64>;
+
+/// Words that a row takes, by its first: that one, and those which it names.
+pub fn row_len(head: u64) -> u32 {
+    let last = (head & SUMMARY).checked_ilog2().unwrap_or(0);
+    (2 + last).saturating_sub((head >> SUMMARY_BITS) as u32)
+}
 
 /// Every set of groups that an interface has, by the number that stands for it.
 pub type Identities = BTreeMap<u64, BTreeSet<GroupId>>;
@@ -76,7 +83,7 @@ pub fn of_rules(rules: Vec<&Rule>, identities: &Identities, lists: &[PrefixList]
     let remotes6 = rows.classes(stretches(&rules, |r| r.ranges6.iter().copied()), u128::MAX);
     let wide = |class: Class<u128>| Class { key: V6::from_bits(class.key), row: class.row };
     let remotes6 = remotes6.into_iter().map(wide).collect();
-    Content { words: rows.words as u32, classes, remotes6, rows: rows.content, allow: 0 }
+    Content { classes, remotes6, rows: rows.content, allow: 0 }
 }
 
 fn stretches<'a, K, R: IntoIterator<Item = (K, K)>>(
@@ -101,15 +108,20 @@ impl Rows {
         Self { rules, words, by_row: HashMap::new(), content: Vec::new() }
     }
 
-    fn number(&mut self, row: &Row) -> Option<u32> {
+    /// Where the row begins.
+    fn place(&mut self, row: &Row) -> Option<u32> {
         if row.first().is_none_or(|summary| *summary == 0) {
             return None;
         }
-        if let Some(number) = self.by_row.get(row) {
-            return Some(*number);
+        if let Some(place) = self.by_row.get(row) {
+            return Some(*place);
         }
-        let next = (self.content.len() / self.words) as u32;
-        self.content.extend_from_slice(row);
+        let next = self.content.len() as u32;
+        let (summary, words) = (row[0], &row[1..]);
+        let first = summary.trailing_zeros();
+        let row_head = summary | u64::from(first) << SUMMARY_BITS;
+        self.content.push(row_head);
+        self.content.extend(&words[first as usize..][..row_len(row_head) as usize - 1]);
         self.by_row.insert(row.clone(), next);
         Some(next)
     }
@@ -136,7 +148,7 @@ impl Rows {
             while let Some((_, begins, bit)) = edges.next_if(|edge| edge.0 == key) {
                 if begins { over.begin(bit) } else { over.end(bit) }
             }
-            let row = self.number(&over.row);
+            let row = self.place(&over.row);
             if classes.last().is_none_or(|last| last.row != row) {
                 classes.push(Class { key, row });
             }
@@ -158,7 +170,7 @@ impl Rows {
         let class = |(number, set): (&u64, &BTreeSet<GroupId>)| {
             let mut row = vec![0; self.words];
             set.iter().filter_map(|g| by_group.get(g)).flatten().for_each(|b| put(&mut row, *b));
-            self.number(&row).map(|row| Class { key: *number, row: Some(row) })
+            self.place(&row).map(|row| Class { key: *number, row: Some(row) })
         };
         identities.iter().filter_map(class).collect()
     }

@@ -1,48 +1,14 @@
-//! Rates as buckets, and what no source in the internet may have.
+//! Rates as buckets.
 
 use ebpf::rate::{
     BYTES_A_SECOND_MIN, BYTES_MIN, IN, Limit, OUT, PACKETS, PACKETS_A_SECOND_MIN, PACKETS_MIN,
     Rates, UNITS_A_SECOND_MAX,
 };
-use ipnet::Ipv4Net;
 use rpc::dataplane::{Allowance, Desired, Interface};
 
-use super::{Devices, Error, Tables};
+use super::{Error, Tables};
 
 const BITS_A_BYTE: u64 = 8;
-
-/// Sources that cannot be in the internet (RFC 6890, and what IANA's registry of
-/// special addresses adds), the documentation's networks among them.
-const BOGONS: [([u8; 4], u8); 13] = [
-    ([0, 0, 0, 0], 8),
-    ([10, 0, 0, 0], 8),
-    ([100, 64, 0, 0], 10),
-    ([127, 0, 0, 0], 8),
-    ([169, 254, 0, 0], 16),
-    ([172, 16, 0, 0], 12),
-    ([192, 0, 0, 0], 24),
-    ([192, 0, 2, 0], 24),
-    ([192, 168, 0, 0], 16),
-    ([198, 18, 0, 0], 15),
-    ([198, 51, 100, 0], 24),
-    ([203, 0, 113, 0], 24),
-    ([224, 0, 0, 0], 3),
-];
-
-pub fn bogons<'a>(
-    desired: &'a Desired,
-    devices: &'a Devices,
-) -> impl Iterator<Item = Ipv4Net> + 'a {
-    let uplink = desired.uplink.iter().filter(|uplink| uplink.bogons);
-    uplink.flat_map(|uplink| {
-        let nets = BOGONS.iter().filter_map(|(a, length)| Ipv4Net::new((*a).into(), *length).ok());
-        // A host in a private network talks to its neighbours.
-        nets.filter(|net| {
-            !net.contains(&uplink.gateway)
-                && !devices.host_addresses.iter().any(|a| net.contains(a))
-        })
-    })
-}
 
 /// The early program's limit on each source.
 pub fn of_sources(desired: &Desired, tables: &mut Tables) -> Result<(), Error> {
@@ -147,27 +113,5 @@ mod tests {
         }
         let of = |rate| packets("packets", &Allowance { baseline: rate, peak: rate, credit: 0 });
         assert!(of(1).is_ok() && of(0).is_err() && of(UNITS_A_SECOND_MAX + 1).is_err());
-    }
-
-    #[test]
-    fn bogons_leave_out_the_networks_of_the_gateway_and_the_host() {
-        let mut desired = Desired::default();
-        let devices =
-            Devices { host_addresses: vec![[192, 168, 3, 4].into()], ..Devices::default() };
-        assert_eq!(bogons(&desired, &devices).count(), 0);
-        desired.uplink = Some(rpc::dataplane::Uplink {
-            device: "up0".into(),
-            gateway: [10, 9, 9, 1].into(),
-            gateway6: None,
-            early_drop: None,
-            bogons: true,
-            source_packets: None,
-            fast_path: Default::default(),
-        });
-        let nets: Vec<Ipv4Net> = bogons(&desired, &devices).collect();
-        let has = |text: &str| nets.contains(&text.parse().unwrap());
-        assert_eq!(nets.len(), BOGONS.len() - 2);
-        assert!(has("172.16.0.0/12") && has("224.0.0.0/3"));
-        assert!(!has("10.0.0.0/8") && !has("192.168.0.0/16"));
     }
 }

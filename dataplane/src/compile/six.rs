@@ -5,8 +5,7 @@ use std::net::Ipv6Addr;
 
 use ebpf::V6;
 use ebpf::ip::Ip as _;
-use ebpf::layout::{HOLDERS_MAX, Holder, Interface, PREFIXES_MAX, Prefix6, Six};
-use ipnet::IpNet;
+use ebpf::layout::{HOLDERS_MAX, Holder, Interface, Six};
 use rpc::dataplane::{self, Desired};
 
 use super::{Error, Tables, limit};
@@ -52,17 +51,4 @@ pub fn add(desired: &Desired, i: &dataplane::Interface, record: &Interface, tabl
     let Interface { vpc, identity, ifindex, .. } = *record;
     let holder = Holder { vpc, identity, ifindex, zero: 0 };
     tables.holders.extend(i.ipv6.iter().map(|address| (v6(*address), holder)));
-}
-
-pub fn blocklist(desired: &Desired, tables: &mut Tables) -> Result<(), Error> {
-    let prefix = |net: &IpNet| match net {
-        IpNet::V4(_) => None,
-        IpNet::V6(net) => {
-            let address = net.network().octets();
-            Some(Prefix6 { length: net.prefix_len().into(), address })
-        }
-    };
-    tables.blocked6 = desired.blocklist.iter().filter_map(prefix).collect();
-    tables.config.blocked6 = u32::from(!tables.blocked6.is_empty());
-    limit("blocked IPv6 prefixes", tables.blocked6.len(), PREFIXES_MAX)
 }

@@ -30,6 +30,7 @@ pub struct Tables {
     pub blocked6: BTreeSet<Prefix6>,
     /// 1: a range; 0: an exception.
     pub ranges: BTreeMap<Prefix, u32>,
+    pub ranges6: BTreeMap<Prefix6, u32>,
     /// By counter slot; the uplink's is 0. Only those that limit something.
     pub rates: BTreeMap<u32, Rates>,
     /// By ifindex.
@@ -86,8 +87,6 @@ pub struct Names {
 /// A policy without its place. Two with the same content share one place.
 #[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Content {
-    /// Words of a row.
-    pub words: u32,
     /// In the order of [`Policy`]'s spans.
     pub classes: [Vec<Class>; CLASS_TABLES],
     pub remotes6: Vec<Class<V6>>,
@@ -103,7 +102,7 @@ pub const CLASS_TABLES: usize = 7;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Class<K = u64> {
     pub key: K,
-    /// Number of its row; `None`: no rule.
+    /// Where its row begins among the policy's; `None`: no rule.
     pub row: Option<u32>,
 }
 
@@ -140,8 +139,6 @@ impl Placed {
             span
         };
         Policy {
-            words: self.content.words,
-            zero: 0,
             remotes: span(0),
             identities: span(1),
             tcp: span(2),
@@ -174,7 +171,7 @@ impl Placed {
 
     fn row(&self, row: Option<u32>) -> u32 {
         match row {
-            Some(row) => self.first_word + row * self.content.words,
+            Some(row) => self.first_word + row,
             None => ROW_NONE,
         }
     }

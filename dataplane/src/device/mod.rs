@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use rpc::Deployment;
@@ -250,11 +250,16 @@ fn seed() -> Result<u64, Error> {
     Ok(u64::from_ne_bytes(bytes) | 1)
 }
 
-/// The host's own IPv4 addresses, on whatever device.
-fn host_addresses() -> Result<Vec<Ipv4Addr>, Error> {
+/// The host's own addresses, on whatever device.
+fn host_addresses() -> Result<Vec<IpAddr>, Error> {
     let addresses = nix::ifaddrs::getifaddrs().map_err(|e| Error::Netlink(e.into()))?;
-    let mut own: Vec<Ipv4Addr> =
-        addresses.filter_map(|entry| Some(entry.address?.as_sockaddr_in()?.ip())).collect();
+    let mut own: Vec<IpAddr> = addresses
+        .filter_map(|entry| {
+            let address = entry.address?;
+            let v4 = address.as_sockaddr_in().map(|a| a.ip().into());
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| a.ip().into()))
+        })
+        .collect();
     own.sort_unstable();
     own.dedup();
     Ok(own)

@@ -9,8 +9,8 @@ use aya::maps::MapData;
 use ebpf::half::{Bucket, WORDS6};
 use ebpf::layout::{
     Config, Elastic, ElasticKey, Flow, FlowKey, HALVES, Holder, HolderKey, Hop, Interface, Local,
-    LocalKey, Policy, Prefix, Prefix6, Quota, ROW_NONE, RangeKey, RouteKey, Six, Span, Step, Step6,
-    config_of, interface_of,
+    LocalKey, Policy, Prefix, Prefix6, Quota, ROW_NONE, Range6Key, RangeKey, RouteKey, Six, Span,
+    Step, Step6, config_of, interface_of,
 };
 use ebpf::{REASONS_MAX, V6};
 
@@ -21,11 +21,11 @@ use super::Error;
 use super::mapped::Mapped;
 use super::pins::Pins;
 use super::syscall::{self, Map};
-use crate::compile::{Class, Content, Placed, Tables};
+use crate::compile::{Class, Content, Placed, Tables, row_len};
 use crate::diff::Change;
 
 /// Every map that is pinned.
-pub const NAMES: [&str; 30] = [
+pub const NAMES: [&str; 31] = [
     "HALF",
     "CONFIG",
     "INTERFACES",
@@ -52,6 +52,7 @@ pub const NAMES: [&str; 30] = [
     "SWEPT",
     "BLOCKED",
     "RANGES",
+    "RANGES6",
     "COUNTERS",
     "HITS",
     "RATES",
@@ -85,6 +86,7 @@ pub struct Maps {
     pub swept: Map<u32, u64>,
     blocked: Map<Prefix, u32>,
     ranges: Map<RangeKey, u32>,
+    ranges6: Map<Range6Key, u32>,
     pub counters: Map<u32, u64>,
     pub rates: Map<u32, Rates>,
     pub levels: Map<u32, Levels>,
@@ -132,6 +134,7 @@ impl Maps {
             swept: map(bpf, "SWEPT")?,
             blocked: map(bpf, "BLOCKED")?,
             ranges: map(bpf, "RANGES")?,
+            ranges6: map(bpf, "RANGES6")?,
             counters: map(bpf, "COUNTERS")?,
             rates: map(bpf, "RATES")?,
             levels: map(bpf, "LEVELS")?,
@@ -179,6 +182,7 @@ impl Maps {
             }
             Change::Block(prefix) => self.blocked.put(prefix, &1),
             Change::PutRange { prefix, kind } => self.ranges.put(&range_key(half, prefix), kind),
+            Change::PutRange6 { prefix, kind } => self.ranges6.put(&range6_key(half, prefix), kind),
             Change::PutConfig(config) => self.put_config(half, config),
             Change::RemoveElastic(address) => self.elastics.remove(&elastic_key(address)).map(drop),
             Change::RemoveInterface(ifindex) => {
@@ -192,6 +196,9 @@ impl Maps {
             Change::Unblock6(prefix) => self.blocked6.remove(prefix).map(drop),
             Change::Unblock(prefix) => self.blocked.remove(prefix).map(drop),
             Change::RemoveRange(prefix) => self.ranges.remove(&range_key(half, prefix)).map(drop),
+            Change::RemoveRange6(prefix) => {
+                self.ranges6.remove(&range6_key(half, prefix)).map(drop)
+            }
             Change::Attach { .. } | Change::Detach { .. } | Change::Publish => Ok(()),
             Change::AwaitReaders => syscall::await_readers(),
         }
@@ -301,6 +308,10 @@ impl Maps {
                 let (length, address) = (key.length.wrapping_sub(32), key.address);
                 (key.half == half.to_be_bytes()).then_some(Prefix { length, address })
             }),
+            ranges6: of_half(self.ranges6.entries().map_err(failed)?, |key| {
+                let (length, address) = (key.length.wrapping_sub(32), key.address);
+                (key.half == half.to_be_bytes()).then_some(Prefix6 { length, address })
+            }),
             ..Tables::default()
         })
     }
@@ -323,16 +334,19 @@ impl Maps {
         let rows = || all().filter(|row| *row != ROW_NONE);
         // Every row has a step that points to it, so the first row is the lowest.
         let first_word = rows().min().unwrap_or(0);
-        let end = rows().max().map_or(first_word, |last| last + policy.words);
+        let end = match rows().max() {
+            // Its summary, and the words from the first to the last that it names.
+            Some(last) => last + row_len(self.words.read(last, 1)?[0]),
+            None => first_word,
+        };
         let words = self.words.read(first_word, (end - first_word) as usize);
-        let row_of = |row: u32| (row != ROW_NONE).then(|| (row - first_word) / policy.words.max(1));
+        let row_of = |row: u32| (row != ROW_NONE).then(|| row - first_word);
         let class = |step: &Step| Class { key: step.key, row: row_of(step.row) };
         let remotes6 =
             steps6.iter().map(|step| Class { key: step.key, row: row_of(step.row) }).collect();
         let mut classes = tables.iter().map(|steps| steps.iter().map(class).collect());
         let classes = std::array::from_fn(|_| classes.next().unwrap_or_default());
-        let content =
-            Content { words: policy.words, classes, remotes6, rows: words?, allow: policy.allow };
+        let content = Content { classes, remotes6, rows: words?, allow: policy.allow };
         let content = content.into();
         Ok(Placed { content, first_step: policy.remotes.first, first_step6, first_word })
     }
@@ -348,6 +362,11 @@ fn policies_of(i: &Interface) -> impl Iterator<Item = u32> + use<> {
 fn range_key(half: u32, prefix: &Prefix) -> RangeKey {
     let Prefix { length, address } = *prefix;
     RangeKey { length: length + 32, half: half.to_be_bytes(), address }
+}
+
+fn range6_key(half: u32, prefix: &Prefix6) -> Range6Key {
+    let Prefix6 { length, address } = *prefix;
+    Range6Key { length: length + 32, half: half.to_be_bytes(), address }
 }
 
 /// A half's entries, by the keys that are the same in both.

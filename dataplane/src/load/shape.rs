@@ -262,7 +262,7 @@ mod tests {
     /// neither is needed: whoever adds one says which.
     #[test]
     fn every_pinned_map_is_carried_over_or_made_anew() {
-        const ANEW: [&str; 21] = [
+        const ANEW: [&str; 22] = [
             "HALF",
             "CONFIG",
             "LOCALS",
@@ -272,6 +272,7 @@ mod tests {
             "WORDS",
             "BLOCKED",
             "RANGES",
+            "RANGES6",
             "RATES", // Counted from the flows that were carried.
             "QUOTAS",
             "SWEPT",

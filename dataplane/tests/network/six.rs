@@ -305,6 +305,23 @@ fn the_early_drop_judges_ipv6_and_leaves_the_link_alone() {
     assert!(pings(&world, "g1", WORLD), "out");
     echo_once(&world, "g2", 22);
     assert!(converses(&world, "net", guest(2), 22).unwrap(), "TCP in whole");
+    // A neighbour's address and the host's own lie in the range too: what is asked on the link
+    // is answered, and what is for the host arrives.
+    let (host, net) = (world.namespace("host"), world.namespace("net"));
+    let uplink = world.desired.uplink.as_ref().unwrap().device.clone();
+    ip(&format!("-n {host} addr add 2001:db8:5::1/128 dev {uplink} nodad"));
+    ip(&format!("-n {host} route add {WORLD} via fe80::1 dev {uplink}"));
+    ip(&format!("-n {net} route add 2001:db8:5::/48 via fe80::2 dev eth0"));
+    let ranges = ["2001:db8:1::/64", "2001:db8:5::/48"];
+    world.desired.elastic_ranges = ranges.iter().map(|net| net.parse().unwrap()).collect();
+    world.apply();
+    assert!(pings(&world, "net", &guest(1).to_string()), "in a range of ours");
+    assert!(pings(&world, "net", "2001:db8:5::1"), "the host's own");
+    let mut ping = world.command("net", "ping");
+    let ping = ping.args(["-6", "-c", "1", "-W", "1", "2001:db8:5::2"]).output().unwrap();
+    assert!(!ping.status.success(), "nobody's");
+    assert!(world.status().reasons["unknown-elastic-address"] > 0);
+    world.desired.elastic_ranges.clear();
     world.desired.blocklist = vec![format!("{WORLD}/128").parse().unwrap()];
     world.apply();
     let mut ping = world.command("net", "ping");

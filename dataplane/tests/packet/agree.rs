@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use dataplane::compile::{Host, Tables, compile};
 use dataplane::load::{self, Loaded};
-use ebpf::decide::{early, from_instance, from_punt, from_world};
+use ebpf::decide::{from_instance, from_punt, from_world};
+use ebpf::early::{early, early6};
 use ebpf::layout::Interface;
 use ebpf::nat;
 use ebpf::packet::{HEAD_LEN, HEAD6_LEN, IPV6};
-use ebpf::six::{early6, from_instance6, from_punt6, from_world6};
+use ebpf::six::{from_instance6, from_punt6, from_world6};
 use ebpf::{Action, Arrival, Head, Head6, Reason, TRACE_MARK, V6, Verdict, Work};
 use ipnet::Ipv6Net;
 use model::{Peer, Protocol, Rule, RuleId};

@@ -97,6 +97,7 @@ fn put_record(t: &mut Tables, change: &Change) {
         Change::PutInterface(i) => drop(t.interfaces.insert(i.ifindex, *i)),
         Change::PutElastic { address, elastic } => drop(t.elastics.insert(*address, *elastic)),
         Change::PutRange { prefix, kind } => drop(t.ranges.insert(*prefix, *kind)),
+        Change::PutRange6 { prefix, kind } => drop(t.ranges6.insert(*prefix, *kind)),
         Change::PutConfig(config) => t.config = *config,
         Change::RemoveElastic(address) => drop(t.elastics.remove(address)),
         Change::RemoveHolder(address) => drop(t.holders.remove(address)),
@@ -104,6 +105,7 @@ fn put_record(t: &mut Tables, change: &Change) {
         Change::RemoveInterface(ifindex) => drop(t.interfaces.remove(ifindex)),
         Change::RemoveLocal(key) => drop(t.locals.remove(key)),
         Change::RemoveRange(prefix) => drop(t.ranges.remove(prefix)),
+        Change::RemoveRange6(prefix) => drop(t.ranges6.remove(prefix)),
         _ => unreachable!("{change:?} is of no record"),
     }
 }
@@ -118,6 +120,7 @@ fn with_records(tables: &Tables, half: Tables) -> Tables {
         holders: half.holders,
         elastics: half.elastics,
         ranges: half.ranges,
+        ranges6: half.ranges6,
         ..tables.clone()
     }
 }

@@ -395,15 +395,32 @@ fn sources_that_cannot_be_there_are_dropped_early_over_ipv6_and_the_link_is_left
     world.desired.blocklist = vec!["2001:db8:bad::/48".parse().unwrap()];
     world.give_ipv6();
     let from = |source: &str, to| udp6(source.parse().unwrap(), to);
-    let early = |source: &str, to| world.loaded.run_early(&from(source, to)).unwrap();
+    let early =
+        |world: &World, source: &str, to| world.loaded.run_early(&from(source, to)).unwrap();
     for source in ["::", "::1", "::ffff:10.0.0.1", "ff02::1", "2001:db8:bad::1"] {
-        assert!(!early(source, address6(0, 0)), "{source}");
+        assert!(!early(&world, source, address6(0, 0)), "{source}");
     }
-    for source in ["2001:db8:f::1", "fe80::1"] {
-        assert!(early(source, address6(0, 0)), "{source}");
+    for source in ["2001:db8:f::1", "3fff::1", "fd00::1", "fe80::1"] {
+        assert!(early(&world, source, address6(0, 0)), "{source}");
     }
+    world.desired.uplink.as_mut().unwrap().bogons = true;
+    world.apply();
+    for source in ["3fff::1", "fd00::1"] {
+        assert!(!early(&world, source, address6(0, 0)), "{source}");
+    }
+    // One of the host's own addresses is the documentation's.
+    for source in ["2600::1", "fe80::1", "2001:db8:f::1"] {
+        assert!(early(&world, source, address6(0, 0)), "{source}");
+    }
+    world.desired.uplink.as_mut().unwrap().bogons = false;
+    world.apply();
     let host = "2001:db8:ffff::1".parse().unwrap();
-    assert!(early("::1", host), "what is for no interface is the host's own affair");
+    assert!(early(&world, "::1", host), "what is for no interface is the host's own affair");
+    world.desired.elastic_ranges = vec!["2001:db8:ffff::/48".parse().unwrap()];
+    world.apply();
+    assert!(!early(&world, "2001:db8:f::1", host), "nobody has it, and all of the range is ours");
+    world.desired.elastic_ranges.clear();
+    world.apply();
     let mut cut = from("2001:db8:f::1", address6(0, 0));
     cut.truncate(57);
     assert!(!world.loaded.run_early(&cut).unwrap(), "no whole UDP header");

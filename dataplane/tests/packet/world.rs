@@ -91,7 +91,8 @@ pub fn devices(ifindex_of: impl Fn(&str) -> u32) -> Devices {
     (0..GUESTS).for_each(|n| add(guest(n), guest_mac(n)));
     add(UPLINK.to_owned(), UPLINK_MAC);
     add(PUNT.to_owned(), Mac([0x02, 0, 0, 0, 3, 0]));
-    devices.host_addresses = vec![Ipv4Addr::new(198, 51, 100, 1)];
+    devices.host_addresses =
+        vec![Ipv4Addr::new(198, 51, 100, 1).into(), "2001:db8:0:1::1".parse().unwrap()];
     devices.uplink_address = Some(Ipv4Addr::new(198, 51, 100, 1));
     devices
 }
@@ -154,7 +155,10 @@ pub fn desired(random: &mut Random, rules_max: u64) -> Desired {
             Vec::new()
         },
         elastic_ranges: if random.chance(60) {
-            vec![Ipv4Net::new(Ipv4Addr::new(198, 51, 100, 0), 24).unwrap()]
+            vec![
+                IpNet::V4(Ipv4Net::new(Ipv4Addr::new(198, 51, 100, 0), 24).unwrap()),
+                "2001:db8::/40".parse().unwrap(),
+            ]
         } else {
             Vec::new()
         },

@@ -5,11 +5,11 @@ use aya_ebpf::bindings::{xdp_action, xdp_md};
 use aya_ebpf::helpers::{bpf_redirect, bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
-use ebpf::decide::{early, from_world};
+use ebpf::decide::from_world;
+use ebpf::early::{early, early6, source_of};
 use ebpf::flow::{TCP, UDP};
 use ebpf::packet::{Frame, HEAD_LEN, IPV6, mac_number};
 use ebpf::rewrite::{corrected, may_be_partial, sum32};
-use ebpf::six::{early6, source_of};
 use ebpf::{Arrival, Head, Reason, Tables, Work};
 
 use super::carry::{account, count, refuse_unpaid};
@@ -33,6 +33,7 @@ pub fn uplink_early(ctx: XdpContext) -> u32 {
             MARTIAN => Reason::Martian,
             MALFORMED => Reason::Malformed,
             SOURCE_RATE => Reason::SourceRate,
+            UNKNOWN => Reason::UnknownElastic,
             _ => return xdp_action::XDP_PASS,
         };
         // What another packet left there is not told of this one.
@@ -56,6 +57,7 @@ const BLOCKED: u32 = Reason::Blocked as u32;
 const MARTIAN: u32 = Reason::Martian as u32;
 const MALFORMED: u32 = Reason::Malformed as u32;
 const SOURCE_RATE: u32 = Reason::SourceRate as u32;
+const UNKNOWN: u32 = Reason::UnknownElastic as u32;
 
 /// The same of an IPv6 frame, for whose head the other's stack has no room: the reason to
 /// drop it, or 0. A global function, walked by the verifier once.

@@ -16,7 +16,7 @@ use super::routes::{find_hop, find_hop6};
 use crate::maps::{
     BLOCKED, BLOCKED6, CONFIG, ELASTICS, FLOWS, FLOWS6, FRAGMENTS, HALF, HALF_FLOWS, HALF_FLOWS6,
     HOLDERS, INTERFACES, LOCALS, NAT_FLOWS, NAT_OPENED, NAT_PIECES, NAT_PORTS, NAT_SWEPT, POLICIES,
-    QUOTAS, RANGES, SIXES, STEPS, STEPS6, SWEPT, WORDS,
+    QUOTAS, RANGES, RANGES6, SIXES, STEPS, STEPS6, SWEPT, WORDS,
 };
 
 /// One half of the tables, for one packet.
@@ -167,6 +167,14 @@ impl Tables for Maps {
     #[inline(always)]
     fn blocked6(&self, address: &V6) -> bool {
         BLOCKED6.get(Key::new(128, address.bytes())).is_some()
+    }
+
+    #[inline(always)]
+    fn in_range6(&self, address: &V6) -> bool {
+        let mut key = [0; 20];
+        key[..4].copy_from_slice(&self.half.to_be_bytes());
+        key[4..].copy_from_slice(&address.bytes());
+        matches!(RANGES6.get(Key::new(160, key)), Some(1))
     }
 
     #[inline(always)]
