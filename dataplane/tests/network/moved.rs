@@ -16,25 +16,18 @@ fn ip(arguments: String) {
     run(Command::new("ip").args(arguments.split_whitespace()));
 }
 
+/// Another host for the first guest, who is at neither's cables yet.
+///
 /// ```text
 ///  net (of the first) ─eth0─ first host  ─g1─ guest eth0
 ///                     ─eth1─ second host ────  guest eth1
 /// ```
-#[test]
-fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
-    let test = "a_connection_goes_on_after_its_interface_has_moved_with_its_flows";
-    let Some(mut first) = World::new(test) else { return };
-    let Some(mut second) = World::new(test) else { return };
-    reachable_guest(&mut first, vec![(tcp(22), anywhere())]);
-    first.start();
-    first.apply();
-    echo_server(&first, "g1", 22);
-    let flow = Flow::open(&first, "net", ELASTIC, 22);
-
+fn second_host(test: &str, first: &World) -> Option<World> {
+    let mut second = World::new(test)?;
     let (net, guest, host) =
         (first.namespace("net"), first.namespace("g1"), second.namespace("host"));
     let (uplink, tap) = (format!("{}-u2", second.name), format!("{}-t2", second.name));
-    let interface = first.desired.interfaces[0].clone();
+    let interface = &first.desired.interfaces[0];
     ip(format!("link add {uplink} netns {host} type veth peer name eth1 netns {net}"));
     ip(format!("link add {tap} netns {host} type veth peer name eth1 netns {guest}"));
     ip(format!("-n {host} link set {uplink} up"));
@@ -44,20 +37,42 @@ fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
     ip(format!("-n {host} addr add 198.51.100.3/24 dev {uplink}"));
     second.desired = first.desired.clone();
     second.desired.uplink.as_mut().unwrap().device = uplink;
+    second.desired.interfaces.truncate(1);
     second.desired.interfaces[0].device = Device::Existing { name: tap };
     second.start();
     second.apply();
+    Some(second)
+}
 
-    let moved = first.ask(|c| async move { c.dataplane_export(interface.id).await }).unwrap();
-    assert!(!moved.flows.is_empty(), "the open connection is among them");
-    // The cables are changed, and the flows are not there yet: nothing passes.
-    let [a, b, c, _] = interface.address.octets();
-    ip(format!("-n {guest} addr add {}/24 dev eth1", interface.address));
+/// From here on the guest is at the second host's, and so is whoever asks for `public`.
+fn change_cables(first: &World, public: Ipv4Addr) {
+    let (net, guest) = (first.namespace("net"), first.namespace("g1"));
+    let address = first.desired.interfaces[0].address;
+    let [a, b, c, _] = address.octets();
+    ip(format!("-n {guest} addr add {address}/24 dev eth1"));
     ip(format!("-n {guest} route replace default via {a}.{b}.{c}.1 dev eth1"));
     ip(format!("-n {guest} link set eth0 down"));
     ip(format!("-n {guest} route replace default via {a}.{b}.{c}.1 dev eth1"));
-    ip(format!("-n {net} route replace {ELASTIC}/32 dev eth1"));
+    ip(format!("-n {net} route replace {public}/32 dev eth1"));
     ip(format!("-n {net} route replace 198.51.100.3/32 dev eth1"));
+}
+
+#[test]
+fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
+    let test = "a_connection_goes_on_after_its_interface_has_moved_with_its_flows";
+    let Some(mut first) = World::new(test) else { return };
+    reachable_guest(&mut first, vec![(tcp(22), anywhere())]);
+    first.start();
+    first.apply();
+    echo_server(&first, "g1", 22);
+    let flow = Flow::open(&first, "net", ELASTIC, 22);
+    let Some(second) = second_host(test, &first) else { return };
+
+    let interface = first.desired.interfaces[0].id;
+    let moved = first.ask(|c| async move { c.dataplane_export(interface).await }).unwrap();
+    assert!(!moved.flows.is_empty(), "the open connection is among them");
+    // The cables are changed, and the flows are not there yet: nothing passes.
+    change_cables(&first, ELASTIC);
     std::thread::sleep(Duration::from_millis(300));
     let stalled = flow.rounds();
     std::thread::sleep(Duration::from_millis(700));
