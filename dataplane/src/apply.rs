@@ -320,7 +320,7 @@ impl Applier {
     }
 
     pub fn import(&self, moved: &MovedFlows) -> Result<Imported, Error> {
-        Ok(Imported { flows: self.loaded.import(moved)? })
+        Ok(self.loaded.import(moved)?)
     }
 
     pub fn accepted(&self) -> &Desired {

@@ -648,6 +648,10 @@ pub struct MovedFlows {
     /// the programs have them.
     #[serde(default)]
     pub missing: Vec<u64>,
+    /// What its connections have at NAT gateways. An older host tells of none, and passes over
+    /// them.
+    #[serde(default)]
+    pub ports: Vec<MovedPort>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -664,9 +668,52 @@ pub struct MovedFlow {
     pub silent_s: u32,
 }
 
+/// The port that stands for a connection at a NAT gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedPort {
+    pub gateway: NatGatewayId,
+    /// The gateway's public one.
+    pub address: Ipv4Addr,
+    /// Of a ping its identifier, here and as `local_port`.
+    pub port: u16,
+    pub protocol: u8,
+    pub local: Ipv4Addr,
+    pub remote: Ipv4Addr,
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// Which directions are closed, and whether it was reset.
+    pub flags: u16,
+    pub silent_s: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
+    /// Those that were not there yet.
     pub flows: u64,
+    /// Ports of NAT gateways that were taken for connections.
+    #[serde(default)]
+    pub ports: u64,
+    /// Connections that lost their ports, by the reason. Their flows are there.
+    #[serde(default)]
+    pub left_out: BTreeMap<LeftOut, u64>,
+}
+
+/// Why a connection does not go on by its port at a NAT gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftOut {
+    /// The interface's network has no such gateway here, or one of another address.
+    NoGateway,
+    /// The interface does not have the private address here.
+    NoAddress,
+    /// The port is another connection's here.
+    PortTaken,
+    /// The connection has another port here already.
+    OtherPort,
+    /// It was silent too long.
+    Silent,
+    /// The interface, or the host, has as many connections as it may.
+    NoRoom,
 }
 
 impl Client {

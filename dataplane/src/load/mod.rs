@@ -43,7 +43,7 @@ use model::InterfaceId;
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use rpc::Deployment;
 use rpc::dataplane::{
-    Credits, Explained, FrameQuestion, MOVED_FLOWS_VERSION, MovedFlows, Question, Verdict,
+    Credits, Explained, FrameQuestion, Imported, MOVED_FLOWS_VERSION, MovedFlows, Question, Verdict,
 };
 
 use crate::compile::Tables;
@@ -407,11 +407,12 @@ impl Loaded {
         let flows = moved::export(&self.maps, interface)?;
         let missing = rate::missing(&self.maps, interface.slot);
         let missing = missing.map_err(|e| Error::new("export", "LEVELS", e))?.to_vec();
-        Ok(MovedFlows { version: MOVED_FLOWS_VERSION, interface: id, flows, missing })
+        let ports = moved::export_ports(&self.maps, &self.tables, interface)?;
+        Ok(MovedFlows { version: MOVED_FLOWS_VERSION, interface: id, flows, missing, ports })
     }
 
-    pub fn import(&self, moved: &MovedFlows) -> Result<u64, Error> {
-        moved::import(&self.maps, self.interface(moved.interface)?.1, moved)
+    pub fn import(&self, moved: &MovedFlows) -> Result<Imported, Error> {
+        moved::import(&self.maps, &self.tables, self.interface(moved.interface)?.1, moved)
     }
 
     /// Runs the loaded program on a frame as it came in, and says what it did.

@@ -3,17 +3,22 @@
 //! Half-open ones stay behind: whoever opens a connection tries again. Times are
 //! told as silence, for clocks differ between hosts.
 
+mod ports;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytemuck::Pod;
 use ebpf::layout::{Flow, FlowKey, Interface, Quota};
 use ebpf::{V6, flow};
-use rpc::dataplane::{MOVED_FLOWS_VERSION, MovedFlow, MovedFlows};
+use rpc::dataplane::{Imported, MOVED_FLOWS_VERSION, MovedFlow, MovedFlows};
 
 use super::maps::Maps;
 use super::sweep::now_s;
 use super::syscall::Map;
 use super::{Error, Refused, rate};
+use crate::compile::Tables;
+
+pub use ports::export as export_ports;
 
 /// Entries asked of the kernel at once.
 const BATCH: usize = 1024;
@@ -64,8 +69,15 @@ where
 
 /// Puts flows in, all or none. What is there already stays as it is, so that it may
 /// be done twice.
-pub fn import(maps: &Maps, interface: &Interface, moved: &MovedFlows) -> Result<u64, Error> {
+pub fn import(
+    maps: &Maps,
+    tables: &Tables,
+    interface: &Interface,
+    moved: &MovedFlows,
+) -> Result<Imported, Error> {
     check(interface, moved)?;
+    // A flow that finds no port of its own takes any.
+    let (ports, left_out) = ports::import(maps, tables, interface, &moved.ports)?;
     let failed = |e| Error::new("import", "FLOWS", e);
     let now_s = now_s().map_err(failed)?;
     let mut added = 0;
@@ -97,7 +109,7 @@ pub fn import(maps: &Maps, interface: &Interface, moved: &MovedFlows) -> Result<
     // An older host tells of none. What is missing here already stays so.
     let missing = std::array::from_fn(|i| here[i].max(moved.missing.get(i).copied().unwrap_or(0)));
     rate::put_missing(maps, interface.slot, &missing).map_err(failed)?;
-    Ok(added)
+    Ok(Imported { flows: added, ports, left_out })
 }
 
 fn key<A>(interface: &Interface, flow: &MovedFlow, local: A, remote: A) -> FlowKey<A> {
@@ -140,6 +152,9 @@ fn check(interface: &Interface, moved: &MovedFlows) -> Result<(), Error> {
             moved.missing.len(),
             rate::BUCKETS
         )));
+    }
+    if let Some(wrong) = ports::wrong(&moved.ports) {
+        return Err(refused(wrong));
     }
     let known =
         flow::BY_INSTANCE | flow::INSTANCE_CLOSED | flow::REMOTE_CLOSED | flow::REMOTE_RESET;

@@ -71,13 +71,14 @@ fn held(maps: &Maps, key: &PortKey, holder: &PortHolder, now_s: u32) -> Result<b
 }
 
 /// Whether the connection's own packets find this port.
-fn leads_to(maps: &Maps, key: &PortKey, holder: &PortHolder) -> Result<bool, Error> {
+pub fn leads_to(maps: &Maps, key: &PortKey, holder: &PortHolder) -> Result<bool, Error> {
     let found = maps.nat_flows.get(&holder.flow(key));
     let found = found.map_err(|e| Error::new("sweep", "NAT_FLOWS", e))?;
     Ok(found.is_some_and(|t: Translation| t.public == key.public && t.port == key.port))
 }
 
-fn give_back(
+/// `slot`: of the interface that has it, where that one is here.
+pub fn give_back(
     maps: &Maps,
     key: &PortKey,
     holder: &PortHolder,

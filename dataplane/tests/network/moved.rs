@@ -1,14 +1,15 @@
 //! An interface moves to another host, and its flows with it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use rpc::dataplane::{Device, MovedFlow};
+use rpc::dataplane::{Device, Imported, MovedFlow};
 
 use crate::elastic::reachable_guest;
-use crate::traffic::{Flow, echo_server};
-use crate::world::{World, anywhere, run, tcp};
+use crate::nat::{PUBLIC, from_port, says_back, tells_who};
+use crate::traffic::{Flow, PATIENCE, echo_server, inside};
+use crate::world::{INTERNET, World, anywhere, run, tcp};
 
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 200);
 
@@ -101,4 +102,52 @@ fn a_connection_goes_on_after_its_interface_has_moved_with_its_flows() {
     }
     let open = second.status().interfaces[0].flows;
     assert!(open >= 1 && open <= moved.flows.len() as u64 + 1, "{open} flows of {id}");
+}
+
+/// Tells whoever sends a datagram whom it takes him for.
+fn tells_senders(world: &World, role: &str, port: u16) {
+    let bound =
+        inside(world, role, move || UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
+    let socket = bound.join().unwrap();
+    std::thread::spawn(move || {
+        while let Ok((_, from)) = socket.recv_from(&mut [0; 64]) {
+            _ = socket.send_to(from.to_string().as_bytes(), from);
+        }
+    });
+}
+
+fn whom(socket: &UdpSocket) -> String {
+    let mut told = [0; 64];
+    socket.send(b"?").unwrap();
+    let length = socket.recv(&mut told).unwrap();
+    std::str::from_utf8(&told[..length]).unwrap().to_owned()
+}
+
+#[test]
+fn connections_through_a_nat_gateway_go_on_by_their_ports_after_their_interface_has_moved() {
+    let test =
+        "connections_through_a_nat_gateway_go_on_by_their_ports_after_their_interface_has_moved";
+    let Some(first) = crate::nat::world(test, None) else { return };
+    tells_who(&first, "net", 7);
+    tells_senders(&first, "net", 5000);
+    let (mut stream, _) = from_port(&first, "g1", 40_000, SocketAddrV4::new(INTERNET, 7));
+    says_back(&mut stream);
+    let bound = inside(&first, "g1", || UdpSocket::bind((Ipv4Addr::new(10, 0, 0, 5), 0)).unwrap());
+    let socket = bound.join().unwrap();
+    socket.connect((INTERNET, 5000)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let before = [(); 3].map(|()| whom(&socket));
+    assert!(before[0].starts_with(&PUBLIC.to_string()) && before.iter().all(|b| *b == before[0]));
+    let Some(second) = second_host(test, &first) else { return };
+
+    let interface = first.desired.interfaces[0].id;
+    let moved = first.ask(|c| async move { c.dataplane_export(interface).await }).unwrap();
+    assert_eq!((moved.flows.len(), moved.ports.len()), (2, 2), "{moved:#?}");
+    change_cables(&first, PUBLIC);
+    let imported = second.ask(|c| async move { c.dataplane_import(&moved).await }).unwrap();
+    assert_eq!(imported, Imported { flows: 2, ports: 2, left_out: Default::default() });
+    // A peer that saw another port would reset the one, and tell it of the other.
+    says_back(&mut stream);
+    assert_eq!(whom(&socket), before[0]);
+    assert_eq!(second.status().nat_gateways[0].reasons.get("new-flow"), None);
 }

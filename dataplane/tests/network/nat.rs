@@ -21,11 +21,11 @@ use crate::traffic::ping_flood;
 use crate::traffic::{Flow, PATIENCE, Stream, connects, echo_datagrams, echo_server, inside};
 use crate::world::{INTERNET, World, group, has, now, run};
 
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 201);
 const ELASTIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 203);
 const SHORT: Duration = Duration::from_secs(1);
 
-fn world(test: &str, ports_max: Option<u16>) -> Option<World> {
+pub fn world(test: &str, ports_max: Option<u16>) -> Option<World> {
     let mut world = World::new(test)?;
     let gateway = NatGatewayId::from_random(1);
     let table = RouteTable {
@@ -101,7 +101,12 @@ fn explained(world: &World, ports: (u16, u16)) -> Explained {
 }
 
 /// A connection from a port of a guest's own, and whom the other end takes it for.
-fn from_port(world: &World, role: &str, port: u16, to: SocketAddrV4) -> (TcpStream, SocketAddr) {
+pub fn from_port(
+    world: &World,
+    role: &str,
+    port: u16,
+    to: SocketAddrV4,
+) -> (TcpStream, SocketAddr) {
     let asks = inside(world, role, move || {
         use nix::sys::socket::{
             AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket,
@@ -123,7 +128,7 @@ fn from_port(world: &World, role: &str, port: u16, to: SocketAddrV4) -> (TcpStre
 }
 
 /// Tells whoever connects whom it takes him for, and says back what it hears then.
-fn tells_who(world: &World, role: &str, port: u16) {
+pub fn tells_who(world: &World, role: &str, port: u16) {
     let listening =
         inside(world, role, move || TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).unwrap());
     let listener = listening.join().unwrap();
@@ -140,7 +145,7 @@ fn tells_who(world: &World, role: &str, port: u16) {
     });
 }
 
-fn says_back(stream: &mut TcpStream) {
+pub fn says_back(stream: &mut TcpStream) {
     stream.write_all(b"hello").unwrap();
     let mut heard = [0; 5];
     stream.read_exact(&mut heard).unwrap();

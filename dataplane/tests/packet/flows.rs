@@ -170,7 +170,8 @@ fn flows_that_may_have_been_reset_give_their_places_up_where_places_run_short() 
     let mut bring = |from: u32, to: u32, flags: u8| {
         let flows = (from..to).map(|n| flow(n, flags)).collect();
         let version = MOVED_FLOWS_VERSION;
-        let moved = MovedFlows { version, interface, flows, missing: Vec::new() };
+        let (missing, ports) = (Vec::new(), Vec::new());
+        let moved = MovedFlows { version, interface, flows, missing, ports };
         world.loaded.import(&moved).unwrap();
         world.loaded.sweep_all().unwrap();
         world.loaded.export(interface).unwrap().flows.len() as u64

@@ -15,6 +15,7 @@ mod history;
 mod hits;
 mod hostile;
 mod lists;
+mod moved;
 mod nat;
 mod nftables;
 mod oracle;

@@ -19,7 +19,7 @@ use crate::world::{
     UPLINK, UPLINK_MAC, address, elastic, gateway, guest, guest_mac, imagined_devices, peopled,
 };
 
-const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+pub const PEER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
 
 /// A frame from the world, or from who was reached by the gateway, to a port that is held.
 pub fn expected(random: &mut Random, host: &Host, tables: &Tables) -> Option<(u32, Vec<u8>)> {
@@ -99,14 +99,14 @@ fn message(
 }
 
 /// Three private instances behind a gateway; the third has an elastic address and no gateway.
-struct Stage {
-    desired: rpc::dataplane::Desired,
+pub struct Stage {
+    pub desired: rpc::dataplane::Desired,
     host: Host,
     now_s: u32,
 }
 
 impl Stage {
-    fn new(ports: u16) -> Self {
+    pub fn new(ports: u16) -> Self {
         let mut random = Random::seeded("nat", 71);
         let mut desired = peopled(&mut random);
         desired.nat_gateways = vec![gateway(1)];
@@ -187,7 +187,7 @@ impl Stage {
     }
 }
 
-fn tcp(
+pub fn tcp(
     macs: ([u8; 6], [u8; 6]),
     (from, to): (Ipv4Addr, Ipv4Addr),
     ports: (u16, u16),
@@ -210,7 +210,7 @@ fn tcp(
 }
 
 /// Both ends as they stand in a frame, whose checksums must be right.
-fn ends(frame: &[u8]) -> ((Ipv4Addr, u16), (Ipv4Addr, u16)) {
+pub fn ends(frame: &[u8]) -> ((Ipv4Addr, u16), (Ipv4Addr, u16)) {
     assert_eq!(crate::checksum::wrong(frame), None, "{frame:02x?}");
     let sliced = SlicedPacket::from_ethernet(frame).unwrap();
     let Some(etherparse::NetSlice::Ipv4(ip)) = &sliced.net else { panic!("{sliced:?}") };

@@ -252,6 +252,7 @@ fn what_is_missing_from_the_buckets_moves_with_the_flows() {
         interface: id,
         flows: Vec::new(),
         missing: Vec::new(),
+        ports: Vec::new(),
     };
     world.loaded.import(&older).unwrap();
     assert!(world.between(0, 1, 500) <= SLACK);
