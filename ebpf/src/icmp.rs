@@ -24,6 +24,8 @@ pub enum Tell {
     TimeExceeded = 1,
     /// It is longer than the MTU of its way.
     TooBig = 2,
+    /// Its connection is over: a NAT gateway knows it no more ([`crate::reset`]).
+    Reset = 3,
 }
 
 /// Ethernet, IP and ICMP.
@@ -126,14 +128,14 @@ pub fn headers6(
 }
 
 #[inline(always)]
-fn ethernet(b: &mut [u8], to: u64, from: u64, kind: u16) {
+pub fn ethernet(b: &mut [u8], to: u64, from: u64, kind: u16) {
     b[..6].copy_from_slice(&mac_bytes(to));
     b[6..12].copy_from_slice(&mac_bytes(from));
     put(b, 12, kind);
 }
 
 #[inline(always)]
-fn put(b: &mut [u8], at: usize, word: u16) {
+pub fn put(b: &mut [u8], at: usize, word: u16) {
     b[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }
 

@@ -47,6 +47,7 @@ pub mod port;
 pub mod punt;
 pub mod rate;
 pub mod reason;
+pub mod reset;
 pub mod rewrite;
 pub mod route;
 pub mod six;

@@ -7,10 +7,12 @@
 //! ```
 //! The instance's groups, its subnet's network ACL and its flows know the connection by its
 //! private address and its own port: they are asked as ever. Only who is beyond the gateway
-//! sees the public address and the port that was found. What is refused takes no port.
+//! sees the public address and the port that was found. What is refused takes no port. A TCP
+//! connection that goes on without a port is answered by a RST, if all that is asked lets it pass.
 
 use crate::decide::{Arrival, Ports, Route, arrive_at, forward_as};
 use crate::flow::ICMP;
+use crate::icmp::Tell;
 use crate::ip::Ip;
 use crate::judge::sent_by_remote;
 use crate::layout::{Elastic, FlowKey, Interface, LocalKey};
@@ -18,9 +20,7 @@ use crate::packet::{Frame, Head, Inner, Kind, Packet, Part};
 use crate::port::{CONNECTIONS_AN_INTERFACE_MAX, PortHolder, PortKey, Translation, start};
 use crate::reason::Reason;
 use crate::tables::Tables;
-use crate::verdict::{NatWork, NatWrite, PAYS_IN, PAYS_OUT, PIECE, PortChange, Work};
-
-const SYN_ACK: u8 = 0x12;
+use crate::verdict::{Action, NatWork, NatWrite, PAYS_IN, PAYS_OUT, PIECE, PortChange, Work};
 
 /// Forgets the packet before; the gateway stays.
 #[inline(always)]
@@ -29,6 +29,7 @@ fn begin(work: &mut Work) {
     work.nat.write = NatWrite::Nothing;
     work.nat.piece = 0;
     work.nat.slot = 0;
+    work.nat.lost = false;
     work.nat.ports = PortChange::NONE;
 }
 
@@ -43,6 +44,18 @@ fn refuse(work: &mut Work, reason: Reason) {
 /// A guest's packet that was parsed, and routed to the gateway in `work`.
 #[inline(always)]
 pub fn from_guest<T: Tables + ?Sized, F: Frame + ?Sized>(
+    tables: &T,
+    frame: &F,
+    arrival: &Arrival,
+    work: &mut Work,
+) {
+    ask_for_guest(tables, frame, arrival, work);
+    end_lost(work);
+}
+
+/// [`from_guest`] without its end.
+#[inline(always)]
+pub fn ask_for_guest<T: Tables + ?Sized, F: Frame + ?Sized>(
     tables: &T,
     frame: &F,
     arrival: &Arrival,
@@ -70,6 +83,18 @@ pub fn from_guest<T: Tables + ?Sized, F: Frame + ?Sized>(
     };
     if let Err(reason) = sent {
         refuse(work, reason);
+    }
+}
+
+/// What was let through and has no port any more ends here, and its sender is told, as EC2's
+/// gateway does (docs/adr/0028). After [`ask_for_guest`], and once for all ways through it.
+#[inline(always)]
+pub fn end_lost(work: &mut Work) {
+    if work.nat.lost && work.verdict.action != Action::Drop {
+        work.verdict.exceed(Reason::NoFlow, work.verdict.counted);
+        work.verdict.tell = Tell::Reset;
+        work.verdict.teller = work.packet.destination;
+        refuse(work, Reason::NoFlow);
     }
 }
 
@@ -155,8 +180,9 @@ fn own_port<T: Tables + ?Sized>(
     {
         return Ok(found.port);
     }
-    if packet.is_rst() || packet.tcp_flags & SYN_ACK == SYN_ACK {
-        return Err(Reason::NoFlow);
+    if packet.kind == Kind::Tcp && !packet.opens_tcp() {
+        nat.lost = packet.may_be_reset();
+        return if nat.lost { Ok(packet.source_port) } else { Err(Reason::NoFlow) };
     }
     if tables.translations_open(interface.slot) >= u64::from(CONNECTIONS_AN_INTERFACE_MAX) {
         return Err(Reason::FlowQuota);

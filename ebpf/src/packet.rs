@@ -433,6 +433,12 @@ impl<A: Ip> Packet<A> {
         self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST | FIN) == ACK
     }
 
+    /// Whether a RST may answer it by the number that it acknowledges.
+    #[inline(always)]
+    pub fn may_be_reset(&self) -> bool {
+        self.kind == Kind::Tcp && self.tcp_flags & (SYN | ACK | RST) == ACK
+    }
+
     /// Whether a TCP endpoint may have sent it at all: not what scans are made of.
     #[inline(always)]
     pub fn is_sound_tcp(&self) -> bool {

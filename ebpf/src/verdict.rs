@@ -161,6 +161,8 @@ pub struct NatWork {
     /// Of the first piece of a datagram inward: its number and [`PIECE`], to be remembered with
     /// the holder. 0: there is none.
     pub piece: u32,
+    /// Of a TCP connection that has no port any more.
+    pub lost: bool,
     pub ports: PortChange,
 }
 

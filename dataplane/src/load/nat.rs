@@ -1,8 +1,8 @@
 //! Ports of NAT gateways are given back when their connections have been silent too long, when
 //! their interface is gone, or their gateway.
 //!
-//! A packet that comes between our look and our removal opens its connection anew, by another
-//! port: some microseconds at the end of minutes, as with flows.
+//! What a packet writes between our look and our removal is lost: some microseconds at the end
+//! of minutes, as with flows.
 
 use std::collections::BTreeMap;
 

@@ -1,10 +1,12 @@
 //! An interface moves to another host, and its flows with it.
 
+use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
 use std::time::Duration;
 
-use rpc::dataplane::{Device, Imported, MovedFlow};
+use model::NatGatewayId;
+use rpc::dataplane::{Device, Imported, LeftOut, MovedFlow};
 
 use crate::elastic::reachable_guest;
 use crate::nat::{PUBLIC, from_port, says_back, tells_who};
@@ -136,18 +138,30 @@ fn connections_through_a_nat_gateway_go_on_by_their_ports_after_their_interface_
     let socket = bound.join().unwrap();
     socket.connect((INTERNET, 5000)).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (mut lost, told) = from_port(&first, "g1", 40_001, SocketAddrV4::new(INTERNET, 7));
+    says_back(&mut lost);
     let before = [(); 3].map(|()| whom(&socket));
     assert!(before[0].starts_with(&PUBLIC.to_string()) && before.iter().all(|b| *b == before[0]));
     let Some(second) = second_host(test, &first) else { return };
 
     let interface = first.desired.interfaces[0].id;
-    let moved = first.ask(|c| async move { c.dataplane_export(interface).await }).unwrap();
-    assert_eq!((moved.flows.len(), moved.ports.len()), (2, 2), "{moved:#?}");
+    let mut moved = first.ask(|c| async move { c.dataplane_export(interface).await }).unwrap();
+    assert_eq!((moved.flows.len(), moved.ports.len()), (3, 3), "{moved:#?}");
+    moved.ports.iter_mut().filter(|port| port.port == told.port()).for_each(|port| {
+        port.gateway = NatGatewayId::from_random(9);
+    });
     change_cables(&first, PUBLIC);
     let imported = second.ask(|c| async move { c.dataplane_import(&moved).await }).unwrap();
-    assert_eq!(imported, Imported { flows: 2, ports: 2, left_out: Default::default() });
+    let left_out = [(LeftOut::NoGateway, 1)].into();
+    assert_eq!(imported, Imported { flows: 3, ports: 2, left_out });
     // A peer that saw another port would reset the one, and tell it of the other.
     says_back(&mut stream);
     assert_eq!(whom(&socket), before[0]);
     assert_eq!(second.status().nat_gateways[0].reasons.get("new-flow"), None);
+    // Who was left out is told by the gateway itself: the peer hears nothing of it.
+    lost.write_all(b"hello").unwrap();
+    let error = lost.read(&mut [0; 5]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    let status = second.status();
+    assert!(status.interfaces[0].reasons.contains_key("no-flow"), "{status:#?}");
 }

@@ -16,7 +16,7 @@ use nix::net::if_::if_nametoindex;
 use rpc::dataplane::{Imported, LeftOut, MovedFlows, MovedPort};
 
 use crate::agree::Bench;
-use crate::nat::{PEER, Stage, ends, tcp};
+use crate::nat::{PEER, Stage, ends, resets, tcp};
 use crate::random::Random;
 use crate::world::{UPLINK, UPLINK_MAC, address, devices, gateway, guest, guest_mac, interface_id};
 
@@ -180,15 +180,15 @@ fn a_port_that_is_anothers_on_the_other_host_stays_his_and_the_connection_is_lef
     assert_eq!((hosts.open(0), hosts.open(1)), (0, 1));
     let back = hosts.world_sends(port, "A");
     assert_eq!(ends(&back.frame), ((PEER, 443), (address(1), 7000)), "it is his");
-    // By another port its peer resets it: the instance need not wait for answers in vain.
+    // Its instance is told that it is over, and need not wait for answers in vain.
+    let told = hosts.guest_sends(0, 5000, "A");
+    assert_eq!((told.reason, told.code), (Some(Reason::NoFlow), 7));
+    assert_eq!(resets(&told.frame), ((PEER, 443), (address(0), 5000)));
+    // Whoever has begun anew meanwhile keeps what he got.
     hosts.stage.desired.nat_gateways[0].ports_max = Some(PORTS_MAX as u16);
     hosts.load();
-    let out = hosts.guest_sends(0, 5000, "A");
-    assert_eq!(out.reason, Some(Reason::Established));
-    let other = ends(&out.frame).0.1;
-    assert_ne!(other, port);
-    assert_eq!(hosts.world_sends(other, "R").reason, Some(Reason::Established));
-    // And when it comes now, it is too late.
+    let out = hosts.guest_sends(0, 5000, "S");
+    assert_ne!(ends(&out.frame).0.1, port);
     assert_eq!(hosts.import(&moved).left_out, only(LeftOut::OtherPort));
 }
 

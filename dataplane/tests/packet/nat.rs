@@ -152,7 +152,7 @@ impl Stage {
         self.host.load(tables);
     }
 
-    /// What becomes of a frame from this device.
+    /// What becomes of a frame from this device; or the answer, where it is dropped.
     fn send(&mut self, device: &str, frame: &[u8]) -> (Reason, Vec<u8>) {
         let ifindex = imagined_devices().by_name[device].ifindex;
         let mut work: Work = bytemuck::Zeroable::zeroed();
@@ -172,7 +172,9 @@ impl Stage {
         self.host.account(&work.verdict);
         self.host.keep(&work, self.now_s);
         self.host.translate(&work);
-        (work.verdict.reason, carried_out(frame, &work).unwrap_or_default())
+        let out = carried_out(frame, &work);
+        let out = out.or_else(|| crate::told::told(frame, &work.verdict, device == UPLINK));
+        (work.verdict.reason, out.unwrap_or_default())
     }
 
     fn guest_sends(&mut self, n: usize, ports: (u16, u16), flags: &str) -> (Reason, Vec<u8>) {
@@ -301,10 +303,52 @@ fn a_port_is_forgotten_after_350_silent_seconds_either_way() {
     assert_eq!(ends(&stage.guest_sends(0, (5000, 443), "A").1).0.1, port);
     stage.now_s += IDLE_S + 1;
     assert_eq!(stage.world_sends((443, port), "A").0, Reason::NatUnsolicited);
-    // Its instance goes on by another port, which tells the peer that the connection is over.
-    let (reason, out) = stage.guest_sends(0, (5000, 443), "A");
-    assert_eq!(reason, Reason::Established);
-    assert_ne!(ends(&out).0.1, port);
+    // Whoever goes on is told in the peer's name that it is over, as often as he does.
+    for flags in ["A", "FA", "A"] {
+        let (reason, answer) = stage.guest_sends(0, (5000, 443), flags);
+        assert_eq!(reason, Reason::NoFlow);
+        assert_eq!(resets(&answer), ((PEER, 443), (address(0), 5000)));
+    }
+    // What acknowledges nothing, and what ends it, is not answered; an opening is one.
+    for flags in ["", "F", "R", "RA", "SA"] {
+        assert_eq!(stage.guest_sends(0, (5000, 443), flags), (Reason::NoFlow, vec![]), "{flags}");
+    }
+    let (reason, out) = stage.guest_sends(0, (5000, 443), "S");
+    assert!(reason.accepts(), "{reason:?}");
+    assert_eq!(ends(&out).0.0, gateway(1).elastic);
+}
+
+#[test]
+fn who_may_not_send_or_has_no_connection_is_told_of_no_end() {
+    let mut stage = Stage::new(PORTS_MAX as u16);
+    assert_eq!(stage.guest_sends(0, (5000, 443), "A"), (Reason::NoFlow, vec![]), "no flow");
+    stage.guest_sends(0, (5000, 443), "S");
+    let port = stage.host.ports().keys().next().unwrap().port;
+    stage.world_sends((443, port), "SA");
+    stage.guest_sends(0, (5000, 443), "A");
+    stage.now_s += IDLE_S + 1;
+    // To who is asked by another address of this host nothing went by this port.
+    let macs = (guest_mac(0).octets(), GATEWAY_MAC);
+    let near = tcp(macs, (address(0), elastic(2)), (5000, 443), "A");
+    assert_eq!(stage.send(&guest(0), &near), (Reason::NoFlow, vec![]));
+    let mut last = tcp(macs, (address(0), PEER), (5000, 443), "A");
+    last[22] = 1;
+    let sum = etherparse::Ipv4HeaderSlice::from_slice(&last[14..]).unwrap();
+    let sum = sum.to_header().calc_header_checksum();
+    last[24..26].copy_from_slice(&sum.to_be_bytes());
+    assert_eq!(stage.send(&guest(0), &last).0, Reason::TtlExpired, "its router speaks first");
+    let (_, answer) = stage.guest_sends(0, (5000, 443), "A");
+    assert_eq!(resets(&answer).1, (address(0), 5000));
+}
+
+/// The ends of a RST that its receiver believes, in a frame for the first guest.
+pub fn resets(frame: &[u8]) -> ((Ipv4Addr, u16), (Ipv4Addr, u16)) {
+    let sliced = SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(TransportSlice::Tcp(header)) = &sliced.transport else { panic!("{sliced:?}") };
+    assert!(header.rst() && !header.ack() && !header.syn() && !header.fin());
+    assert_eq!(header.sequence_number(), 1, "what was acknowledged");
+    assert_eq!((&frame[..6], &frame[6..12]), (&guest_mac(0).octets()[..], &GATEWAY_MAC[..]));
+    ends(frame)
 }
 
 #[test]

@@ -37,6 +37,7 @@ pub fn told(frame: &[u8], verdict: &Verdict, to_world: bool) -> Option<Vec<u8>> 
             let why = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
             Icmpv4Type::DestinationUnreachable(why)
         }
+        Tell::Reset => return Some(reset(frame)),
     };
     let length = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
     let quote = &frame[14..14 + length.min(QUOTE_MAX as usize)];
@@ -50,6 +51,19 @@ pub fn told(frame: &[u8], verdict: &Verdict, to_world: bool) -> Option<Vec<u8>> 
     Some(out)
 }
 
+/// A RST in the receiver's name, by the number that the packet acknowledges.
+fn reset(frame: &[u8]) -> Vec<u8> {
+    let sliced = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
+    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("{sliced:?}") };
+    let address = |at: usize| frame[at..at + 4].try_into().unwrap();
+    let step = back(frame, false).unwrap().ipv4(address(30), address(26), 64);
+    let ports = (tcp.destination_port(), tcp.source_port());
+    let mut out = Vec::new();
+    let answer = step.tcp(ports.0, ports.1, tcp.acknowledgment_number(), 0).rst();
+    answer.write(&mut out, &[]).unwrap();
+    out
+}
+
 /// [`told`] of the other family.
 pub fn told6(frame: &[u8], verdict: &Verdict<V6>, to_world: bool) -> Option<Vec<u8>> {
     let error = match verdict.tell {
@@ -58,6 +72,7 @@ pub fn told6(frame: &[u8], verdict: &Verdict<V6>, to_world: bool) -> Option<Vec<
             Icmpv6Type::TimeExceeded(etherparse::icmpv6::TimeExceededCode::HopLimitExceeded)
         }
         Tell::TooBig => Icmpv6Type::PacketTooBig { mtu: verdict.told_mtu.into() },
+        Tell::Reset => unreachable!("NAT gateways are of IPv4"),
     };
     let length = 40 + usize::from(u16::from_be_bytes([frame[18], frame[19]]));
     let quote = &frame[14..14 + length.min(QUOTE6_MAX as usize)];

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::bpf_l4_csum_replace;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf::layout::TELL_FOUR;
-use ebpf::nat::{from_guest, from_outside};
+use ebpf::nat::{ask_for_guest, end_lost, from_outside};
 use ebpf::port::{PortKey, free};
 use ebpf::verdict::{NatWork, NatWrite, PortChange};
 use ebpf::{ASK_MARK, Action, Reason};
@@ -48,7 +48,7 @@ const DECIDED: i32 = 256;
 fn decide_for_guest(ctx: *mut __sk_buff) -> i32 {
     let skb = Skb(ctx);
     let Some(work) = work() else { return TC_ACT_SHOT };
-    from_guest(&Maps::of(work.nat.half), &skb, &skb.arrival(), work);
+    ask_for_guest(&Maps::of(work.nat.half), &skb, &skb.arrival(), work);
     DECIDED
 }
 
@@ -68,6 +68,7 @@ fn carry_out_translated(ctx: *mut __sk_buff) -> i32 {
     let skb = &Skb(ctx);
     let Some(work) = work() else { return TC_ACT_SHOT };
     let asked = skb.mark() == ASK_MARK;
+    end_lost(work);
     if work.verdict.action != Action::Drop && !asked && !written(&work.nat, work.verdict.slots[0]) {
         // Another CPU was faster, or there is no room.
         work.verdict.exceed(Reason::NatNoPort, work.verdict.counted);

@@ -1,4 +1,5 @@
-//! ICMP errors of our own: a dropped packet becomes the answer to its sender.
+//! ICMP errors of our own, and a NAT gateway's RST: a dropped packet becomes the answer to
+//! its sender.
 //!
 //! Programs of their own, which others jump to when they have dropped a packet and its
 //! sender is to be told. The quote is copied out, the frame is cut and shifted so that
@@ -16,12 +17,13 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use ebpf::icmp::{
-    CHUNK, CHUNKS, ERRORS as LIMIT, QUOTE_AT, QUOTE_MAX, QUOTE6_MAX, Room, headers, headers6, heard,
+    CHUNK, CHUNKS, ERRORS as LIMIT, QUOTE_AT, QUOTE_MAX, QUOTE6_MAX, Room, Tell, headers, headers6,
+    heard,
 };
-use ebpf::packet::mac_number;
+use ebpf::packet::{Frame as _, mac_number};
 use ebpf::rate::ticks;
 use ebpf::rewrite::fold;
-use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK, Tables, VERDICT_MARK};
+use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK, Tables, VERDICT_MARK, reset};
 
 use super::carry::count;
 use super::six::{head6, work6};
@@ -47,6 +49,11 @@ pub fn tell_four(ctx: TcContext) -> i32 {
     let verdict = &work.verdict;
     if !heard(verdict, head.destination_mac()) || !back.may(skb, verdict.slots[0]) {
         return TC_ACT_SHOT;
+    }
+    if verdict.tell == Tell::Reset {
+        let Some(number) = skb.load(work.packet.transport + 8) else { return TC_ACT_SHOT };
+        let made = reset::frame(&head, &work.packet, back.mac, u32::from_be_bytes(number));
+        return if become_frame(skb, room, &made, 0) { back.go(skb) } else { TC_ACT_SHOT };
     }
     let quoted = if work.packet.size > QUOTE_MAX { QUOTE_MAX } else { work.packet.size };
     let Some(sum) = quote(skb, room, quoted) else { return TC_ACT_SHOT };

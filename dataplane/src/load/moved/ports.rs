@@ -2,8 +2,8 @@
 //! where the gateway stands with the same address and the port is free; a port that another
 //! holds is never taken from him.
 //!
-//! A connection that is left out keeps its flow: its next packet takes another port, and the
-//! peer, who does not know that one, resets it, so that the instance learns of it at once.
+//! A connection that is left out keeps its flow: of TCP the gateway answers its next packet by a
+//! RST, so that the instance learns of it at once; others take another port.
 
 use std::collections::BTreeMap;
 use std::io;
