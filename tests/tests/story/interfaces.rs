@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
+use tests::guest::Guest;
 use tests::operator::Aws;
 use tests::program::eventually;
 use tests::story::Story;
@@ -39,18 +40,15 @@ pub fn serve(story: &Story, aws: &Aws) -> anyhow::Result<String> {
         ensure!(told.contains(mac), "the metadata service does not tell {mac}: {told}");
     }
 
+    renews(second, &interfaces[1].private)?;
     let named = ["--group-name", "closed", "--description", "nobody"];
     let closed = aws.call(&[&["create-security-group"], &named[..]].concat())?;
     let closed = text(&closed["GroupId"])?;
-    let interface = interfaces[1].id.as_str();
-    let change = ["modify-network-interface-attribute", "--network-interface-id", interface];
-    aws.run(&[&change[..], &["--groups", &closed]].concat())?.success()?;
-    eventually("the second interface lets nobody in", BOUND, || {
-        let heard = second.sh_within("true", Duration::from_secs(15));
-        ensure!(heard.is_err(), "it still does");
-        Ok(())
-    })?;
-    first.sh("true").context("the first interface has its own group still")?;
+    regroup(aws, &interfaces[0], &closed)?;
+    answers_alone(second, first)?;
+    regroup(aws, &interfaces[1], &closed)?;
+    regroup(aws, &interfaces[0], story.group())?;
+    answers_alone(first, second)?;
 
     aws.run(&["terminate-instances", "--instance-ids", &id])?.success()?;
     eventually("the instance is terminated", BOUND, || {
@@ -65,6 +63,39 @@ pub fn serve(story: &Story, aws: &Aws) -> anyhow::Result<String> {
     let [one, two] =
         [&interfaces[0], &interfaces[1]].map(|i| format!("{} ({})", i.elastic, i.private));
     Ok(format!("{id} at {one} and {two}"))
+}
+
+/// What its further interface's lease says anew adds no rule, and takes away those of other addresses.
+fn renews(guest: &Guest, private: &str) -> anyhow::Result<()> {
+    let renewed = format!(
+        "ip rule add from 192.0.2.9 table 101 && interface=eth1 ip={private} mask=24 \
+         /etc/udhcpc.script renew && ip rule"
+    );
+    let rules = guest.sh(&renewed)?;
+    let own = rules.lines().filter(|line| line.contains("lookup 101")).collect::<Vec<_>>();
+    ensure!(matches!(own[..], [rule] if rule.contains(&format!("from {private} "))), "{rules}");
+    Ok(())
+}
+
+/// Gives an interface this one group.
+fn regroup(aws: &Aws, interface: &Interface, group: &str) -> anyhow::Result<()> {
+    let change = ["modify-network-interface-attribute", "--network-interface-id", &interface.id];
+    aws.run(&[&change[..], &["--groups", group]].concat())?.success().map(drop)
+}
+
+/// Waits until one interface lets us in and the other does not. The same guest stands behind
+/// both: what it answers at one, before and after, says that it is not slow at the other.
+fn answers_alone(open: &Guest, shut: &Guest) -> anyhow::Result<()> {
+    let what = format!("{} answers, and {} does not", open.address, shut.address);
+    let bound = Duration::from_secs(15);
+    eventually(&what, BOUND, || {
+        open.sh_within("true", bound)?;
+        let Err(refused) = shut.sh_within("true", bound) else { bail!("both answer") };
+        // Not even its kernel says a word.
+        let silent = format!("{refused:#}").contains("connect to host");
+        ensure!(silent, "it is slow, but answers: {refused:#}");
+        open.sh_within("true", bound).map(drop)
+    })
 }
 
 fn launch(story: &Story, aws: &Aws) -> anyhow::Result<(String, Vec<Interface>)> {
