@@ -57,14 +57,17 @@ const OPT_CLASSLESS_STATIC_ROUTE: u8 = 121;
 /// shorter ones (RFC 1542, 2.1).
 const MESSAGE_LENGTH_MIN: usize = 300;
 
+/// What every client takes of options, from the magic number to the end (RFC 2131, 2).
+const OPTIONS_BYTES_MAX: usize = 312;
+
 /// Resolvers that are told; more would not make a client faster.
 const DNS_SERVERS_MAX: usize = 3;
 
 /// Time servers and NetBIOS name servers that are told (EC2: four of each).
 pub const SERVERS_MAX: usize = 4;
 
-/// The longest host name (RFC 1035) and domain: together with the rest they fit
-/// the 312 bytes of options that every client takes (RFC 2131, 2).
+/// The longest host name (RFC 1035) and domain: together with the rest, and with any
+/// client's usual identifier, they fit [`OPTIONS_BYTES_MAX`].
 pub const HOSTNAME_LENGTH_MAX: usize = 63;
 pub const DOMAIN_LENGTH_MAX: usize = 96;
 
@@ -196,20 +199,20 @@ fn compose(
     let refused = kind == DhcpMessageType::Nak;
     let informed = request.kind == DhcpMessageType::Inform;
     let leased = !refused && !informed;
-    let mut options = Options::default();
+    let mut options = Options::new();
     if leased {
         options.push(OPT_IP_LEASE_TIME, &LEASE_S.to_be_bytes());
         options.push(OPT_RENEWAL_TIME_VALUE, &RENEW_S.to_be_bytes());
         options.push(OPT_REBINDING_TIME_VALUE, &REBIND_S.to_be_bytes());
     }
-    if !refused {
-        options.describe(binding, request);
-    }
     if let Some(id) = request.client_id {
         options.push(OPT_CLIENT_ID, id);
     }
+    if !refused {
+        options.describe(binding, request);
+    }
     let listed: Vec<DhcpOption<'_>> =
-        options.0.iter().map(|(kind, data)| DhcpOption { kind: *kind, data }).collect();
+        options.told.iter().map(|(kind, data)| DhcpOption { kind: *kind, data }).collect();
     let repr = DhcpRepr {
         message_type: kind,
         transaction_id: packet.transaction_id(),
@@ -236,23 +239,37 @@ fn compose(
     let mut message = vec![0; repr.buffer_len().max(MESSAGE_LENGTH_MIN)];
     let emitted = repr.emit(&mut DhcpPacket::new_unchecked(message.as_mut_slice()));
     assert!(emitted.is_ok(), "the buffer has the length that the message asked for");
-    // RFC 2131, 4.1: to `ciaddr` where the client has one; a refusal to all.
-    let has_address = !packet.client_ip().is_unspecified() && !refused;
+    // RFC 2131, 4.1: to `ciaddr` where the client has one; a refusal to all. Who informs
+    // himself may have another of his own; all others have what they were leased.
+    let client = packet.client_ip();
+    let has_address = !refused && (client == binding.address || informed);
     let broadcast = !has_address && (refused || repr.broadcast);
     let destination = match (has_address, broadcast) {
-        (true, _) => packet.client_ip(),
+        (true, _) => client,
         (false, true) => Ipv4Addr::BROADCAST,
         (false, false) => binding.address,
     };
     Reply { message, destination, broadcast }
 }
 
-#[derive(Default)]
-struct Options(Vec<(u8, Vec<u8>)>);
+struct Options {
+    told: Vec<(u8, Vec<u8>)>,
+    bytes_left: usize,
+}
 
 impl Options {
+    fn new() -> Self {
+        // The magic number, the message's type, the server and the end.
+        Self { told: Vec::new(), bytes_left: OPTIONS_BYTES_MAX - (4 + 3 + 6 + 1) }
+    }
+
+    /// What there is no room for is left out: the most needed come first, and only
+    /// a client with a long name of its own misses any.
     fn push(&mut self, kind: u8, data: &[u8]) {
-        self.0.push((kind, data.to_vec()));
+        if let Some(left) = self.bytes_left.checked_sub(2 + data.len()) {
+            self.told.push((kind, data.to_vec()));
+            self.bytes_left = left;
+        }
     }
 
     fn describe(&mut self, binding: &Binding, request: &Request<'_>) {

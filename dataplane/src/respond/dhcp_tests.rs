@@ -186,6 +186,38 @@ fn the_longest_names_fit_what_every_client_takes() {
     assert!(reply.message.len() <= 548, "{}", reply.message.len());
 }
 
+#[test]
+fn a_client_with_a_long_name_of_its_own_misses_what_is_least_needed() {
+    let full = Binding {
+        hostname: "h".repeat(HOSTNAME_LENGTH_MAX),
+        domain: "d".repeat(DOMAIN_LENGTH_MAX),
+        dns: vec![binding().router; DNS_SERVERS_MAX],
+        ntp: vec![binding().router; SERVERS_MAX],
+        netbios: vec![binding().router; SERVERS_MAX],
+        ..binding()
+    };
+    for (bytes, told) in [(24, true), (255, false)] {
+        let id = vec![7; bytes];
+        let mut asked = message(DhcpMessageType::Discover, |_| {});
+        assert_eq!(asked.pop(), Some(255), "the end");
+        asked.extend([&[OPT_CLIENT_ID, bytes as u8], id.as_slice(), &[255]].concat());
+        let reply = answer(&full, &asked).unwrap();
+        // The least IPv4 packet that all take, less its headers.
+        assert!(reply.message.len() <= 576 - 20 - 8, "{} bytes", reply.message.len());
+        assert_eq!(option(&reply, OPT_CLIENT_ID), Some(id));
+        assert!(option(&reply, OPT_CLASSLESS_STATIC_ROUTE).is_some());
+        assert_eq!(option(&reply, OPT_NETBIOS_NODE).is_some(), told, "{bytes}");
+    }
+}
+
+#[test]
+fn who_says_another_address_is_answered_at_the_one_it_has() {
+    let stale = message(DhcpMessageType::Discover, |repr| {
+        repr.client_ip = Ipv4Addr::new(10, 32, 0, 5);
+    });
+    assert_eq!(answer(&binding(), &stale).unwrap().destination, binding().address);
+}
+
 proptest! {
     #[test]
     fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..700)) {

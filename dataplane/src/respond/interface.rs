@@ -252,6 +252,10 @@ impl Responder {
 
     fn answer_dhcp(&mut self, message: &[u8]) {
         match dhcp::answer(&self.served.binding, message) {
+            // It names an address that is not its own.
+            Ok(reply) if !reply.broadcast && !self.served.owns(reply.destination.into()) => {
+                self.counters.dhcp_ignored += 1;
+            }
             Ok(reply) => {
                 self.counters.dhcp_answered += 1;
                 let from = (self.served.binding.router, smoltcp::wire::DHCP_SERVER_PORT);

@@ -91,6 +91,10 @@ impl TryFrom<&Interface> for Served {
         if dhcp.mtu < MTU_MIN {
             return Err(refused(format!("its MTU is {}, less than {MTU_MIN}", dhcp.mtu)));
         }
+        if interface.subnet6.is_some() && dhcp.mtu < six::MTU_MIN {
+            let (mtu, min) = (dhcp.mtu, six::MTU_MIN);
+            return Err(refused(format!("its MTU is {mtu}, and IPv6 needs {min}")));
+        }
         let services = &interface.services;
         let hops = services.metadata_hop_limit;
         if !(1..=HOP_LIMIT_MAX).contains(&hops) {

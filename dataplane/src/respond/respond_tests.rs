@@ -324,6 +324,12 @@ fn a_service_out_of_bounds_is_refused_by_name() {
         interface.services.ntp = vec![Ipv4Addr::new(10, 0, 0, 7); count];
         assert_eq!(Served::try_from(&interface).is_ok(), good, "{count} time servers");
     }
+    interface.services = Default::default();
+    interface.subnet6 = Some("2001:db8:1::/64".parse().unwrap());
+    for (mtu, good) in [(1279, false), (1280, true)] {
+        interface.dhcp.mtu = mtu;
+        assert_eq!(Served::try_from(&interface).is_ok(), good, "an MTU of {mtu}");
+    }
 }
 
 #[test]

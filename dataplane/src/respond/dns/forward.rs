@@ -251,7 +251,7 @@ impl Forwarder {
                 self.counters.entry(f.client.ifindex).or_default().forwarded += 1;
                 let answer = Arc::new(answer);
                 let cache = self.caches.entry(f.client.ifindex).or_default();
-                cache.keep(&f.query, &answer, bytes.len(), now);
+                cache.keep(&f.query, &answer, now);
                 let bytes_max = bytes_max(&f.client, &f.query);
                 let message = message::reply(&f.query, &answer, 0, bytes_max);
                 self.actions.push_back(Action::Answer { client: f.client, message });

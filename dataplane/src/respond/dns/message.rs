@@ -4,6 +4,7 @@ use domain::base::iana::{Class, Opcode, OptRcode, Rcode, Rtype};
 use domain::base::message::RecordSection;
 use domain::base::message_builder::{AdditionalBuilder, MessageBuilder, TreeCompressor};
 use domain::base::name::{FlattenInto as _, ParsedName, ToName as _};
+use domain::base::rdata::ComposeRecordData as _;
 use domain::base::{Message, Record, Ttl};
 use domain::rdata::AllRecordData;
 
@@ -66,6 +67,16 @@ impl Answer {
             seconds(minimum.min(record.ttl()))
         });
         shown.min().unwrap_or(0)
+    }
+
+    /// What its records hold.
+    pub fn held_bytes(&self) -> usize {
+        let records = [&self.answers, &self.authority, &self.additional].into_iter().flatten();
+        let bytes = records.map(|record| {
+            let data = record.data().rdlen(false).map_or(usize::from(u16::MAX), usize::from);
+            size_of::<Stored>() + record.owner().len() + data
+        });
+        bytes.sum()
     }
 }
 
@@ -315,5 +326,6 @@ fn stored(section: RecordSection<'_, [u8]>) -> Option<Vec<Stored>> {
         let read = record.to_any_record::<AllRecordData<&[u8], ParsedName<&[u8]>>>().ok()?;
         all.push(read.try_flatten_into().ok()?);
     }
+    all.shrink_to_fit();
     Some(all)
 }

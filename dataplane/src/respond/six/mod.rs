@@ -143,7 +143,7 @@ impl Router {
             reachable_time: smoltcp::time::Duration::ZERO,
             retrans_time: smoltcp::time::Duration::ZERO,
             lladdr: Some(EthernetAddress(ebpf::GATEWAY_MAC).into()),
-            mtu: (*mtu >= MTU_MIN).then_some((*mtu).into()),
+            mtu: Some((*mtu).into()),
             prefix_info: Some(NdiscPrefixInformation {
                 prefix_len: subnet.prefix_len(),
                 flags: NdiscPrefixInfoFlags::ON_LINK,
