@@ -7,7 +7,7 @@
 //!                              the daemon, NAME-punt
 //! ```
 
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
@@ -22,17 +22,9 @@ use rpc::dataplane::{
     Applied, Desired, Device, Dhcp, Interface, Question, Status, Uplink, Verdict,
 };
 
-pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub use sim::skip;
 
-/// Prints why a test does not run, and tells the runner.
-pub fn skip(test: &str, reason: &str) {
-    let line = format!("SKIPPED {test}: {reason}");
-    eprintln!("{line}");
-    if let Ok(path) = std::env::var("HOSTPLANE_SKIPPED") {
-        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
-        writeln!(file, "{line}").unwrap();
-    }
-}
+pub const INTERNET: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 
 #[expect(clippy::disallowed_methods, reason = "a black-box test waits in real time")]
 pub fn now() -> Instant {

@@ -29,20 +29,12 @@ use crate::world::{
     peopled,
 };
 
+pub use sim::skip as skipped;
+
 const PACKETS: u64 = 120_000;
 const PACKETS_FULL: u64 = 10_000_000;
 /// Packets under one desired state.
 const EPOCH: u64 = 4_000;
-
-pub fn skipped(test: &str, reason: &str) {
-    use std::io::Write as _;
-    let line = format!("SKIPPED {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
-        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
-        file.and_then(|mut file| writeln!(file, "{line}")).unwrap();
-    }
-}
 
 /// A namespace of this thread's own with the world's devices in it, and a
 /// deployment that is torn down at the end.
