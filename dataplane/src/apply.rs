@@ -32,6 +32,7 @@ use tokio::sync::oneshot;
 
 use crate::compile::{self, Devices, compile, payer};
 use crate::device::{self, Host};
+use crate::diff::diff;
 use crate::flow_log::{Interval, file::Files, records};
 use crate::load::{self, Counters, Hits, Loaded};
 use crate::observe::Directory;
@@ -99,14 +100,23 @@ impl From<Error> for rpc::Error {
 
 /// Applies a state without a daemon, which nobody else may have meanwhile: tables
 /// and devices. Nothing answers DHCP then, and flows are aged when this is called.
-pub fn enforce(deployment: &Deployment, desired: Desired) -> Result<Applied, Error> {
+/// `progress` is told after each change how many of all are done.
+pub fn enforce(
+    deployment: &Deployment,
+    desired: Desired,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Applied, Error> {
     parse(&desired)?;
     let mut host = Host::open(deployment)?;
     let mut loaded = Loaded::open(deployment)?;
     let (devices, made) = host.ensure(&desired)?;
     let tables = compile(&desired, &devices, loaded.tables())?;
     record::write(&deployment.state_of("dataplane").join("desired.json"), &desired)?;
-    let changed = loaded.update(tables)?;
+    let (mut done, all) = (0, diff(loaded.tables(), &tables).len());
+    let changed = loaded.update_watched(tables, &mut |_, _| {
+        done += 1;
+        progress(done, all);
+    })?;
     announce(&mut loaded);
     let removed = host.prune(&desired)?;
     loaded.sweep_all()?;

@@ -27,6 +27,7 @@ pub mod difference;
 pub mod file;
 mod list;
 mod nat;
+mod progress;
 mod rate;
 mod route;
 mod rule;
@@ -35,6 +36,7 @@ mod show;
 
 use difference::{Line, difference, named};
 use file::Plan;
+use progress::Progress;
 pub use show::{Shown, look};
 
 /// What people call things, beside the desired state of ids.
@@ -164,7 +166,10 @@ pub fn accepted(deployment: &Deployment) -> anyhow::Result<Desired> {
 /// A daemon that is alive does it; else it is done here.
 fn put_in_force(deployment: &Deployment, desired: Desired) -> anyhow::Result<Applied> {
     match lock::take(deployment)? {
-        Some(_lock) => Ok(enforce(deployment, desired)?),
+        Some(_lock) => {
+            let mut progress = Progress::default();
+            Ok(enforce(deployment, desired, &mut |done, all| progress.tell(done, all))?)
+        }
         None => {
             let client = rpc::Client::new(deployment.socket_of("dataplane"));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

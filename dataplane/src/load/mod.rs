@@ -183,8 +183,8 @@ impl Loaded {
         self.update_watched(next, &mut |_, _| {})
     }
 
-    /// [`Loaded::update`], and `watch` is called after every change: for the proof that no
-    /// packet meets a mixture.
+    /// [`Loaded::update`], and `watch` is called after every change: for whoever waits, and for
+    /// the proof that no packet meets a mixture.
     pub fn update_watched(
         &mut self,
         next: Tables,

@@ -61,6 +61,30 @@ fn guest(test: &str) -> Option<World> {
     Some(world)
 }
 
+/// A terminal is shown how far it is, and a file is not.
+#[test]
+fn an_application_of_many_changes_shows_how_far_it_is() {
+    let test = "an_application_of_many_changes_shows_how_far_it_is";
+    let Some(world) = guest(test) else { return };
+    let blocked = |third: u32| -> String {
+        let nets: Vec<String> = (0..200).map(|n| format!("\"203.0.{third}.{n}/32\"")).collect();
+        format!("blocklist = [{}]\n{}", nets.join(", "), file(&world, 22))
+    };
+    let path = write(&world, &blocked(113));
+    let program = env!("CARGO_BIN_EXE_dataplane");
+    let (state, run) = (world.path("state"), world.path("run"));
+    let (state, run) = (state.display(), run.display());
+    let deed = format!("{program} apply {path} --state-dir {state} --run-dir {run}");
+    let mut terminal = world.command("host", "script");
+    let shown = good(&terminal.args(["-qec", &deed, "/dev/null"]).output().unwrap());
+    assert!(shown.contains(" changes, ") && shown.contains("in force, after"), "{shown:?}");
+    let path = write(&world, &blocked(114));
+    let output = alone(&world, &["apply", &path]);
+    good(&output);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!told.contains("changes"), "{told}");
+}
+
 #[test]
 fn a_file_is_in_force_without_a_daemon_and_again_changes_nothing() {
     let test = "a_file_is_in_force_without_a_daemon_and_again_changes_nothing";
