@@ -20,16 +20,3 @@ pub mod qemu;
 pub mod scripted;
 pub mod serve;
 pub mod teardown;
-
-/// Says that a test did not run, and why: on stderr and in the file that
-/// `HOSTPLANE_SKIPPED` names.
-#[doc(hidden)]
-pub fn skipped(test: &str, reason: &str) {
-    use std::io::Write;
-    let line = format!("SKIPPED {test}: {reason}\n");
-    eprint!("{line}");
-    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
-    }
-}

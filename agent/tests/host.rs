@@ -278,7 +278,7 @@ async fn an_instance_lives_and_ends_though_others_come_and_go() {
 async fn who_has_a_new_image_may_register_it_at_once() {
     if std::process::Command::new("qemu-img").arg("--version").output().is_err() {
         let name = "who_has_a_new_image_may_register_it_at_once";
-        agent::skipped(name, "qemu-img is not installed");
+        sim::skip(name, "qemu-img is not installed");
         return;
     }
     let world = World::new();

@@ -187,7 +187,7 @@ fn wish(id: InstanceId, volumes: &[VolumeId]) -> host::Instance {
 #[expect(clippy::disallowed_methods, reason = "measures the boot")]
 async fn a_guest_boots_and_powers_off_by_its_button() {
     if let Some(reason) = obstacle() {
-        return agent::skipped("a_guest_boots_and_powers_off_by_its_button", &reason);
+        return sim::skip("a_guest_boots_and_powers_off_by_its_button", &reason);
     }
     let mut world = World::new('a');
     let root = world.volume(1, Some("tiny"));
@@ -266,7 +266,7 @@ async fn until(
 async fn a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_between() {
     let test = "a_disk_comes_and_goes_while_the_guest_runs_and_the_agent_dies_in_between";
     if let Some(reason) = obstacle() {
-        return agent::skipped(test, &reason);
+        return sim::skip(test, &reason);
     }
     let mut world = World::new('b');
     let id = InstanceId::from_random(0xb);
@@ -383,11 +383,11 @@ async fn plug(
 async fn a_disk_that_cannot_be_on_vhost_user_is_on_nbd_and_the_log_says_why() {
     let test = "a_disk_that_cannot_be_on_vhost_user_is_on_nbd_and_the_log_says_why";
     if let Some(reason) = obstacle() {
-        return agent::skipped(test, &reason);
+        return sim::skip(test, &reason);
     }
     let able = Abilities::probe();
     if !able.has_vhost_user {
-        return agent::skipped(test, "QEMU has no vhost-user-blk-pci");
+        return sim::skip(test, "QEMU has no vhost-user-blk-pci");
     }
     tracing_subscriber::fmt().with_ansi(false).with_writer(|| Said).init();
     let (auto, demanded) = [BlockFront::Auto, BlockFront::VhostUser]
@@ -474,7 +474,7 @@ fn boot_sector() -> Vec<u8> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_imported_disk_boots_by_its_own_loader() {
     if let Some(reason) = obstacle() {
-        return agent::skipped("an_imported_disk_boots_by_its_own_loader", &reason);
+        return sim::skip("an_imported_disk_boots_by_its_own_loader", &reason);
     }
     let mut world = World::new('c');
     let file = world.dir.path().join("disk.raw");

@@ -1,7 +1,6 @@
 //! The network question's harness delivers what it says that it delivers, and
 //! calls a lost frame a failure. No times are looked at.
 
-use std::io::Write;
 use std::net::Ipv4Addr;
 
 use benches::packet::Flows;
@@ -13,36 +12,26 @@ use benches::packet::nftables::{Shape, ruleset};
 use benches::packet::ours::{Ours, Way, early_program};
 use benches::packet::scene::{CLIENT_MAC, End, Scene, UPLINK_INDEX, UPLINK_MAC, nft};
 use benches::packet::world::{PORT, SOURCES, World};
+use sim::skip;
 
 const FRAMES: u32 = 1000;
 const RULES: usize = 10;
 
-/// Says that a test was not run, and why: on standard error, and in the file that
-/// `HOSTPLANE_SKIPPED` names.
-fn skipped(test: &str, reason: &str) {
-    let line = format!("SKIPPED {test}: {reason}\n");
-    eprint!("{line}");
-    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
-        let mut file = std::fs::File::options().create(true).append(true).open(path).unwrap();
-        file.write_all(line.as_bytes()).unwrap();
-    }
-}
-
 /// Puts the test's thread into mounts of its own, where this can be done.
 fn prepared(test: &str) -> bool {
     if !nix::unistd::geteuid().is_root() {
-        skipped(test, "not root: network namespaces and eBPF need it");
+        skip(test, "not root: network namespaces and eBPF need it");
         return false;
     }
     for program in ["ip", "nft", "ethtool"] {
         let flag = if program == "ethtool" { "--version" } else { "-V" };
         if benches::machine::version(program, flag).is_none() {
-            skipped(test, &format!("{program} is not installed"));
+            skip(test, &format!("{program} is not installed"));
             return false;
         }
     }
     if let Err(error) = namespace::own_mounts() {
-        skipped(test, &format!("no mounts of one's own to be had: {error:#}"));
+        skip(test, &format!("no mounts of one's own to be had: {error:#}"));
         return false;
     }
     true

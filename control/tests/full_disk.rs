@@ -65,7 +65,7 @@ async fn a_full_disk_refuses_changes_and_loses_nothing_that_was_acknowledged() {
     let Some(small) = Small::mount(&state) else {
         let reason = "cannot mount a tmpfs (root is needed)";
         const TEST: &str = "a_full_disk_refuses_changes_and_loses_nothing_that_was_acknowledged";
-        return daemon::skip(TEST, reason);
+        return sim::skip(TEST, reason);
     };
     let mut daemon = Daemon::start_in(folder, &[]);
     let mut acknowledged = 0;

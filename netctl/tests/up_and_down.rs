@@ -12,6 +12,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+use sim::skip;
 use tempfile::TempDir;
 
 const DAEMONS: [&str; 4] = ["block-server", "dataplane", "control", "agent"];
@@ -22,17 +23,6 @@ struct Host {
     namespace: String,
     home: TempDir,
     before: BTreeSet<String>,
-}
-
-/// Says why a test that must be root is skipped, for the runner to count.
-fn skip(test: &str, reason: &str) {
-    let line = format!("SKIPPED {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED")
-        && let Ok(mut file) = fs::OpenOptions::new().create(true).append(true).open(path)
-    {
-        let _ = writeln!(file, "{line}");
-    }
 }
 
 impl Host {

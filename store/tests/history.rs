@@ -231,14 +231,7 @@ impl Drop for Server {
 
 fn start_etcd(test: &str) -> Option<Server> {
     if !Path::new("/usr/bin/etcd").exists() {
-        let line =
-            format!("SKIPPED {test}: /usr/bin/etcd is missing (apt-get install etcd-server)");
-        eprintln!("{line}");
-        if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
-            use std::io::Write;
-            let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-            file.and_then(|mut f| writeln!(f, "{line}")).unwrap();
-        }
+        sim::skip(test, "/usr/bin/etcd is missing (apt-get install etcd-server)");
         return None;
     }
     let free = || {

@@ -278,28 +278,17 @@ fn output(command: &mut Command) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    fn skipped(test: &str, reason: &str) {
-        let line = format!("SKIPPED {test}: {reason}");
-        eprintln!("{line}");
-        if let Some(path) = env::var_os("HOSTPLANE_SKIPPED") {
-            use std::io::Write as _;
-            let file = fs::OpenOptions::new().append(true).create(true).open(path);
-            let written = file.and_then(|mut file| writeln!(file, "{line}"));
-            written.expect("the file of skipped tests takes a line");
-        }
-    }
-
     #[test]
     fn the_prebuilt_object_is_what_the_sources_build() {
         let name = "the_prebuilt_object_is_what_the_sources_build";
         let toolchain = match Toolchain::find() {
             Ok(toolchain) => toolchain,
-            Err(reason) => return skipped(name, &format!("{reason:#}")),
+            Err(reason) => return sim::skip(name, &format!("{reason:#}")),
         };
         let recorded = fs::read_to_string(prebuilt().with_extension("origin")).unwrap();
         let versions = format!("rustc: {}\nllvm: {}\n", toolchain.version, toolchain.llvm);
         if !recorded.contains(&versions) {
-            return skipped(name, "the prebuilt object was made by other versions");
+            return sim::skip(name, "the prebuilt object was made by other versions");
         }
         let built = toolchain.build(&target_dir().join("ebpf")).unwrap();
         let (built, prebuilt) = (fs::read(built).unwrap(), fs::read(prebuilt()).unwrap());

@@ -141,7 +141,7 @@ mod tests {
     #[test]
     fn a_qcow2_file_becomes_the_same_bytes() {
         if Command::new("qemu-img").arg("--version").output().is_err() {
-            crate::skipped("a_qcow2_file_becomes_the_same_bytes", "qemu-img is not installed");
+            sim::skip("a_qcow2_file_becomes_the_same_bytes", "qemu-img is not installed");
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn the_probe_guest_answers_under_emulation() {
         if Command::new(super::super::PROGRAM).arg("--version").output().is_err() {
-            crate::skipped("the_probe_guest_answers_under_emulation", "QEMU is not installed");
+            sim::skip("the_probe_guest_answers_under_emulation", "QEMU is not installed");
             return;
         }
         assert_eq!(probe(Accelerator::Tcg), Ok(()));

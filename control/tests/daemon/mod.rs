@@ -144,17 +144,6 @@ impl Drop for Daemon {
     }
 }
 
-/// Says that a test was skipped, and returns.
-pub fn skip(test: &str, reason: &str) {
-    let line = format!("SKIPPED {test}: {reason}");
-    eprintln!("{line}");
-    if let Some(path) = std::env::var_os("HOSTPLANE_SKIPPED") {
-        use std::io::Write;
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-        file.and_then(|mut f| writeln!(f, "{line}")).unwrap();
-    }
-}
-
 /// Where awscli and boto3 are: `HOSTPLANE_VENV`, or `.venv` in the tree.
 pub fn venv(test: &str) -> Option<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(".venv");
@@ -162,7 +151,7 @@ pub fn venv(test: &str) -> Option<PathBuf> {
     if venv.join("bin/aws").exists() {
         return Some(venv);
     }
-    skip(test, &format!("{}: no awscli; `./x setup` makes it", venv.display()));
+    sim::skip(test, &format!("{}: no awscli; `./x setup` makes it", venv.display()));
     None
 }
 
