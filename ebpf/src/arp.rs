@@ -6,9 +6,7 @@ use crate::packet::{Frame, mac_number};
 use crate::reason::Reason;
 use crate::tables::Tables;
 use crate::verdict::{Action, Work};
-use crate::{DNS_ADDRESS, GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
-
-const GATEWAY: u64 = mac_number(GATEWAY_MAC);
+use crate::{DNS_ADDRESS, GATEWAY, METADATA_ADDRESS, TIME_ADDRESS};
 
 /// ARP for any other address of the subnet, and for the host's services, is
 /// answered with the gateway's address: guests never see each other's frames.

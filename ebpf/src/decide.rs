@@ -21,7 +21,7 @@ use crate::layout::{
     DNS, Elastic, FlowKey, Interface, LocalKey, METADATA, RANGES_LATE, RESOLVER, SECONDARIES,
     SOURCE_CHECK, TO_NAMESPACE,
 };
-use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, Part, VLAN, VLAN_OUTER, mac_number};
+use crate::packet::{ARP, Frame, Head, IPV4, Kind, Packet, Part, VLAN, VLAN_OUTER};
 use crate::punt::{ifindex_of_number, punt_number};
 use crate::reason::Reason;
 use crate::rewrite::Rewrite;
@@ -30,9 +30,7 @@ use crate::tables::Tables;
 use crate::verdict::{
     Action, FlowWrite, PAYS_IN, PAYS_IN_SECOND, PAYS_OUT, PAYS_SERVICE, Verdict, Work,
 };
-use crate::{DNS_ADDRESS, GATEWAY_MAC, METADATA_ADDRESS, TIME_ADDRESS};
-
-const GATEWAY: u64 = mac_number(GATEWAY_MAC);
+use crate::{DNS_ADDRESS, GATEWAY, METADATA_ADDRESS, TIME_ADDRESS};
 
 pub(crate) const METADATA_PORT: u16 = 80;
 pub(crate) const TIME_PORT: u16 = 123;

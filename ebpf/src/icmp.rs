@@ -10,7 +10,8 @@
 
 use crate::flow::{ICMP, ICMPV6};
 use crate::ip::{Ip, V6};
-use crate::packet::{Head, Head6, IPV4, IPV6, mac_bytes};
+use crate::made::{self, TTL, put};
+use crate::packet::{Head, Head6, IPV6};
 use crate::rate::Limit;
 use crate::rewrite::{fold, sum32};
 use crate::verdict::Verdict;
@@ -51,8 +52,6 @@ pub const QUOTE_AT: usize = HEADERS6_LEN.next_multiple_of(8);
 
 /// Precedence of what networks say themselves (RFC 1812, 4.3.2.5).
 const INTERNETWORK_CONTROL: u16 = 0xc0;
-const TTL: u8 = 64;
-const DONT_FRAGMENT: u16 = 0x4000;
 
 /// What precedes the quote of `quoted` bytes whose words sum to `quote_sum`. It goes back
 /// to whom `head` came from, and comes from `from_mac`.
@@ -69,23 +68,9 @@ pub fn headers(
         _ => (0x0b00, 0),
     };
     let len = (28 + quoted) as u16;
-    let (source, destination) = (verdict.teller, head.source);
-    let life = u16::from_be_bytes([TTL, ICMP]);
-    let ip_sum = u32::from(0x4500 | INTERNETWORK_CONTROL)
-        + u32::from(len)
-        + u32::from(DONT_FRAGMENT)
-        + u32::from(life)
-        + sum32(source)
-        + sum32(destination);
     let mut b = [0; HEADERS_LEN];
-    ethernet(&mut b, head.source_mac(), from_mac, IPV4);
-    put(&mut b, 14, 0x4500 | INTERNETWORK_CONTROL);
-    put(&mut b, 16, len);
-    put(&mut b, 20, DONT_FRAGMENT);
-    put(&mut b, 22, life);
-    put(&mut b, 24, !(fold(ip_sum) as u16));
-    b[26..30].copy_from_slice(&source.to_be_bytes());
-    b[30..34].copy_from_slice(&destination.to_be_bytes());
+    let macs = (head.source_mac(), from_mac);
+    made::ipv4(&mut b, macs, (verdict.teller, head.source), (INTERNETWORK_CONTROL, ICMP), len);
     put(&mut b, 34, kind);
     put(&mut b, 36, !(fold(u32::from(kind) + u32::from(rest) + quote_sum) as u16));
     put(&mut b, 40, rest);
@@ -115,7 +100,7 @@ pub fn headers6(
         + u32::from(rest)
         + quote_sum;
     let mut b = [0; HEADERS6_LEN];
-    ethernet(&mut b, head.source_mac(), from_mac, IPV6);
+    made::ethernet(&mut b, (head.source_mac(), from_mac), IPV6);
     put(&mut b, 14, 0x6000);
     put(&mut b, 18, len);
     put(&mut b, 20, u16::from_be_bytes([ICMPV6, TTL]));
@@ -125,18 +110,6 @@ pub fn headers6(
     put(&mut b, 56, !(fold(sum) as u16));
     put(&mut b, 60, rest);
     b
-}
-
-#[inline(always)]
-pub fn ethernet(b: &mut [u8], to: u64, from: u64, kind: u16) {
-    b[..6].copy_from_slice(&mac_bytes(to));
-    b[6..12].copy_from_slice(&mac_bytes(from));
-    put(b, 12, kind);
-}
-
-#[inline(always)]
-pub fn put(b: &mut [u8], at: usize, word: u16) {
-    b[at..at + 2].copy_from_slice(&word.to_be_bytes());
 }
 
 #[inline(always)]

@@ -20,7 +20,7 @@
 //! | [`six`] | where IPv6 enters the decision; [`neighbour`]: what is said on the link |
 //! | [`verdict`], [`rewrite`] | what follows from it |
 //! | [`fragment`] | datagrams in pieces: what the first was allowed holds for the others |
-//! | [`icmp`] | the ICMP errors that a router owes |
+//! | [`icmp`] | the ICMP errors that a router owes; [`reset`]: a NAT gateway's RST; [`made`]: headers of both |
 //! | [`event`] | what is told of single packets |
 //! | [`punt`] | how the punt device names an interface |
 //! | [`rate`] | token buckets |
@@ -40,6 +40,7 @@ pub mod icmp;
 pub mod ip;
 pub mod judge;
 pub mod layout;
+pub mod made;
 pub mod nat;
 pub mod neighbour;
 pub mod packet;
@@ -65,6 +66,8 @@ pub use verdict::{Action, Verdict, Work};
 /// The gateway's hardware address, the same for every guest: ARP for the gateway
 /// and for every other address of the subnet is answered with it.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x68, 0x70, 0x00, 0x00, 0x01];
+/// The same as a number.
+pub const GATEWAY: u64 = packet::mac_number(GATEWAY_MAC);
 
 /// The subnet router's link-local address: [`GATEWAY_MAC`]'s, the same for every guest.
 pub const ROUTER_ADDRESS6: V6 = V6 { high: 0xfe80 << 48, low: 0x0068_70ff_fe00_0001 };

@@ -14,7 +14,7 @@ use crate::ip::{ALL_NODES, V6};
 use crate::packet::{Frame, Head6, Packet, be16, mac_bytes, mac_number};
 use crate::reason::Reason;
 use crate::rewrite::{Rewrite, sum32};
-use crate::{GATEWAY_MAC, flow};
+use crate::{GATEWAY, flow};
 
 pub const ROUTER_SOLICITATION: u8 = 133;
 pub const SOLICITATION: u8 = 135;
@@ -110,7 +110,7 @@ pub fn answer(rewrite: &Rewrite<V6>) -> [u8; ANSWER_LEN] {
     b[22..38].copy_from_slice(&rewrite.source.bytes());
     b[38..54].copy_from_slice(&to.bytes());
     // Router, solicited, override.
-    let router = if rewrite.source_mac == mac_number(GATEWAY_MAC) { 0x80 } else { 0 };
+    let router = if rewrite.source_mac == GATEWAY { 0x80 } else { 0 };
     let solicited = if asked_by.is_unspecified() { 0 } else { 0x40 };
     let flags = router | solicited | 0x20;
     b[62..78].copy_from_slice(&rewrite.source.bytes());

@@ -17,9 +17,7 @@ use crate::rewrite::Rewrite;
 use crate::route::{Way, way};
 use crate::tables::Tables;
 use crate::verdict::{Action, PAYS_IN, PAYS_OUT, PAYS_SERVICE, Work};
-use crate::{DNS_ADDRESS6, GATEWAY_MAC, METADATA_ADDRESS6, ROUTER_ADDRESS6, TIME_ADDRESS6};
-
-const GATEWAY: u64 = mac_number(GATEWAY_MAC);
+use crate::{DNS_ADDRESS6, GATEWAY, METADATA_ADDRESS6, ROUTER_ADDRESS6, TIME_ADDRESS6};
 
 /// `fd00:ec2::/32`, where EC2 has its services.
 const SERVICES: u64 = 0xfd00_0ec2;

@@ -23,7 +23,7 @@ use ebpf::icmp::{
 use ebpf::packet::{Frame as _, mac_number};
 use ebpf::rate::ticks;
 use ebpf::rewrite::fold;
-use ebpf::{GATEWAY_MAC, Reason, TRACE_MARK, Tables, VERDICT_MARK, reset};
+use ebpf::{GATEWAY, Reason, TRACE_MARK, Tables, VERDICT_MARK, reset};
 
 use super::carry::count;
 use super::six::{head6, work6};
@@ -99,7 +99,7 @@ impl Back {
         // SAFETY: the context is valid for the program's run.
         let ifindex = unsafe { (*skb.0).ifindex };
         let to_world = ifindex == Maps::now().config().uplink;
-        let mac = if to_world { destination_mac } else { mac_number(GATEWAY_MAC) };
+        let mac = if to_world { destination_mac } else { GATEWAY };
         Self { ifindex, to_world, mac }
     }
 
