@@ -167,10 +167,9 @@ impl<'a> Carry<'a> {
         let failed = |e| Error::new("carry over", name, e);
         let Some((from, old)) = source.map(name, &self.own, 1)? else { return Ok(0) };
         let own = self.own.find(name).expect("it is described");
-        let (now_s, mut found, mut cursor) = (now_s().map_err(failed)?, 0, None);
-        loop {
-            let slice = from.slice(cursor, BATCH).map_err(failed)?;
-            for (key, flow) in &slice.entries {
+        let (now_s, mut found) = (now_s().map_err(failed)?, 0);
+        for slice in from.slices(BATCH) {
+            for (key, flow) in &slice.map_err(failed)? {
                 let key = own.key.converted(&old.key, key);
                 let flow = own.value.converted(&old.value, flow);
                 let (Some(key), Some(flow)) = (key, flow) else { continue };
@@ -186,11 +185,8 @@ impl<'a> Carry<'a> {
                     found += 1;
                 }
             }
-            cursor = slice.cursor;
-            if cursor.is_none() {
-                return Ok(found);
-            }
         }
+        Ok(found)
     }
 
     /// Counters of rules. Those of the moments between are not worth a lock.
@@ -200,10 +196,8 @@ impl<'a> Carry<'a> {
         for source in &self.sources {
             let Some((from, old)) = source.map(NAME, &self.own, 1)? else { continue };
             let own = self.own.find(NAME).expect("it is described");
-            let mut cursor = None;
-            loop {
-                let slice = from.slice(cursor, BATCH).map_err(failed)?;
-                for (key, value) in &slice.entries {
+            for slice in from.slices(BATCH) {
+                for (key, value) in &slice.map_err(failed)? {
                     let key = own.key.converted(&old.key, key);
                     let count = own.value.converted(&old.value, value);
                     let (Some(key), Some(count)) = (key, count) else { continue };
@@ -212,10 +206,6 @@ impl<'a> Carry<'a> {
                     key.slot = *slot;
                     let count = bytemuck::pod_read_unaligned(&count);
                     watch.hits.insert(&key, &count).map_err(failed)?;
-                }
-                cursor = slice.cursor;
-                if cursor.is_none() {
-                    break;
                 }
             }
         }
@@ -327,17 +317,14 @@ impl Source {
         const NAME: &str = "INTERFACES";
         let mut slots = BTreeMap::from([(0, 0)]);
         let Some((map, shape)) = self.map(NAME, &Layout::own(), 1)? else { return Ok(slots) };
-        let (mut cursor, mut more) = (None, true);
-        while more {
-            let slice = map.slice(cursor, BATCH).map_err(|e| Error::new("read", NAME, e))?;
-            for (_, record) in &slice.entries {
+        for slice in map.slices(BATCH) {
+            for (_, record) in &slice.map_err(|e| Error::new("read", NAME, e))? {
                 let id = shape.value.number("id", record);
                 let slot = shape.value.number("slot", record).and_then(|s| u32::try_from(s).ok());
                 if let (Some(own), Some(slot)) = (id.and_then(|id| interfaces.get(&id)), slot) {
                     slots.insert(slot, own.slot);
                 }
             }
-            (cursor, more) = (slice.cursor, slice.cursor.is_some());
         }
         Ok(slots)
     }

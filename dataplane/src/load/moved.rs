@@ -43,10 +43,8 @@ where
 {
     let failed = |e| Error::new("export", "FLOWS", e);
     let now_s = now_s().map_err(failed)?;
-    let mut cursor = None;
-    loop {
-        let slice = flows.slice(cursor, BATCH).map_err(failed)?;
-        for (key, flow) in &slice.entries {
+    for slice in flows.slices(BATCH) {
+        for (key, flow) in &slice.map_err(failed)? {
             if key.interface == interface.id && flow::alive(flow, key.protocol, interface, now_s) {
                 moved.push(MovedFlow {
                     protocol: key.protocol,
@@ -60,11 +58,8 @@ where
                 });
             }
         }
-        cursor = slice.cursor;
-        if cursor.is_none() {
-            return Ok(());
-        }
     }
+    Ok(())
 }
 
 /// Puts flows in, all or none. What is there already stays as it is, so that it may

@@ -212,8 +212,7 @@ impl Bytes {
         }
     }
 
-    /// As [`Map::slice`].
-    pub fn slice(&self, cursor: Option<u32>, len: usize) -> io::Result<Slice<Vec<u8>, Vec<u8>>> {
+    fn slice(&self, cursor: Option<u32>, len: usize) -> io::Result<Slice<Vec<u8>, Vec<u8>>> {
         let mut keys = vec![0; len * self.key_len];
         let mut values = vec![0; len * self.value_space];
         let (read, cursor) =
@@ -221,6 +220,14 @@ impl Bytes {
         let keys = keys.chunks(self.key_len).map(<[u8]>::to_vec);
         let values = values.chunks(self.value_space).map(<[u8]>::to_vec);
         Ok(Slice { entries: keys.zip(values).take(read).collect(), cursor })
+    }
+
+    /// As [`Map::slices`].
+    pub fn slices(
+        &self,
+        len: usize,
+    ) -> impl Iterator<Item = io::Result<Vec<(Vec<u8>, Vec<u8>)>>> + '_ {
+        walk(move |cursor| self.slice(cursor, len))
     }
 }
 
@@ -375,11 +382,28 @@ impl<K: Pod, V: Pod> Map<K, V> {
         values.truncate(read);
         Ok(Slice { entries: keys.into_iter().zip(values).collect(), cursor })
     }
+
+    /// All of it, `len` entries at once.
+    pub fn slices(&self, len: usize) -> impl Iterator<Item = io::Result<Vec<(K, V)>>> + '_ {
+        walk(move |cursor| self.slice(cursor, len))
+    }
 }
 
 pub struct Slice<K, V> {
     pub entries: Vec<(K, V)>,
     pub cursor: Option<u32>,
+}
+
+/// All of a map by its slices, up to its end or the first that fails.
+fn walk<K, V>(
+    mut slice: impl FnMut(Option<u32>) -> io::Result<Slice<K, V>>,
+) -> impl Iterator<Item = io::Result<Vec<(K, V)>>> {
+    let mut next = Some(None);
+    std::iter::from_fn(move || {
+        let slice = slice(next?);
+        next = slice.as_ref().ok().and_then(|slice| slice.cursor).map(Some);
+        Some(slice.map(|slice| slice.entries))
+    })
 }
 
 impl<V: Pod> Map<u32, V> {

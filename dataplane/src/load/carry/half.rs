@@ -40,10 +40,9 @@ impl Carry<'_> {
             if self.own.find(name) != Some(old) {
                 continue;
             }
-            let mut cursor = None;
-            loop {
-                let slice = from.slice(cursor, BATCH).map_err(failed)?;
-                let buckets = slice.entries.iter().map(|(_, b)| bytemuck::pod_read_unaligned(b));
+            for slice in from.slices(BATCH) {
+                let slice = slice.map_err(failed)?;
+                let buckets = slice.iter().map(|(_, b)| bytemuck::pod_read_unaligned(b));
                 for place in buckets.flat_map(|b: Bucket<N>| b.places) {
                     let key = FlowKey::<A>::of_words(&place.words);
                     let interface = self.interfaces.get(&key.interface);
@@ -56,10 +55,6 @@ impl Carry<'_> {
                     {
                         carried += 1;
                     }
-                }
-                cursor = slice.cursor;
-                if cursor.is_none() {
-                    break;
                 }
             }
         }

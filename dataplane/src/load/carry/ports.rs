@@ -19,10 +19,8 @@ impl Carry<'_> {
         let now_s = now_s().map_err(failed)?;
         for source in &self.sources {
             let Some((from, old)) = source.map(NAME, &self.own, 1)? else { continue };
-            let mut cursor = None;
-            loop {
-                let slice = from.slice(cursor, BATCH).map_err(failed)?;
-                for (key, holder) in &slice.entries {
+            for slice in from.slices(BATCH) {
+                for (key, holder) in &slice.map_err(failed)? {
                     let key = own.key.converted(&old.key, key);
                     let holder = own.value.converted(&old.value, holder);
                     let (Some(key), Some(holder)) = (key, holder) else { continue };
@@ -32,10 +30,6 @@ impl Carry<'_> {
                     if known && holder.alive(now_s) && bring(maps, &key, &holder)? {
                         *added.entry(holder.interface).or_default() += 1;
                     }
-                }
-                cursor = slice.cursor;
-                if cursor.is_none() {
-                    break;
                 }
             }
         }

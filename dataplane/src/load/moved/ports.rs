@@ -30,10 +30,9 @@ pub fn export(
 ) -> Result<Vec<MovedPort>, Error> {
     let failed = |e| Error::new("export", "NAT_PORTS", e);
     let now_s = now_s().map_err(failed)?;
-    let (mut moved, mut cursor) = (Vec::new(), None);
-    loop {
-        let slice = maps.nat_ports.slice(cursor, BATCH).map_err(failed)?;
-        for (key, holder) in &slice.entries {
+    let mut moved = Vec::new();
+    for slice in maps.nat_ports.slices(BATCH) {
+        for (key, holder) in &slice.map_err(failed)? {
             // The sweep takes those whose gateway is gone.
             let gateway = tables.names.nat_gateways.get(&key.public);
             let (true, Some(gateway)) = (holder.interface == interface.id, gateway) else {
@@ -54,11 +53,8 @@ pub fn export(
                 });
             }
         }
-        cursor = slice.cursor;
-        if cursor.is_none() {
-            return Ok(moved);
-        }
     }
+    Ok(moved)
 }
 
 /// What no host wrote, in words.
