@@ -32,7 +32,6 @@ use tokio::sync::oneshot;
 
 use crate::compile::{self, Devices, compile, payer};
 use crate::device::{self, Host};
-use crate::diff::diff;
 use crate::flow_log::{Interval, file::Files, records};
 use crate::load::{self, Counters, Hits, Loaded};
 use crate::observe::Directory;
@@ -112,11 +111,7 @@ pub fn enforce(
     let (devices, made) = host.ensure(&desired)?;
     let tables = compile(&desired, &devices, loaded.tables())?;
     record::write(&deployment.state_of("dataplane").join("desired.json"), &desired)?;
-    let (mut done, all) = (0, diff(loaded.tables(), &tables).len());
-    let changed = loaded.update_watched(tables, &mut |_, _| {
-        done += 1;
-        progress(done, all);
-    })?;
+    let changed = loaded.update_watched(tables, &mut |_, done, all| progress(done.len(), all))?;
     announce(&mut loaded);
     let removed = host.prune(&desired)?;
     loaded.sweep_all()?;

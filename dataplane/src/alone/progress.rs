@@ -1,20 +1,19 @@
 //! How far an application has come, for whoever waits at a terminal.
 
-use std::io::IsTerminal as _;
-
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Fewer changes are done before anybody has read the line.
 const CHANGES_WORTH_IT: usize = 100;
 
-/// A bar on standard error, on a terminal only; gone with the last change.
+/// A bar on standard error, which the library hides where that is no terminal; gone with the
+/// last change.
 #[derive(Default)]
 pub struct Progress(Option<ProgressBar>);
 
 impl Progress {
     /// After each change: so many of `all` are done.
     pub fn tell(&mut self, done: usize, all: usize) {
-        if all < CHANGES_WORTH_IT || !std::io::stderr().is_terminal() {
+        if all < CHANGES_WORTH_IT {
             return;
         }
         let bar = self.0.get_or_insert_with(|| {

@@ -48,13 +48,17 @@ pub fn add(desired: &Desired, devices: &Devices, tables: &mut Tables) -> Result<
             IpNet::V6(net) => _ = tables.blocked6.insert(prefix6(net)),
         }
     }
-    let own = devices.host_addresses.iter().map(|address| (IpNet::from(*address), 0));
-    let ranges = desired.elastic_ranges.iter().map(|net| (*net, 1));
-    let has = |four: bool| desired.elastic_ranges.iter().any(|net| net.addr().is_ipv4() == four);
-    for (net, kind) in ranges.chain(own) {
+    for net in &desired.elastic_ranges {
         match net {
-            IpNet::V4(net) if has(true) => _ = tables.ranges.insert(prefix(net), kind),
-            IpNet::V6(net) if has(false) => _ = tables.ranges6.insert(prefix6(net), kind),
+            IpNet::V4(net) => _ = tables.ranges.insert(prefix(*net), 1),
+            IpNet::V6(net) => _ = tables.ranges6.insert(prefix6(*net), 1),
+        }
+    }
+    let has = (!tables.ranges.is_empty(), !tables.ranges6.is_empty());
+    for address in &devices.host_addresses {
+        match IpNet::from(*address) {
+            IpNet::V4(own) if has.0 => _ = tables.ranges.insert(prefix(own), 0),
+            IpNet::V6(own) if has.1 => _ = tables.ranges6.insert(prefix6(own), 0),
             _ => {}
         }
     }

@@ -180,15 +180,15 @@ impl Loaded {
     /// Packets meet the old records until all of the new ones stand in the hidden half, and
     /// then the new ones at once. When this returns, no packet is judged by the old ones.
     pub fn update(&mut self, next: Tables) -> Result<usize, Error> {
-        self.update_watched(next, &mut |_, _| {})
+        self.update_watched(next, &mut |_, _, _| {})
     }
 
-    /// [`Loaded::update`], and `watch` is called after every change: for whoever waits, and for
-    /// the proof that no packet meets a mixture.
+    /// [`Loaded::update`], and `watch` is called after every change, with those that are done
+    /// and how many there are: for whoever waits, and for the proof that no packet meets a mixture.
     pub fn update_watched(
         &mut self,
         next: Tables,
-        watch: &mut dyn FnMut(&Self, &Change),
+        watch: &mut dyn FnMut(&Self, &[Change], usize),
     ) -> Result<usize, Error> {
         self.bring_home()?;
         let changes = diff(&self.tables, &next);
@@ -262,10 +262,10 @@ impl Loaded {
     fn apply(
         &mut self,
         changes: &[Change],
-        watch: &mut dyn FnMut(&Self, &Change),
+        watch: &mut dyn FnMut(&Self, &[Change], usize),
     ) -> Result<(), Error> {
         let hidden = self.maps.hidden()?;
-        for change in changes {
+        for (at, change) in changes.iter().enumerate() {
             match change {
                 Change::Publish => {
                     self.maps.publish(hidden)?;
@@ -280,7 +280,7 @@ impl Loaded {
                 }
                 change => self.maps.apply(change, hidden)?,
             }
-            watch(self, change);
+            watch(self, &changes[..=at], changes.len());
         }
         Ok(())
     }

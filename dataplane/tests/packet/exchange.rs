@@ -244,7 +244,7 @@ fn after_every_change_a_packet_is_judged_by_the_old_state_or_the_new_one() {
         let hosts = [Host::new(from.clone()), Host::new(to.clone())];
         let frames = asked(&mut random, [&from, &to]);
         let mut wrong = Vec::new();
-        let watched = &mut |loaded: &Loaded, _: &Change| {
+        let watched = &mut |loaded: &Loaded, _: &[Change], _: usize| {
             changed += 1;
             for (ifindex, frame) in &frames {
                 asked_about += 1;
