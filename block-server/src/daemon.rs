@@ -10,12 +10,8 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::depot::{CONTROL, DAEMON, Depot, Inheritance, KIND, TAKE_OVER};
 use crate::handover::{self, Sockets, Taking};
-use crate::worker::{EngineChoice, Event, Handle};
+use crate::worker::{EngineChoice, Event, Handle, THREADS_MAX, threads_by_default};
 use crate::{confine, serve, socket};
-
-/// One thread serves some hundred thousand requests a second; more than a few
-/// would only take cores from the guests.
-const WORKERS_MAX: usize = 4;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -28,8 +24,8 @@ pub struct Options {
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
     /// Threads that serve; by default one a core, at most four.
-    #[arg(long, value_name = "COUNT")]
-    threads: Option<usize>,
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
+    threads: Option<u16>,
     /// Log requests that take as long, ten a second at most; changed live over the
     /// control socket.
     #[arg(long, value_name = "MS")]
@@ -98,8 +94,7 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let slow = options.slow_log_ms.filter(|ms| *ms > 0);
     crate::worker::set_slow_log(slow.map(std::time::Duration::from_millis));
     let (events, mut heard) = unbounded_channel();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = options.threads.unwrap_or(cores.min(WORKERS_MAX)).max(1);
+    let count = options.threads.map_or_else(threads_by_default, usize::from);
     let workers = (0..count)
         .map(|index| Handle::start(index, options.engine, events.clone()))
         .collect::<Result<Vec<_>, _>>()

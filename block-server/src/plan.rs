@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use crate::backing::Cache;
-use crate::worker::{EngineChoice, Front};
+use crate::worker::{EngineChoice, Front, THREADS_MAX};
 use crate::{exposition, tls};
 
 /// The document's bound on any string; and a name is told in one reply.
@@ -21,6 +21,8 @@ const NAME_MAX: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub engine: EngineChoice,
+    /// That serve, where somebody said how many.
+    pub threads: Option<usize>,
     pub listeners: Vec<Listen>,
     pub exports: Vec<Export>,
     pub tls: Option<tls::Files>,
@@ -100,6 +102,7 @@ pub enum Error {
 struct Document {
     #[serde(default)]
     engine: Option<Engine>,
+    threads: Option<Spanned<u16>>,
     tls: Option<tls::Files>,
     metrics: Option<Spanned<String>>,
     slow_log_ms: Option<u64>,
@@ -220,11 +223,17 @@ fn plan(document: Document) -> Result<Plan, Fault> {
         Some(Engine::Uring) => EngineChoice::Uring,
         Some(Engine::Threads) => EngineChoice::Threads,
     };
+    let threads = |count: &Spanned<u16>| {
+        let lawful = (1..=THREADS_MAX).contains(&i64::from(*count.get_ref()));
+        let told = || fault(count, format!("threads: write between 1 and {THREADS_MAX}"));
+        lawful.then_some(usize::from(*count.get_ref())).ok_or_else(told)
+    };
     let place = |text: &Spanned<String>| {
         text.get_ref().parse().map_err(|why| fault(text, format!("metrics: {why}")))
     };
     Ok(Plan {
         engine,
+        threads: document.threads.as_ref().map(threads).transpose()?,
         listeners,
         exports,
         tls: document.tls,
@@ -314,6 +323,7 @@ mod tests {
     fn a_file_says_all_that_the_guide_names() {
         let text = r#"
             engine = "threads"
+            threads = 3
             metrics = "127.0.0.1:9100"
             slow-log-ms = 250
             [tls]
@@ -341,7 +351,7 @@ mod tests {
             throughput-mib = 20
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
-        assert_eq!(plan.engine, EngineChoice::Threads);
+        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), vec![107]));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
         assert_eq!(
@@ -366,6 +376,7 @@ mod tests {
             ),
             (format!("{LISTEN}[[export]]\nname = \"a\"\n"), &["line 3", "path"]),
             (format!("engine = \"fast\"\n{LISTEN}{EXPORT}"), &["line 1", "fast", "io_uring"]),
+            (format!("threads = 0\n{LISTEN}{EXPORT}"), &["line 1", "threads", "between 1"]),
             (format!("{LISTEN}tcp = \"127.0.0.1:1\"\n{EXPORT}"), &["line 1", "one of unix"]),
             (format!("{LISTEN}tls = true\n{EXPORT}"), &["line 1", "tls", "certificate, key"]),
             (

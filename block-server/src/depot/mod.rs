@@ -330,6 +330,7 @@ impl Depot {
             description: format!("volume {id}"),
             clients: None,
             connections: Arc::new(AtomicU32::new(0)),
+            home: None,
         };
         let paths = [self.socket_of(name), self.guest_socket_of(name)];
         let unfit = |e: socket::Error| Error::unavailable(format!("export {name}: {e}"));
@@ -349,11 +350,11 @@ impl Depot {
         let copied = |e| Error::unavailable(format!("export {name}: its socket: {e}"));
         let sockets = [nbd.try_clone().map_err(copied)?, guests.try_clone().map_err(copied)?];
         let listener = worker
-            .add_listener(nbd, Front::Nbd, access.clone(), vec![served.clone()])
+            .add_listener(Some(nbd), Front::Nbd, access.clone(), vec![served.clone()])
             .await
             .map_err(of_worker)?;
         let guests = worker
-            .add_listener(guests, Front::VhostUser, access, vec![served.clone()])
+            .add_listener(Some(guests), Front::VhostUser, access, vec![served.clone()])
             .await
             .map_err(of_worker)?;
         if export.drained {

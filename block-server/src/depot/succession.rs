@@ -16,7 +16,6 @@ use model::VolumeId;
 use rpc::Error;
 use tokio::sync::MutexGuard;
 use tokio::task::block_in_place;
-use tokio::time::timeout;
 
 use super::{Depot, State, of_worker};
 use crate::handover::{self, Load, Sockets};
@@ -33,9 +32,6 @@ pub const TAKE_OVER: &str = "take-over";
 /// How long a successor may take to read its settings and to start its threads; calls
 /// wait meanwhile.
 const PREPARE_MAX: Duration = Duration::from_secs(10);
-
-/// How long the disk may take to end what is in flight. A successor waits longer.
-const PARK_MAX: Duration = Duration::from_secs(20);
 
 /// What a predecessor left for us to go on with; empty where there was none.
 #[derive(Debug, Default)]
@@ -123,30 +119,12 @@ impl Depot {
             // An error says that the copy is gone, which is what was asked for.
             let _ = (&mut filling.ended).await;
         }
-        let gone = |_| io::Error::other("a worker thread has ended");
-        let asked: Result<Vec<_>, _> = self.workers.iter().map(|w| w.begin_park()).collect();
-        let asked = asked.map_err(gone)?;
-        let mut load = Load::default();
-        let all = async {
-            for (worker, answer) in asked.into_iter().enumerate() {
-                let still = answer.await.map_err(|_| gone(crate::worker::Gone))?;
-                load.volumes.extend(still.volumes);
-                for parked in still.connections {
-                    load.connections.extend(name_of(state, worker, parked));
-                }
-            }
-            Ok(())
-        };
-        let parked = timeout(PARK_MAX, all).await.unwrap_or_else(|_| {
-            let seconds = PARK_MAX.as_secs();
-            Err(io::Error::other(format!("the disk did not answer within {seconds} s")))
-        });
-        if let Err(error) = parked {
-            // A worker that parks later finds nobody waiting, and goes on by itself.
+        let name = |worker, parked| name_of(state, worker, parked);
+        let gathered = handover::gather(&[&self.workers], name).await;
+        gathered.or_else(|(error, load)| {
             self.take_up(state, load).map_err(io::Error::other)?;
-            return Err(error);
-        }
-        Ok(load)
+            Err(error)
+        })
     }
 
     /// Has each connection go on at its export, and every worker accept again.

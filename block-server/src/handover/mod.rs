@@ -22,6 +22,7 @@
 //! kernel takes no `Begun` any more, and found none there. So whichever is killed or stands
 //! still, at any place, the other serves (tests/relay.rs).
 
+mod gather;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -39,6 +40,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::nbd::Frozen;
 use crate::worker::{Carried, Parked};
+pub use gather::gather;
 use wire::{Channel, Message, Received};
 
 /// Raised with every change of the messages: two that differ do not talk.

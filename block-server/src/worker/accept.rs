@@ -16,8 +16,9 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let Some(listener) = self.listeners.get_mut(index).filter(|l| !l.closing) else { return };
+        let Some(socket) = &listener.socket else { return };
         listener.accepting = true;
-        let io = Io::Accept { listener: listener.socket.as_raw_fd() };
+        let io = Io::Accept { listener: socket.as_raw_fd() };
         // SAFETY: this operation names no memory.
         unsafe { self.engine.start(Purpose::Accept(index).token(), io) }
     }
@@ -39,13 +40,12 @@ impl<E: Engine> Worker<E> {
             } else if admits(&access, &socket) {
                 set_no_delay(&socket);
                 let from = Origin::of(&socket);
-                if self.make_room(index, from) {
-                    let deadline = now + HANDSHAKE_MAX;
-                    let connection =
-                        Connection::new(socket, index, exports, access, now, deadline).from(from);
-                    let id = self.connections.insert(Box::new(connection));
-                    self.touch_connection(id);
-                }
+                self.make_room(index, from);
+                let deadline = now + HANDSHAKE_MAX;
+                let connection =
+                    Connection::new(socket, index, exports, access, now, deadline).from(from);
+                let id = self.connections.insert(Box::new(connection));
+                self.touch_connection(id);
             }
         } else if matches!(-result, libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS) {
             // Until the next tick: it would only fail again at once.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Instant;
 
+use super::moving::Leaving;
 use super::places::Origin;
 use super::{Access, Served};
 use crate::engine::Window;
@@ -53,10 +54,15 @@ impl Chosen {
         served.connections.fetch_add(1, Ordering::Relaxed);
         Self {
             volume: served.volume,
-            generation: (!served.read_only).then_some(served.generation),
+            generation: served.writer(),
             export: served.name.clone(),
             connections: Arc::clone(&served.connections),
         }
+    }
+
+    /// All that use the export, by whichever socket.
+    pub fn users(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 }
 
@@ -78,6 +84,8 @@ pub(super) struct Connection {
     pub tls: Option<Box<tls::Layer>>,
     pub names: Option<tls::Names>,
     pub chosen: Option<Chosen>,
+    /// It goes to the export's own worker.
+    pub leaving: Option<Leaving>,
     /// The write whose payload is arriving: its ticket and how much is there.
     pub incoming: Option<(u32, usize)>,
     pub receiving: Receiving,
@@ -125,6 +133,7 @@ impl Connection {
             tls: None,
             names: None,
             chosen: None,
+            leaving: None,
             incoming: None,
             receiving: Receiving::Nothing,
             sending: false,
@@ -165,14 +174,19 @@ impl Connection {
         self.session.is_stopped()
     }
 
+    pub fn receives(&self) -> bool {
+        self.receiving != Receiving::Nothing
+    }
+
     /// Whether nothing of it runs, but for a request that no volume has seen.
     pub fn is_still(&self) -> bool {
+        let leaves_with = self.leaving.as_ref().is_some_and(|leaving| leaving.request.is_some());
         self.closing == Closing::No
             && !self.is_sealed()
-            && self.receiving == Receiving::Nothing
+            && !self.receives()
             && !self.sending
             && self.session.in_flight()
-                == usize::from(self.incoming.is_some() || self.held.is_some())
+                == usize::from(self.incoming.is_some() || self.held.is_some() || leaves_with)
     }
 
     /// What was taken out of the session and the kernel did not take.

@@ -11,6 +11,7 @@ use model::Limits;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 
+use super::moving::Moved;
 use super::{Carried, Parked, Still, Worker};
 use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
@@ -70,11 +71,26 @@ pub struct Served {
     pub clients: Option<Arc<[String]>>,
     /// Connections that use it now.
     pub connections: Arc<AtomicU32>,
+    /// `None`: the worker that has this serves it.
+    pub home: Option<Home>,
+}
+
+/// Where an export is served that somebody else shakes hands for.
+#[derive(Debug, Clone)]
+pub struct Home {
+    pub door: Door,
+    /// What the home calls the listener.
+    pub listener: u32,
 }
 
 impl Served {
     pub fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The generation that its clients write by; `None` for readers.
+    pub(super) fn writer(&self) -> Option<u64> {
+        (!self.read_only).then_some(self.generation)
     }
 }
 
@@ -91,7 +107,7 @@ pub(crate) enum Command {
     /// Nothing may export it any more.
     RemoveVolume(u32, oneshot::Sender<()>),
     AddListener {
-        socket: OwnedFd,
+        socket: Option<OwnedFd>,
         front: Front,
         access: Access,
         exports: Vec<Served>,
@@ -141,6 +157,8 @@ pub(crate) enum Command {
     Park(oneshot::Sender<Still>),
     /// Takes up connections that were put down, and accepts again.
     AddConnections(Vec<Parked>),
+    /// From the worker that shook hands with it.
+    TakeIn(Box<Moved>),
     Stop,
 }
 
@@ -184,11 +202,25 @@ pub enum EngineChoice {
 #[error("the worker thread has ended")]
 pub struct Gone;
 
+/// Where a worker hears.
+#[derive(Debug, Clone)]
+pub struct Door {
+    commands: Sender<Command>,
+    bell: Arc<OwnedFd>,
+}
+
+impl Door {
+    pub(super) fn tell(&self, command: Command) -> Result<(), Gone> {
+        self.commands.send(command).map_err(|_| Gone)?;
+        ring(&self.bell);
+        Ok(())
+    }
+}
+
 /// A running worker.
 #[derive(Debug)]
 pub struct Handle {
-    commands: Sender<Command>,
-    bell: OwnedFd,
+    door: Door,
     engine: &'static str,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
@@ -201,8 +233,8 @@ impl Handle {
         events: UnboundedSender<Event>,
     ) -> io::Result<Self> {
         let (commands, queue) = unbounded();
-        let bell = eventfd()?;
-        let own_bell = bell.try_clone()?;
+        let bell = Arc::new(eventfd()?);
+        let own_bell = Arc::clone(&bell);
         let (started, start) = std::sync::mpsc::channel();
         let thread =
             std::thread::Builder::new().name(format!("block-{index}")).spawn(move || {
@@ -227,17 +259,20 @@ impl Handle {
         let engine = start
             .recv()
             .map_err(|_| io::Error::other("the worker thread ended while it started"))??;
-        Ok(Self { commands, bell, engine, thread: Mutex::new(Some(thread)) })
+        let door = Door { commands, bell };
+        Ok(Self { door, engine, thread: Mutex::new(Some(thread)) })
     }
 
     pub fn engine(&self) -> &'static str {
         self.engine
     }
 
+    pub fn door(&self) -> Door {
+        self.door.clone()
+    }
+
     fn tell(&self, command: Command) -> Result<(), Gone> {
-        self.commands.send(command).map_err(|_| Gone)?;
-        ring(&self.bell);
-        Ok(())
+        self.door.tell(command)
     }
 
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Gone> {
@@ -254,9 +289,10 @@ impl Handle {
         self.ask(|done| Command::RemoveVolume(volume, done)).await
     }
 
+    /// Without a socket it only gets those whom another worker lets in.
     pub async fn add_listener(
         &self,
-        socket: OwnedFd,
+        socket: Option<OwnedFd>,
         front: Front,
         access: Access,
         exports: Vec<Served>,

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A volume is served by one worker only, with all its connections: ordering
-//! and flushes need no lock. What may never be true: a wait for one peer while
+//! and flushes need no lock. A connection that chose the volume of another worker
+//! is sent there (`moving`). What may never be true: a wait for one peer while
 //! another could be served; an operation whose memory is gone (every buffer and
 //! message stays where it is until its completion came back).
 
@@ -19,6 +20,7 @@ mod control;
 mod device;
 mod files;
 mod guest;
+mod moving;
 mod obey;
 mod park;
 mod places;
@@ -44,12 +46,21 @@ use crate::volume::{Core, ZEROS_MAX};
 
 use connection::Connection;
 pub use control::{
-    Access, ConnectionInfo, EngineChoice, Event, Front, Gone, Handle, NewVolume, Served,
+    Access, ConnectionInfo, EngineChoice, Event, Front, Gone, Handle, Home, NewVolume, Served,
 };
 use control::{Command, Waiter};
 use device::{Device, GuestRequest};
 pub use park::{Carried, Parked, Still};
 pub use quality::set_slow_log;
+
+/// That one process starts at most: each has a ring and 32 MiB of buffers.
+pub const THREADS_MAX: i64 = 64;
+
+/// One thread serves some hundred thousand requests a second; more than a few
+/// would only take cores from the guests.
+pub fn threads_by_default() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(4)
+}
 
 /// How long a peer may take from connecting to transmission.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
@@ -178,7 +189,8 @@ struct Volume {
 }
 
 struct Listener {
-    socket: OwnedFd,
+    /// `None` where another worker accepts, and sends on who uses an export of ours.
+    socket: Option<OwnedFd>,
     access: Access,
     exports: Rc<[Served]>,
     front: Front,
@@ -210,7 +222,7 @@ pub(crate) struct Worker<E> {
     pool: Pool,
     commands: Receiver<Command>,
     events: UnboundedSender<Event>,
-    bell: OwnedFd,
+    bell: Arc<OwnedFd>,
     /// Where the bell's count is read to; boxed, so that it stays in its place.
     bell_count: Box<[u8; 8]>,
     volumes: Slots<Volume>,
@@ -255,7 +267,7 @@ impl<E: Engine> Worker<E> {
         pool: Pool,
         commands: Receiver<Command>,
         events: UnboundedSender<Event>,
-        bell: OwnedFd,
+        bell: Arc<OwnedFd>,
     ) -> Self {
         let zeros = pool.take(ZEROS_MAX as usize);
         Self {

@@ -105,6 +105,7 @@ impl<E: Engine> Worker<E> {
             Command::Disconnect(serial) => self.drain_connections(now, |c| c.serial == serial),
             Command::Park(done) => self.park(done, now),
             Command::AddConnections(connections) => self.add_connections(connections, now),
+            Command::TakeIn(moved) => self.take_up(*moved, now),
             Command::Stop => {
                 self.stopping = true;
                 let all: Vec<u32> = self.listeners.iter().map(|(index, _)| index).collect();

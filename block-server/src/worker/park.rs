@@ -20,8 +20,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
 use super::connection::{Chosen, Closing, Connection, Receiving};
+use super::moving::{Moved, Sealed};
 use super::places::Origin;
-use super::{Access, HANDSHAKE_MAX, InFlight, Purpose, Volume, Worker};
+use super::{Access, Command, HANDSHAKE_MAX, InFlight, Purpose, Volume, Worker};
 use crate::engine::{Engine, Window};
 use crate::nbd::{self, Frozen, Session};
 use crate::throttle::Lack;
@@ -134,7 +135,7 @@ impl<E: Engine> Worker<E> {
         let mut still = Still::default();
         let all: Vec<u32> = self.connections.iter().map(|(id, _)| id).collect();
         for id in all {
-            still.connections.extend(self.put_down(id));
+            still.connections.extend(self.put_down(id).map(|moved| moved.parked));
         }
         still.volumes = self.volumes.iter().map(|(id, v)| self.carried(id, v, now)).collect();
         if let Err(still) = done.send(still) {
@@ -153,28 +154,34 @@ impl<E: Engine> Worker<E> {
         (volume.name.clone(), carried)
     }
 
-    fn put_down(&mut self, id: u32) -> Option<Parked> {
+    pub(super) fn put_down(&mut self, id: u32) -> Option<Moved> {
         let mut connection = self.connections.remove(id)?;
-        let export =
-            connection.chosen.as_ref().map(|chosen| (chosen.export.clone(), chosen.generation));
+        let leaving = connection.leaving.take();
+        let served = leaving.as_ref().and_then(|leaving| connection.exports.get(leaving.export));
+        let export = match (&connection.chosen, served) {
+            (Some(chosen), _) => Some((chosen.export.clone(), chosen.generation)),
+            (None, served) => served.map(|served| (served.name.clone(), served.writer())),
+        };
         let begun = match (connection.incoming.take(), connection.held.take()) {
             (Some((ticket, filled)), _) => self.requests.remove(ticket).map(|r| (r, filled)),
             (None, Some(ticket)) => self.unwait(ticket),
             (None, None) => None,
         };
         let unsent = connection.unsent();
-        let Connection { socket, listener, session, .. } = *connection;
-        let mut session = match &begun {
+        let Connection { socket, listener, session, tls, names, .. } = *connection;
+        let begun = match &begun {
             Some((request, filled)) => {
                 let at = request.payload_at;
                 let payload =
                     request.buffer.as_ref().map_or(&[][..], |b| &b.bytes()[at..at + filled]);
-                session.freeze(Some((&request.request, payload)))?
+                Some((&request.request, payload))
             }
-            None => session.freeze(None)?,
+            None => leaving.as_ref().and_then(|l| l.request.as_ref()).map(|r| (r, &[][..])),
         };
+        let mut session = session.freeze(begun)?;
         session.output.splice(..0, unsent);
-        Some(Parked { socket, listener, export, session })
+        let parked = Parked { socket, listener, export, session };
+        Some(Moved { parked, sealed: tls.map(|layer| Sealed { layer, names }) })
     }
 
     /// A request that waits at the gate, and how much payload it has.
@@ -194,7 +201,12 @@ impl<E: Engine> Worker<E> {
     pub(super) fn add_connections(&mut self, connections: Vec<Parked>, now: Instant) {
         self.is_parked = false;
         for parked in connections {
-            self.take_up(parked, now);
+            self.take_up(parked.into(), now);
+        }
+        // Others may have been sent here while nothing was begun.
+        let all: Vec<u32> = self.connections.iter().map(|(id, _)| id).collect();
+        for id in all {
+            self.touch_connection(id);
         }
         let all: Vec<u32> =
             self.listeners.iter().filter(|(_, l)| !l.accepting).map(|(index, _)| index).collect();
@@ -203,7 +215,9 @@ impl<E: Engine> Worker<E> {
         }
     }
 
-    fn take_up(&mut self, parked: Parked, now: Instant) {
+    /// From a predecessor, from ourselves, or from the worker that shook hands with it.
+    pub(super) fn take_up(&mut self, moved: Moved, now: Instant) {
+        let Moved { parked, sealed } = moved;
         let Parked { socket, listener: index, export, mut session } = parked;
         let Some(listener) = self.listeners.get(index).filter(|l| !l.closing) else { return };
         let (access, exports) = (listener.access.clone(), Rc::clone(&listener.exports));
@@ -214,12 +228,18 @@ impl<E: Engine> Worker<E> {
                 served.name == *name
                     && served.size >= told.size
                     && served.read_only == told.read_only
-                    && served.clients.is_none()
+                    && (sealed.is_some() || served.clients.is_none())
             });
-            let Some(at) = found.filter(|_| !needs_tls) else {
+            let Some(at) = found.filter(|_| !needs_tls || sealed.is_some()) else {
                 tracing::info!("export {name:?}: it changed; its client has to connect anew");
                 return;
             };
+            if let Some(home) = exports[at].home.clone() {
+                let parked = Parked { socket, listener: home.listener, export, session };
+                // Where that worker has ended, the process is about to.
+                let _ = home.door.tell(Command::TakeIn(Box::new(Moved { parked, sealed })));
+                return;
+            }
             session.terms.set_export_key(at as u64);
             let mut used = Chosen::new(&exports[at]);
             used.generation = *generation;
@@ -233,7 +253,11 @@ impl<E: Engine> Worker<E> {
             Connection::new(socket, index, exports, access, now, deadline).from(origin);
         connection.session = Session::<Window>::thaw(session);
         connection.chosen = chosen;
+        if let Some(Sealed { layer, names }) = sealed {
+            (connection.tls, connection.names) = (Some(layer), names);
+        }
         let id = self.connections.insert(Box::new(connection));
+        self.is_crowded(id);
         self.touch_connection(id);
     }
 }

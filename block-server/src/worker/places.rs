@@ -1,4 +1,4 @@
-//! Places at a socket: for those who use an export, and others for those who have
+//! Places of an export, for those who use it, and places at a socket, for those who have
 //! not come so far.
 //!
 //! A stranger who connects and says nothing holds a place of the second kind. When
@@ -15,9 +15,9 @@ use super::Worker;
 use super::connection::Closing;
 use crate::engine::Engine;
 
-/// Connections of one socket that use an export: QEMU uses one, nbdcopy four by
-/// default, a migration two QEMUs.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections that use one export: QEMU uses one, nbdcopy four by default, a
+/// migration two QEMUs.
+const CONNECTIONS_MAX: u32 = 64;
 
 /// Connections of one socket that have not chosen an export yet, TLS included.
 const HANDSHAKES_MAX: usize = 64;
@@ -65,48 +65,54 @@ fn who_goes(waiting: impl Iterator<Item = (u64, Origin)>, newcomer: Origin) -> O
 }
 
 impl<E: Engine> Worker<E> {
-    /// Whether one more may come in, for whom somebody else may have to go.
-    pub(super) fn make_room(&mut self, listener: u32, newcomer: Origin) -> bool {
-        let here = || self.connections.iter().filter(|(_, c)| c.listener == listener);
-        let served = here().filter(|(_, c)| c.chosen.is_some()).count();
-        let waits = |c: &super::Connection| c.chosen.is_none() && c.closing == Closing::No;
-        let waiting: Vec<(u64, Origin, u32)> =
-            here().filter(|(_, c)| waits(c)).map(|(id, c)| (c.serial, c.origin, id)).collect();
-        let is_full = served >= CONNECTIONS_MAX;
-        let is_crowded = !is_full && waiting.len() >= HANDSHAKES_MAX;
+    /// One more comes in, for whom somebody else may have to go.
+    pub(super) fn make_room(&mut self, listener: u32, newcomer: Origin) {
+        let waits = |c: &super::Connection| {
+            c.listener == listener && c.chosen.is_none() && c.closing == Closing::No
+        };
+        let waiting: Vec<(u64, Origin, u32)> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| waits(c))
+            .map(|(id, c)| (c.serial, c.origin, id))
+            .collect();
+        let is_crowded = waiting.len() >= HANDSHAKES_MAX;
+        if let Some(listener) = self.listeners.get_mut(listener)
+            && !std::mem::replace(&mut listener.told_crowd, is_crowded)
+            && is_crowded
+        {
+            tracing::warn!(
+                limit = HANDSHAKES_MAX,
+                "ending connections that use no export, for others to come in"
+            );
+        }
         let goes = who_goes(waiting.iter().map(|w| (w.0, w.1)), newcomer);
         let goes = goes.filter(|_| is_crowded);
-        let goes = waiting.iter().find(|w| Some(w.0) == goes).map(|w| w.2);
-        if let Some(listener) = self.listeners.get_mut(listener) {
-            if !std::mem::replace(&mut listener.told_full, is_full) && is_full {
-                tracing::warn!(
-                    limit = CONNECTIONS_MAX,
-                    "refused a connection: the limit is reached"
-                );
-            }
-            if !std::mem::replace(&mut listener.told_crowd, is_crowded) && is_crowded {
-                tracing::warn!(
-                    limit = HANDSHAKES_MAX,
-                    "ending connections that use no export, for others to come in"
-                );
-            }
-        }
-        if let Some(id) = goes {
+        if let Some((_, _, id)) = waiting.into_iter().find(|w| Some(w.0) == goes) {
             if let Some(connection) = self.connections.get_mut(id) {
                 connection.closing = Closing::Dead;
             }
             self.touch_connection(id);
         }
-        !is_full
     }
 
     /// Whether a connection that has just chosen an export is one too many: it is
     /// ended then.
     pub(super) fn is_crowded(&mut self, id: u32) -> bool {
-        let Some(listener) = self.connections.get(id).map(|c| c.listener) else { return true };
-        let served = |c: &super::Connection| c.listener == listener && c.chosen.is_some();
-        let is_over = self.connections.iter().filter(|(_, c)| served(c)).count() > CONNECTIONS_MAX;
-        if is_over && let Some(connection) = self.connections.get_mut(id) {
+        let Some(connection) = self.connections.get_mut(id) else { return true };
+        let Some(chosen) = &connection.chosen else { return false };
+        let is_over = chosen.users() > CONNECTIONS_MAX;
+        if let Some(listener) = self.listeners.get_mut(connection.listener)
+            && !std::mem::replace(&mut listener.told_full, is_over)
+            && is_over
+        {
+            tracing::warn!(
+                limit = CONNECTIONS_MAX,
+                "export {:?}: refused a connection: the limit is reached",
+                chosen.export
+            );
+        }
+        if is_over {
             connection.closing = Closing::Dead;
             self.touch_connection(id);
         }

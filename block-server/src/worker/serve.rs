@@ -4,6 +4,7 @@ use std::os::fd::AsRawFd;
 
 use super::border::{View, kind_of};
 use super::connection::{Chosen, Closing, Receiving};
+use super::moving::Leaving;
 use super::{DRAIN_MAX, InFlight, Purpose, Worker};
 use crate::engine::{Engine, Io};
 use crate::nbd;
@@ -59,6 +60,9 @@ impl<E: Engine> Worker<E> {
             return self.bury(id);
         }
         while self.take_request(id) || self.open_sealed(id) {}
+        if self.connections.get(id).is_some_and(|connection| connection.leaving.is_some()) {
+            return self.send_home(id);
+        }
         let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.chosen.is_some() && connection.closing == Closing::No {
             // One that has said goodbye gets its last replies, if it fetches them.
@@ -95,7 +99,7 @@ impl<E: Engine> Worker<E> {
     /// is none that could.
     fn take_request(&mut self, id: u32) -> bool {
         let Some(connection) = self.connections.get_mut(id) else { return false };
-        if connection.held.is_some() {
+        if connection.held.is_some() || connection.leaving.is_some() {
             return false;
         }
         if let Some((ticket, filled)) = connection.incoming {
@@ -126,9 +130,13 @@ impl<E: Engine> Worker<E> {
         };
         let request = connection.session.next_request(&view);
         if connection.chosen.is_none()
-            && let Some(served) =
-                connection.session.export_key().and_then(|key| connection.exports.get(key as usize))
+            && let Some(key) = connection.session.export_key()
+            && let Some(served) = connection.exports.get(key as usize)
         {
+            if served.home.is_some() {
+                connection.leaving = Some(Leaving { export: key as usize, request });
+                return false;
+            }
             connection.chosen = Some(Chosen::new(served));
             if self.is_crowded(id) {
                 return false;
@@ -261,6 +269,9 @@ impl<E: Engine> Worker<E> {
         self.forget_held(id);
         let Some(connection) = self.connections.get_mut(id) else { return };
         connection.shut_down();
+        if let Some(request) = connection.leaving.take().and_then(|leaving| leaving.request) {
+            connection.session.answer(&request, Answer::Failed(nbd::Error::Shutdown));
+        }
         if connection.receiving == Receiving::Nothing
             && let Some((ticket, _)) = connection.incoming.take()
             && let Some(in_flight) = self.requests.remove(ticket)
