@@ -249,6 +249,34 @@ fn ports_go_nowhere_but_to_their_own_gateway_and_address_and_not_after_their_tim
     assert!(held.len() == 1 && held[0].0.port == port && held[0].1.local == u32::from(address(0)));
 }
 
+/// An interface has so many connections through gateways, wherever they began, and what is
+/// beyond stays behind under its own name.
+#[test]
+fn an_interface_takes_as_many_ports_along_as_it_may_have_and_no_more() {
+    const MOST: usize = CONNECTIONS_AN_INTERFACE_MAX as usize;
+    let test = "an_interface_takes_as_many_ports_along_as_it_may_have_and_no_more";
+    let Some(mut hosts) = Hosts::new(test, PORTS_MAX as u16) else { return };
+    hosts.connect(0, 5000);
+    let moved = hosts.here().export(interface_id(0)).unwrap();
+    hosts.move_to_another();
+    assert_eq!(hosts.connect(0, 6000), hosts.here().ports().unwrap()[0].0.port);
+    let like = moved.ports[0];
+    let to = |n: usize| std::net::Ipv4Addr::from_bits(u32::from(PEER) + 1 + n as u32 / 10_000);
+    let ports = (0..MOST).map(|n| MovedPort {
+        remote: to(n),
+        port: FIRST as u16 + (n % 10_000) as u16,
+        local_port: 20_000 + (n % 10_000) as u16,
+        ..like
+    });
+    let many = MovedFlows { flows: Vec::new(), ports: ports.collect(), ..moved };
+    let imported = hosts.import(&many);
+    assert_eq!((imported.ports, imported.left_out), (MOST as u64 - 1, only(LeftOut::NoRoom)));
+    assert_eq!(hosts.open(0), MOST as u64);
+    assert_eq!(hosts.import(&many).left_out, only(LeftOut::NoRoom), "nor later");
+    let run = hosts.guest_sends(0, 7000, "S");
+    assert_eq!(run.reason, Some(Reason::FlowQuota), "nor by itself");
+}
+
 #[test]
 fn ports_that_no_host_wrote_are_refused_and_none_ever_changes_its_holder() {
     let test = "ports_that_no_host_wrote_are_refused_and_none_ever_changes_its_holder";

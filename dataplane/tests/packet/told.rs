@@ -53,8 +53,10 @@ pub fn told(frame: &[u8], verdict: &Verdict, to_world: bool) -> Option<Vec<u8>> 
 
 /// A RST in the receiver's name, by the number that the packet acknowledges.
 fn reset(frame: &[u8]) -> Vec<u8> {
+    // A first piece, too, which the library takes no ports from.
     let sliced = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
-    let Some(etherparse::TransportSlice::Tcp(tcp)) = sliced.transport else { panic!("{sliced:?}") };
+    let segment = sliced.ip_payload().expect("of IPv4").payload;
+    let tcp = etherparse::TcpSlice::from_slice(segment).unwrap();
     let address = |at: usize| frame[at..at + 4].try_into().unwrap();
     let step = back(frame, false).unwrap().ipv4(address(30), address(26), 64);
     let ports = (tcp.destination_port(), tcp.source_port());
