@@ -20,12 +20,21 @@
 //! Buffers belong to the caller: operations name a request's ticket and a place
 //! in its buffer, laid out as [`Core::layout`] says.
 
+#[cfg(test)]
+mod crash;
+mod mistake;
+mod sync;
+
 use std::collections::VecDeque;
 
 use super::edges::{Edge, edges, whole};
 use super::request::{
     Geometry, Kind, Layout, Op, Outcome, Reply, Request, Ticket, Token, Trouble, ZEROS_MAX,
 };
+
+#[cfg(test)]
+pub use mistake::Mistake;
+use mistake::planted;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
@@ -65,59 +74,6 @@ impl Range {
     const fn overlaps(self, other: Self) -> bool {
         self.start < other.end && other.start < self.end
     }
-}
-
-/// Deliberate mistakes, for the crash test to find.
-#[cfg(test)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mistake {
-    FlushWithoutSync,
-    FlushJoinsRunningSync,
-    FuaIgnored,
-    FuaZeroesNotSynced,
-    OverlapsUnordered,
-    WaitersPassEachOther,
-    SyncFailureForgotten,
-    FailedSyncAcknowledged,
-    DurableFailureForgotten,
-    ShortWriteAcknowledged,
-    FenceIgnored,
-    FencedWaiterRuns,
-    HeadNotMerged,
-    TailNotMerged,
-    EdgeNotMerged,
-}
-
-#[cfg(test)]
-impl Mistake {
-    pub const ALL: [Self; 15] = [
-        Self::FlushWithoutSync,
-        Self::FlushJoinsRunningSync,
-        Self::FuaIgnored,
-        Self::FuaZeroesNotSynced,
-        Self::OverlapsUnordered,
-        Self::WaitersPassEachOther,
-        Self::SyncFailureForgotten,
-        Self::FailedSyncAcknowledged,
-        Self::DurableFailureForgotten,
-        Self::ShortWriteAcknowledged,
-        Self::FenceIgnored,
-        Self::FencedWaiterRuns,
-        Self::HeadNotMerged,
-        Self::TailNotMerged,
-        Self::EdgeNotMerged,
-    ];
-}
-
-/// Whether a mistake was planted here. Outside of tests: never, at no cost.
-macro_rules! planted {
-    ($core:expr, $mistake:ident) => {{
-        #[cfg(test)]
-        let found = $core.mistake == Some(Mistake::$mistake);
-        #[cfg(not(test))]
-        let found = false;
-        found
-    }};
 }
 
 const SYNC_TOKEN: u32 = u32::MAX;
@@ -566,65 +522,6 @@ impl Core {
         }
     }
 
-    fn make_durable(&mut self, id: u32) {
-        if self.is_mistaken_flush(id) {
-            return;
-        }
-        if self.failed.is_some() {
-            let ticket = self.job(id).request.ticket;
-            self.remove(id);
-            return self.reply(ticket, Err(EIO));
-        }
-        self.sync_next.push(id);
-        self.start_sync();
-    }
-
-    fn start_sync(&mut self) {
-        if self.syncing.is_none() && !self.sync_next.is_empty() {
-            self.syncing = Some(std::mem::take(&mut self.sync_next));
-            self.ops.push_back((Token(SYNC_TOKEN), Op::Sync));
-        }
-    }
-
-    fn synced(&mut self, outcome: Outcome) {
-        let Some(covered) = self.syncing.take() else { unreachable!("no sync was running") };
-        let result = match outcome {
-            Outcome::Failed(errno) => {
-                if !planted!(self, SyncFailureForgotten) {
-                    self.fail_volume(&format!("a sync failed with errno {errno}"));
-                }
-                if planted!(self, FailedSyncAcknowledged) { Ok(Vec::new()) } else { Err(EIO) }
-            }
-            // A durable write that failed meanwhile used up the error that was this sync's too.
-            _ if self.failed.is_some() && !planted!(self, SyncFailureForgotten) => Err(EIO),
-            _ => Ok(Vec::new()),
-        };
-        for id in covered {
-            let ticket = self.job(id).request.ticket;
-            self.remove(id);
-            self.reply(ticket, result.clone());
-        }
-        self.start_sync();
-    }
-
-    /// Keeps what is there: nothing is tried again, and nothing new begun.
-    fn fail_volume(&mut self, reason: &str) {
-        if self.failed.is_none() {
-            self.failed = Some(reason.to_owned());
-            self.troubles.push_back(Trouble::Failed { reason: reason.to_owned() });
-        }
-        for range in std::mem::take(&mut self.waiting) {
-            let ticket = self.job(range.job).request.ticket;
-            self.remove(range.job);
-            self.reply(ticket, Err(EIO));
-        }
-        for id in std::mem::take(&mut self.sync_next) {
-            let ticket = self.job(id).request.ticket;
-            self.remove(id);
-            self.reply(ticket, Err(EIO));
-        }
-    }
-
     fn job(&self, id: u32) -> Job {
         match self.jobs.get(id as usize) {
             Some(Some(job)) => *job,
@@ -678,34 +575,3 @@ impl Core {
         self.replies.push_back(Reply { ticket, result });
     }
 }
-
-/// What the flush that was planted wrong does; `false` where none was.
-#[cfg(test)]
-impl Core {
-    fn is_mistaken_flush(&mut self, id: u32) -> bool {
-        match (self.mistake, &mut self.syncing) {
-            (Some(Mistake::FlushWithoutSync), _) => {
-                let ticket = self.job(id).request.ticket;
-                self.remove(id);
-                self.reply(ticket, Ok(Vec::new()));
-                true
-            }
-            (Some(Mistake::FlushJoinsRunningSync), Some(covered)) => {
-                covered.push(id);
-                true
-            }
-            _ => false,
-        }
-    }
-}
-
-#[cfg(not(test))]
-impl Core {
-    const fn is_mistaken_flush(&self, _: u32) -> bool {
-        false
-    }
-}
-
-#[cfg(test)]
-#[path = "crash.rs"]
-mod crash;
