@@ -37,7 +37,7 @@ pub fn told(frame: &[u8], verdict: &Verdict, to_world: bool) -> Option<Vec<u8>> 
             let why = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu };
             Icmpv4Type::DestinationUnreachable(why)
         }
-        Tell::Reset => return Some(reset(frame)),
+        Tell::Reset => return reset(frame),
     };
     let length = usize::from(u16::from_be_bytes([frame[16], frame[17]]));
     let quote = &frame[14..14 + length.min(QUOTE_MAX as usize)];
@@ -52,18 +52,17 @@ pub fn told(frame: &[u8], verdict: &Verdict, to_world: bool) -> Option<Vec<u8>> 
 }
 
 /// A RST in the receiver's name, by the number that the packet acknowledges.
-fn reset(frame: &[u8]) -> Vec<u8> {
-    // A first piece, too, which the library takes no ports from.
-    let sliced = etherparse::SlicedPacket::from_ethernet(frame).unwrap();
-    let segment = sliced.ip_payload().expect("of IPv4").payload;
-    let tcp = etherparse::TcpSlice::from_slice(segment).unwrap();
+fn reset(frame: &[u8]) -> Option<Vec<u8>> {
+    // By hand: the library reads no ports of a first piece, nor of what contradicts itself.
+    let tcp = &frame[14 + 4 * usize::from(frame[14] & 0xf)..];
+    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let acknowledged = u32::from_be_bytes(tcp[8..12].try_into().unwrap());
     let address = |at: usize| frame[at..at + 4].try_into().unwrap();
-    let step = back(frame, false).unwrap().ipv4(address(30), address(26), 64);
-    let ports = (tcp.destination_port(), tcp.source_port());
+    let step = back(frame, false)?.ipv4(address(30), address(26), 64);
     let mut out = Vec::new();
-    let answer = step.tcp(ports.0, ports.1, tcp.acknowledgment_number(), 0).rst();
+    let answer = step.tcp(port(2), port(0), acknowledged, 0).rst();
     answer.write(&mut out, &[]).unwrap();
-    out
+    Some(out)
 }
 
 /// [`told`] of the other family.
