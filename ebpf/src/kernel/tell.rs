@@ -20,7 +20,7 @@ use ebpf::icmp::{
     CHUNK, CHUNKS, ERRORS as LIMIT, QUOTE_AT, QUOTE_MAX, QUOTE6_MAX, Room, Tell, headers, headers6,
     heard,
 };
-use ebpf::packet::{Frame as _, mac_number};
+use ebpf::packet::Frame as _;
 use ebpf::rate::ticks;
 use ebpf::rewrite::fold;
 use ebpf::{GATEWAY, Reason, TRACE_MARK, Tables, VERDICT_MARK, reset};
