@@ -146,7 +146,7 @@ fn ours(program: &Path, medium: Medium, address: &Address, file: &Path) -> Comma
     // A volume of its own for who stands beside the one who is measured.
     let mut beside = OsString::from(beside::EXPORT);
     beside.push("=");
-    beside.push(file);
+    beside.push(super::file::beside(file));
     command.arg("--export").arg(beside);
     if medium == Medium::PageCache {
         command.args(["--cache", "writeback"]);

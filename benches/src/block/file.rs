@@ -1,5 +1,5 @@
 //! The file that every contender serves: fully written, once, and brought into
-//! the same state before each measurement.
+//! the same state before each measurement. And another like it, for who stands beside.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,6 +18,7 @@ const PIECE_BYTES: usize = 1 << 20;
 pub struct DataFile {
     file: File,
     path: PathBuf,
+    beside: File,
     /// Holds the sockets too. Removed when dropped.
     directory: TempDir,
 }
@@ -34,23 +35,11 @@ impl DataFile {
         let directory = tempfile::Builder::new().prefix("hostplane-bench-").tempdir_in(parent)?;
         let path = directory.path().join("data");
         let file = File::options().read(true).write(true).create_new(true).open(&path)?;
-        let data = Self { file, path, directory };
-        data.fill(size_mib).with_context(|| format!("{}: write", data.path.display()))?;
-        Ok(data)
-    }
-
-    fn fill(&self, size_mib: u64) -> std::io::Result<()> {
-        let mut piece = vec![0; PIECE_BYTES];
-        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut file = &self.file;
-        for _ in 0..size_mib {
-            for word in piece.chunks_exact_mut(8) {
-                state = xorshift(state);
-                word.copy_from_slice(&state.to_le_bytes());
-            }
-            file.write_all(&piece)?;
-        }
-        file.sync_all()
+        fill(&file, size_mib).with_context(|| format!("{}: write", path.display()))?;
+        let path_beside = beside(&path);
+        let beside = File::options().write(true).create_new(true).open(&path_beside)?;
+        fill(&beside, size_mib).with_context(|| format!("{}: write", path_beside.display()))?;
+        Ok(Self { file, path, beside, directory })
     }
 
     pub fn path(&self) -> &Path {
@@ -63,9 +52,12 @@ impl DataFile {
 
     /// Synced, and none of it in the page cache: for those who use O_DIRECT.
     pub fn cool(&self) -> anyhow::Result<()> {
-        self.file.sync_all().context("data file: sync")?;
-        posix_fadvise(&self.file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
-            .context("data file: drop from the page cache")
+        for file in [&self.file, &self.beside] {
+            file.sync_all().context("data file: sync")?;
+            posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED)
+                .context("data file: drop from the page cache")?;
+        }
+        Ok(())
     }
 
     /// Synced, and all of it in the page cache: for those who serve from there.
@@ -76,6 +68,24 @@ impl DataFile {
         while file.read(&mut piece).context("data file: read")? > 0 {}
         Ok(())
     }
+}
+
+/// Where the other file lies.
+pub fn beside(path: &Path) -> PathBuf {
+    path.with_extension("beside")
+}
+
+fn fill(mut file: &File, size_mib: u64) -> std::io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for _ in 0..size_mib {
+        for word in piece.chunks_exact_mut(8) {
+            state = xorshift(state);
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&piece)?;
+    }
+    file.sync_all()
 }
 
 /// Marsaglia's xorshift64, shifts 13, 7, 17.
@@ -93,9 +103,11 @@ mod tests {
     fn the_file_is_written_to_its_last_byte_and_goes_with_its_owner() {
         let parent = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let data = DataFile::create(parent.path(), 2).unwrap();
-        let bytes = std::fs::read(data.path()).unwrap();
-        assert_eq!(bytes.len(), 2 << 20);
-        assert_ne!(bytes[bytes.len() - 8..], [0; 8]);
+        for path in [data.path(), &beside(data.path())] {
+            let bytes = std::fs::read(path).unwrap();
+            assert_eq!(bytes.len(), 2 << 20);
+            assert_ne!(bytes[bytes.len() - 8..], [0; 8]);
+        }
         data.cool().unwrap();
         data.warm().unwrap();
         let path = data.path().to_owned();

@@ -71,7 +71,8 @@ pub struct Options {
     cache: Cache,
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
-    /// Threads that serve, each file by one of them; by default one a core, at most four.
+    /// Threads that serve, each file by one of them; by default one, on which volumes
+    /// take turns at the disk.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: Option<u16>,
     /// Operations a second that each export may do, 256 KiB each at most.

@@ -29,7 +29,7 @@ use crate::handover::{self, Load};
 use crate::holding;
 use crate::metrics::Counters;
 use crate::plan::{Export, Plan};
-use crate::worker::{self, Handle, Home, NewVolume, Parked, Served};
+use crate::worker::{Handle, Home, NewVolume, Parked, Served};
 
 /// How long a successor may take to open its files; clients are served meanwhile.
 const PREPARE_MAX: Duration = Duration::from_secs(60);
@@ -66,7 +66,8 @@ impl Threads {
     pub fn start(plan: &Plan, opened: &Opened) -> io::Result<Self> {
         let files: Vec<File> =
             opened.exports.iter().map(|(_, backing)| file_of(backing)).collect::<Result<_, _>>()?;
-        let wanted = plan.threads.unwrap_or_else(worker::threads_by_default);
+        // Volumes take turns at the disk on one thread only (docs/adr/0090).
+        let wanted = plan.threads.unwrap_or(1);
         let homes = homes(files, wanted);
         let count = homes.iter().max().map_or(1, |last| last + 1);
         let (events, _) = unbounded_channel();
