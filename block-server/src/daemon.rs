@@ -10,8 +10,12 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::depot::{CONTROL, DAEMON, Depot, Inheritance, KIND, TAKE_OVER};
 use crate::handover::{self, Sockets, Taking};
-use crate::worker::{EngineChoice, Event, Handle, THREADS_MAX, threads_by_default};
+use crate::worker::{EngineChoice, Event, Handle, THREADS_MAX};
 use crate::{confine, serve, socket};
+
+/// One thread serves some hundred thousand requests a second; more than a few
+/// would only take cores from the guests.
+const WORKERS_MAX: usize = 4;
 
 #[derive(Debug, clap::Args)]
 pub struct Options {
@@ -94,7 +98,8 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let slow = options.slow_log_ms.filter(|ms| *ms > 0);
     crate::worker::set_slow_log(slow.map(std::time::Duration::from_millis));
     let (events, mut heard) = unbounded_channel();
-    let count = options.threads.map_or_else(threads_by_default, usize::from);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let count = options.threads.map_or(cores.min(WORKERS_MAX), usize::from);
     let workers = (0..count)
         .map(|index| Handle::start(index, options.engine, events.clone()))
         .collect::<Result<Vec<_>, _>>()

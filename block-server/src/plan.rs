@@ -18,11 +18,15 @@ use crate::{exposition, tls};
 /// The document's bound on any string; and a name is told in one reply.
 const NAME_MAX: usize = 4096;
 
+/// How many threads serve where nobody says: volumes take turns at the disk on one
+/// thread only (docs/adr/0090).
+pub const THREADS: u16 = 1;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub engine: EngineChoice,
-    /// That serve, where somebody said how many.
-    pub threads: Option<usize>,
+    /// That serve, at most.
+    pub threads: usize,
     pub listeners: Vec<Listen>,
     pub exports: Vec<Export>,
     pub tls: Option<tls::Files>,
@@ -233,7 +237,7 @@ fn plan(document: Document) -> Result<Plan, Fault> {
     };
     Ok(Plan {
         engine,
-        threads: document.threads.as_ref().map(threads).transpose()?,
+        threads: document.threads.as_ref().map_or(Ok(usize::from(THREADS)), threads)?,
         listeners,
         exports,
         tls: document.tls,
@@ -351,7 +355,7 @@ mod tests {
             throughput-mib = 20
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
-        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
+        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, 3));
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), vec![107]));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
         assert_eq!(

@@ -66,9 +66,7 @@ impl Threads {
     pub fn start(plan: &Plan, opened: &Opened) -> io::Result<Self> {
         let files: Vec<File> =
             opened.exports.iter().map(|(_, backing)| file_of(backing)).collect::<Result<_, _>>()?;
-        // Volumes take turns at the disk on one thread only (docs/adr/0090).
-        let wanted = plan.threads.unwrap_or(1);
-        let homes = homes(files, wanted);
+        let homes = homes(files, plan.threads);
         let count = homes.iter().max().map_or(1, |last| last + 1);
         let (events, _) = unbounded_channel();
         let start = |index| Handle::start(index, plan.engine, events.clone());

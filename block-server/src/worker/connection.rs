@@ -215,7 +215,7 @@ impl Connection {
     pub fn open_sealed(&mut self) -> bool {
         if self.session.wants_tls() {
             // Only once the peer has been told, unsealed, that it may begin.
-            let is_still = self.receiving == Receiving::Nothing && !self.sending;
+            let is_still = !self.receives() && !self.sending;
             if is_still && !self.has_output() {
                 self.begin_tls();
             }

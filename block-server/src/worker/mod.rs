@@ -56,12 +56,6 @@ pub use quality::set_slow_log;
 /// That one process starts at most: each has a ring and 32 MiB of buffers.
 pub const THREADS_MAX: i64 = 64;
 
-/// One thread serves some hundred thousand requests a second; more than a few
-/// would only take cores from the guests.
-pub fn threads_by_default() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from).min(4)
-}
-
 /// How long a peer may take from connecting to transmission.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
 

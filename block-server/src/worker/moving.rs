@@ -11,7 +11,7 @@
 //! begun by the worker that shook hands.
 
 use super::connection::Closing;
-use super::{Command, Parked, Purpose, Worker};
+use super::{Command, Parked, Worker};
 use crate::engine::Engine;
 use crate::{nbd, tls};
 
@@ -62,22 +62,15 @@ impl<E: Engine> Worker<E> {
             // All are being put down: whoever takes it up knows its export's home.
             return;
         }
-        let (receives, sends) = (connection.receives(), connection.sending);
-        if receives {
-            self.engine.cancel(Purpose::Receive(id).token());
-        }
-        if sends {
-            self.engine.cancel(Purpose::Send(id).token());
-        }
-        if receives || sends {
-            return;
-        }
         let listener = connection.listener;
         let home = connection
             .leaving
             .as_ref()
             .and_then(|leaving| connection.exports.get(leaving.export))
             .and_then(|served| served.home.clone());
+        if self.call_back(id) {
+            return;
+        }
         if let (Some(home), Some(mut moved)) = (home, self.put_down(id)) {
             moved.parked.listener = home.listener;
             // Where that worker has ended, the process is about to.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::connection::{Chosen, Closing, Connection, Receiving};
+use super::connection::{Chosen, Closing, Connection};
 use super::moving::{Moved, Sealed};
 use super::places::Origin;
 use super::{Access, Command, HANDSHAKE_MAX, InFlight, Purpose, Volume, Worker};
@@ -88,16 +88,24 @@ impl<E: Engine> Worker<E> {
             connection.closing = connection.closing.max(Closing::Drain);
         }
         if connection.closing == Closing::No {
-            if connection.receiving != Receiving::Nothing {
-                self.engine.cancel(Purpose::Receive(id).token());
-            }
-            if connection.sending {
-                self.engine.cancel(Purpose::Send(id).token());
-            }
+            self.call_back(id);
         } else {
             connection.deadline = Some(now + PARK_MAX);
         }
         self.touch_connection(id);
+    }
+
+    /// Calls back what runs on a connection's socket; `false` where nothing does.
+    pub(super) fn call_back(&mut self, id: u32) -> bool {
+        let Some(connection) = self.connections.get(id) else { return false };
+        let (receives, sends) = (connection.receives(), connection.sending);
+        if receives {
+            self.engine.cancel(Purpose::Receive(id).token());
+        }
+        if sends {
+            self.engine.cancel(Purpose::Send(id).token());
+        }
+        receives || sends
     }
 
     /// While it is being parked a worker begins nothing on a socket, but for the

@@ -60,10 +60,10 @@ impl<E: Engine> Worker<E> {
             return self.bury(id);
         }
         while self.take_request(id) || self.open_sealed(id) {}
-        if self.connections.get(id).is_some_and(|connection| connection.leaving.is_some()) {
+        let Some(connection) = self.connections.get_mut(id) else { return };
+        if connection.leaving.is_some() {
             return self.send_home(id);
         }
-        let Some(connection) = self.connections.get_mut(id) else { return };
         if connection.chosen.is_some() && connection.closing == Closing::No {
             // One that has said goodbye gets its last replies, if it fetches them.
             let leaves = connection.session.is_closed();
@@ -209,7 +209,7 @@ impl<E: Engine> Worker<E> {
             return;
         }
         let Some(connection) = self.connections.get_mut(id) else { return };
-        if connection.receiving != Receiving::Nothing
+        if connection.receives()
             || connection.held.is_some()
             || connection.session.is_closed()
             || connection.session.wants_tls()
@@ -272,7 +272,7 @@ impl<E: Engine> Worker<E> {
         if let Some(request) = connection.leaving.take().and_then(|leaving| leaving.request) {
             connection.session.answer(&request, Answer::Failed(nbd::Error::Shutdown));
         }
-        if connection.receiving == Receiving::Nothing
+        if !connection.receives()
             && let Some((ticket, _)) = connection.incoming.take()
             && let Some(in_flight) = self.requests.remove(ticket)
         {
@@ -280,7 +280,7 @@ impl<E: Engine> Worker<E> {
             let answer = Answer::Failed(nbd::Error::Shutdown);
             connection.session.answer(&in_flight.request, answer);
         }
-        if connection.sending || connection.receiving != Receiving::Nothing {
+        if connection.sending || connection.receives() {
             return;
         }
         connection.drop_output();
