@@ -5,7 +5,7 @@ mod fixture;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::{Bench, engines, qemu_image, run, skip, succeed, text};
+use fixture::{Bench, engines, free_address, qemu_image, run, skip, succeed, text};
 
 #[test]
 fn nbdinfo_sees_what_is_served() {
@@ -287,7 +287,7 @@ fn tcp_serves_as_a_socket_does() {
     const TEST: &str = "tcp_serves_as_a_socket_does";
     for engine in engines() {
         let bench = Bench::new(4);
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let _server = bench.serve(&["--engine", engine, "--tcp", &free.to_string()]);
         let uri = format!("nbd://{free}");
         let script = ["-f", "raw", "-c", "write -P 4 0 2M", "-c", "read -P 4 0 2M", &uri];

@@ -7,7 +7,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use fixture::{Bench, engines};
+use fixture::{Bench, engines, free_address};
 use sim::Random;
 
 fn connect(bench: &Bench) -> UnixStream {
@@ -217,7 +217,7 @@ fn connect_from(source: &str, to: SocketAddr) -> TcpStream {
 fn silent_strangers_keep_nobody_out() {
     for engine in engines() {
         let bench = Bench::new(4);
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let server = bench.serve(&["--engine", engine, "--tcp", &free.to_string()]);
         let strangers = |count| {
             let come = |number| {

@@ -7,7 +7,7 @@ use std::io::Read;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::{Bench, engines, run, skip, succeed, text};
+use fixture::{Bench, engines, free_address, run, skip, succeed, text};
 
 /// Under an emulated processor on a loaded machine.
 const GUEST_SECONDS_MAX: u64 = 300;
@@ -33,7 +33,7 @@ fn a_guests_kernel_makes_fills_checks_and_keeps_a_file_system() {
     // One engine: what the other does differently is below the protocol.
     let engine = engines()[0];
     let bench = Bench::new(64);
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = free_address();
     let export = format!("disk={}", bench.image().display());
     let server =
         bench.serve(&["--engine", engine, "--export", &export, "--tcp", &free.to_string()]);

@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use block_server::backing::{Backing, Cache};
 use block_server::worker::{Access, Carried, EngineChoice, Front, Handle, Home, NewVolume, Served};
-use fixture::certificates::Certificates;
+use fixture::certificates::{Certificates, uri};
 use fixture::client::{Client, FLUSH, Ledger, READ, WRITE, request};
 use fixture::wait::wait_for;
-use fixture::{Bench, Server, engines, succeed, text};
+use fixture::{Bench, Server, engines, free_address, succeed, text};
 use rpc::block::Quality;
 use sim::Random;
 
@@ -264,7 +264,7 @@ fn tls_goes_with_its_connection() {
         let folder = certificates.client("ca", "host", "DNS:host");
         let server_folder = bench.path("server");
         std::fs::copy(bench.path("ca/ca-cert.pem"), server_folder.join("ca-cert.pem")).unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let tcp = free.to_string();
         let more = ["--tcp", &tcp, "--tls-certificates", text(&server_folder)];
         let server = serve(&bench, engine, 3, &more);
@@ -272,13 +272,10 @@ fn tls_goes_with_its_connection() {
         for name in NAMES {
             let bytes: Vec<u8> =
                 (0..(4 << 20) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
-            std::fs::write(bench.path("source"), &bytes).unwrap();
-            let port = free.port();
-            let place =
-                format!("nbds://localhost:{port}/{name}?tls-certificates={}", folder.display());
-            let copy = ["--connections=4", "--flush", text(&bench.path("source")), &place]
-                .map(str::to_owned);
-            let copy = copy.each_ref().map(String::as_str);
+            let source = bench.path("source");
+            std::fs::write(&source, &bytes).unwrap();
+            let place = uri(free.port(), name, &folder);
+            let copy = ["--connections=4", "--flush", text(&source), &place];
             let Some(_) = succeed(TEST, "nbdcopy", &copy) else { return };
             let image = std::fs::read(bench.path(&format!("{name}.img"))).unwrap();
             assert!(image == bytes, "{engine}: {name} differs");

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::certificates::Certificates;
-use fixture::{Bench, Server, engines, run, skip, succeed, text};
+use fixture::certificates::{Certificates, uri};
+use fixture::{Bench, Server, engines, free_address, run, skip, succeed, text};
 
 fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    free_address().port()
 }
 
 /// A server with an export for all who have a certificate and one for `host-a`.
@@ -38,10 +38,6 @@ fn config(bench: &Bench, engine: &str, port: u16, more: &str) -> PathBuf {
     );
     std::fs::write(&config, document).unwrap();
     config
-}
-
-fn uri(port: u16, export: &str, folder: &Path) -> String {
-    format!("nbds://localhost:{port}/{export}?tls-certificates={}", folder.display())
 }
 
 #[test]

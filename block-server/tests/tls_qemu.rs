@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fixture::certificates::Certificates;
 use fixture::wait::wait_for;
-use fixture::{Bench, Server, engines, skip, text};
+use fixture::{Bench, Server, engines, free_address, skip, text};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -65,7 +65,7 @@ fn qemus_client_comes_again_over_tls_and_loses_nothing() {
         let bench = Bench::new(48);
         let Some(certificates) = Certificates::new(TEST, &bench) else { return };
         let folder = certificates.client("ca", "host-a", "DNS:host-a");
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let (address, image) = (free.to_string(), bench.image());
         let (own, upgrades) = (bench.path("server"), bench.path("up.sock"));
         let serve = || {

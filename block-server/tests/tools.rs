@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use fixture::fuse::Fuse;
-use fixture::{Bench, engines, run, skip, succeed, text};
+use fixture::{Bench, engines, free_address, run, skip, succeed, text};
 use sim::{Random, is_full, seed_from_environment};
 
 #[test]
@@ -23,7 +23,7 @@ fn nbdcopy_and_nbddump_agree_over_tcp() {
             chunk.copy_from_slice(&random.next().to_le_bytes());
         }
         std::fs::write(&source, &bytes).unwrap();
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let free = free_address();
         let _server = bench.serve(&["--engine", engine, "--tcp", &free.to_string()]);
         let (uri, back) = (format!("nbd://{free}"), bench.path("back"));
         let many = ["--connections=8", "--requests=32", "--flush"];

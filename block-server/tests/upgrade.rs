@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use fixture::{Bench, Server, engines, run, skip, succeed, text};
+use fixture::{Bench, Server, engines, free_address, run, skip, succeed, text};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 fn serve(bench: &Bench, engine: &str, more: &[&str]) -> Server {
@@ -72,7 +72,7 @@ fn copies_go_on_over_upgrades() {
     let mut random = sim::Random::new(11);
     let bytes: Vec<u8> = (0..(256 << 20) / 8).flat_map(|_| random.next().to_le_bytes()).collect();
     std::fs::write(bench.path("source"), &bytes).unwrap();
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let free = free_address();
     let tcp = free.to_string();
     let mut server = serve(&bench, "auto", &["--tcp", &tcp]);
     let mut upgrades = 0;
