@@ -13,10 +13,6 @@ use crate::handover::{self, Sockets, Taking};
 use crate::worker::{EngineChoice, Event, Handle, THREADS_MAX};
 use crate::{confine, serve, socket};
 
-/// One thread serves some hundred thousand requests a second; more than a few
-/// would only take cores from the guests.
-const WORKERS_MAX: usize = 4;
-
 #[derive(Debug, clap::Args)]
 pub struct Options {
     #[arg(long)]
@@ -98,12 +94,9 @@ pub async fn run(prepared: Prepared, stop: impl Future<Output = ()>) -> anyhow::
     let slow = options.slow_log_ms.filter(|ms| *ms > 0);
     crate::worker::set_slow_log(slow.map(std::time::Duration::from_millis));
     let (events, mut heard) = unbounded_channel();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let count = options.threads.map_or(cores.min(WORKERS_MAX), usize::from);
-    let workers = (0..count)
-        .map(|index| Handle::start(index, options.engine, events.clone()))
-        .collect::<Result<Vec<_>, _>>()
-        .context("cannot start the I/O engine")?;
+    let count = crate::worker::threads(options.threads);
+    let workers =
+        Handle::start(count, options.engine, &events).context("cannot start the I/O engine")?;
     let engine = workers[0].engine();
     let depot = Depot::open(&deployment, workers, &mut from)?;
     let has_predecessor = taking.is_some();

@@ -18,15 +18,11 @@ use crate::{exposition, tls};
 /// The document's bound on any string; and a name is told in one reply.
 const NAME_MAX: usize = 4096;
 
-/// How many threads serve where nobody says: volumes take turns at the disk on one
-/// thread only (docs/adr/0090).
-pub const THREADS: u16 = 1;
-
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub engine: EngineChoice,
-    /// That serve, at most.
-    pub threads: usize,
+    /// That serve, at most; `None`: as many as suit the host.
+    pub threads: Option<u16>,
     pub listeners: Vec<Listen>,
     pub exports: Vec<Export>,
     pub tls: Option<tls::Files>,
@@ -230,14 +226,14 @@ fn plan(document: Document) -> Result<Plan, Fault> {
     let threads = |count: &Spanned<u16>| {
         let lawful = (1..=THREADS_MAX).contains(&i64::from(*count.get_ref()));
         let told = || fault(count, format!("threads: write between 1 and {THREADS_MAX}"));
-        lawful.then_some(usize::from(*count.get_ref())).ok_or_else(told)
+        lawful.then_some(*count.get_ref()).ok_or_else(told)
     };
     let place = |text: &Spanned<String>| {
         text.get_ref().parse().map_err(|why| fault(text, format!("metrics: {why}")))
     };
     Ok(Plan {
         engine,
-        threads: document.threads.as_ref().map_or(Ok(usize::from(THREADS)), threads)?,
+        threads: document.threads.as_ref().map(threads).transpose()?,
         listeners,
         exports,
         tls: document.tls,
@@ -355,7 +351,7 @@ mod tests {
             throughput-mib = 20
         "#;
         let plan = Plan::parse(Path::new("f.toml"), text).unwrap();
-        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, 3));
+        assert_eq!((plan.engine, plan.threads), (EngineChoice::Threads, Some(3)));
         assert_eq!(plan.listeners[0].place, Place::Unix("/run/x.sock".into(), vec![107]));
         assert!(plan.listeners[1].tls && !plan.listeners[2].tls);
         assert_eq!(

@@ -326,11 +326,7 @@ fn a_server_alone_keeps_limits_tells_metrics_and_what_was_slow() {
     if succeed(TEST, "qemu-io", &arguments).is_none() {
         return;
     }
-    let mut stream = std::os::unix::net::UnixStream::connect(&metrics).unwrap();
-    let request = b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
-    std::io::Write::write_all(&mut stream, request).unwrap();
-    let mut told = String::new();
-    std::io::Read::read_to_string(&mut stream, &mut told).unwrap();
+    let told = fixture::metrics(&metrics).unwrap();
     assert!(told.contains("text/plain; version=0.0.4"), "{told}");
     let count = |name: &str| -> u64 {
         let line = told.lines().find(|l| l.starts_with(name)).unwrap_or_else(|| panic!("{told}"));

@@ -6,9 +6,8 @@
 
 mod fixture;
 
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -67,10 +66,7 @@ fn wait_until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 
 /// Reads and writes that this server has answered.
 fn answered(metrics: &Path) -> Option<u64> {
-    let mut stream = UnixStream::connect(metrics).ok()?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-    let mut told = String::new();
-    stream.read_to_string(&mut told).ok()?;
+    let told = fixture::metrics(metrics)?;
     let counts = told.lines().filter(|line| {
         line.starts_with("hostplane_volume_operations_total")
             && (line.contains("kind=\"write\"") || line.contains("kind=\"read\""))

@@ -120,6 +120,55 @@ fn what_comes_behind_the_handshake_goes_with_it() {
     }
 }
 
+/// Two floods, each on a thread of its own: their requests wait for their turns, as they
+/// would on one thread. One alone never waits.
+#[test]
+fn volumes_take_turns_on_whichever_threads() {
+    const DEPTH: usize = 16;
+    const LENGTH: u32 = 1 << 20;
+    const ROUNDS_MAX: usize = 1000;
+    for engine in engines() {
+        let bench = Bench::new(1);
+        let metrics = bench.path("metrics.sock");
+        let server = serve(&bench, engine, 2, &["--metrics", text(&metrics)]);
+        let waited = |name: &str| -> u64 {
+            let told = fixture::metrics(&metrics).unwrap();
+            let path = bench.path(&format!("{name}.img"));
+            let start = format!(
+                "hostplane_volume_throttled_operations_total{{volume=\"{}\"}} ",
+                path.display()
+            );
+            let count = told.lines().find_map(|line| line.strip_prefix(&start));
+            count.unwrap_or_else(|| panic!("{told}")).parse().unwrap()
+        };
+        // Up to so many rounds, until it is over.
+        let flood = |name: &str, rounds: usize, is_over: &dyn Fn() -> bool| {
+            let mut client = Client::connect(&bench.socket(), name).unwrap();
+            let mut replies = vec![0; DEPTH * (16 + LENGTH as usize)];
+            for _ in 0..rounds {
+                let burst: Vec<u8> =
+                    (0..DEPTH as u64).flat_map(|at| request(0, READ, at, 0, LENGTH)).collect();
+                client.send(&burst).unwrap();
+                client.stream.read_exact(&mut replies).unwrap();
+                if is_over() {
+                    break;
+                }
+            }
+        };
+        flood("a", 8, &|| false);
+        assert_eq!(waited("a"), 0, "nobody was beside it");
+        let have_both_waited = || waited("a") > 0 && waited("b") > 0;
+        std::thread::scope(|scope| {
+            let flood = &flood;
+            for name in ["a", "b"] {
+                scope.spawn(move || flood(name, ROUNDS_MAX, &have_both_waited));
+            }
+        });
+        assert!(have_both_waited(), "{} and {}", waited("a"), waited("b"));
+        server.terminate();
+    }
+}
+
 /// Each successor has another number of threads, while clients write and keep account,
 /// and others come, ask and go: none of them sees an error or an end.
 #[test]
@@ -215,8 +264,8 @@ fn served(name: &str, volume: u32, home: Option<Home>) -> Served {
 async fn who_is_sent_to_a_thread_that_stands_still_is_served_when_it_goes_on() {
     let bench = Bench::new(1);
     let (events, _) = tokio::sync::mpsc::unbounded_channel();
-    let start = |index| Handle::start(index, EngineChoice::Auto, events.clone()).unwrap();
-    let (door, home) = (start(0), start(1));
+    let threads = Handle::start(2, EngineChoice::Auto, &events).unwrap();
+    let [door, home] = &threads[..] else { unreachable!("two were asked for") };
     let backing = Backing::open_cached(&bench.image(), false, Cache::Writeback).unwrap();
     let volume = NewVolume {
         name: "b".to_owned(),

@@ -8,7 +8,7 @@ use anyhow::ensure;
 use rpc::block::Quality;
 
 use crate::backing::Cache;
-use crate::plan::{Export, Listen, Place, Plan, THREADS};
+use crate::plan::{Export, Listen, Place, Plan};
 use crate::worker::{EngineChoice, THREADS_MAX};
 use crate::{exposition, tls};
 
@@ -71,10 +71,11 @@ pub struct Options {
     cache: Cache,
     #[arg(long, value_enum, default_value = "auto")]
     engine: EngineChoice,
-    /// Threads that serve, each file by one of them; volumes of one take turns at the disk.
-    #[arg(long, value_name = "COUNT", default_value_t = THREADS,
+    /// Threads that serve, each file by one of them; by default one a core, at most four,
+    /// and never more than there are files.
+    #[arg(long, value_name = "COUNT",
         value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
-    threads: u16,
+    threads: Option<u16>,
     /// Operations a second that each export may do, 256 KiB each at most.
     #[arg(long, value_name = "COUNT")]
     iops: Option<u64>,
@@ -136,7 +137,7 @@ impl Options {
         );
         Ok(Plan {
             engine: self.engine,
-            threads: self.threads.into(),
+            threads: self.threads,
             listeners,
             exports,
             tls,

@@ -66,11 +66,10 @@ impl Threads {
     pub fn start(plan: &Plan, opened: &Opened) -> io::Result<Self> {
         let files: Vec<File> =
             opened.exports.iter().map(|(_, backing)| file_of(backing)).collect::<Result<_, _>>()?;
-        let homes = homes(files, plan.threads);
+        let homes = homes(files, crate::worker::threads(plan.threads));
         let count = homes.iter().max().map_or(1, |last| last + 1);
         let (events, _) = unbounded_channel();
-        let start = |index| Handle::start(index, plan.engine, events.clone());
-        Ok(Self { workers: (0..count).map(start).collect::<Result<_, _>>()?, homes })
+        Ok(Self { workers: Handle::start(count, plan.engine, &events)?, homes })
     }
 }
 

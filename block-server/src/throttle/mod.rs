@@ -11,7 +11,7 @@
 //! stays with its connection, which is not read further: so no more waits than one
 //! request a connection, and TCP holds back the rest. A flush never waits.
 //!
-//! Turns: while more than one volume is busy on a thread, little more than
+//! Turns: while more than one volume is busy, little more than
 //! [`SHARED_BYTES_MAX`] are on their way to the disk, given out by start-time fair
 //! queueing with a depth (SFQ(D): Jin, Chase, Kaur, "Interposed proportional
 //! sharing for a storage service utility", 2004). A request starts, on a scale of
@@ -22,16 +22,21 @@
 //! most those bytes before it. Shared, large requests go to the disk and their replies
 //! to the socket a piece at a time (docs/adr/0076). A volume alone has no bound.
 //!
+//! Threads share those bytes too ([`lane`], docs/adr/0091): each has at least the part
+//! that its waiting volumes make of all that wait, and of the rest what others leave.
+//!
 //! It owns no clock: `now` is nanoseconds on the caller's. What may never be true:
 //! a request that is lost or goes twice; a wait when nothing is in the way.
 
 pub mod bucket;
 mod gate;
+mod lane;
 
 use model::Limits;
 
 use gate::Gate;
 pub use gate::{Arrival, Class, Lack};
+pub use lane::Lane;
 
 /// Bytes on their way to the disk while several volumes are busy: two requests
 /// of 1 MiB keep a disk busy.
@@ -47,7 +52,10 @@ const SEND_BYTES: usize = 64 << 10;
 /// The least that a request weighs: a small one costs as much as its block.
 const WEIGHT_MIN: u64 = 4096;
 
-/// How long the thread counts as shared after requests of two volumes met.
+/// Who has no more on its way need not look at other threads: it is in nobody's.
+const LOOK_BYTES: u64 = 256 << 10;
+
+/// How long a thread, or the way, counts as shared after requests of two volumes met.
 const SHARED_NS: u64 = 100_000_000;
 
 const NEVER: u64 = u64::MAX;
@@ -60,6 +68,7 @@ const fn weight(bytes: u64) -> u64 {
 /// The gates of a worker's volumes. Volumes are named by the worker's numbers.
 #[derive(Debug)]
 pub struct Admission {
+    lane: Lane,
     gates: Vec<Option<Gate>>,
     /// Volumes that have something waiting, the last served last.
     waiting: Vec<u32>,
@@ -67,26 +76,29 @@ pub struct Admission {
     /// The start of what went last, on the scale of bytes that a busy volume got.
     virtual_time: u64,
     last_volume: u32,
+    /// Requests of two volumes meet on this thread until then.
+    met_until: u64,
+    /// And on the way to the disk, on whichever threads.
     shared_until: u64,
     /// Before that time, no waiting request can go.
     look_at: u64,
 }
 
-impl Default for Admission {
-    fn default() -> Self {
+impl Admission {
+    pub const fn new(lane: Lane) -> Self {
         Self {
+            lane,
             gates: Vec::new(),
             waiting: Vec::new(),
             in_flight: 0,
             virtual_time: 0,
             last_volume: u32::MAX,
+            met_until: 0,
             shared_until: 0,
             look_at: NEVER,
         }
     }
-}
 
-impl Admission {
     pub fn add(&mut self, volume: u32, limits: Limits) {
         let index = volume as usize;
         if self.gates.len() <= index {
@@ -113,22 +125,24 @@ impl Admission {
         }
         if volume != self.last_volume {
             if self.last_volume != u32::MAX {
-                self.shared_until = now + SHARED_NS;
+                self.met_until = now + SHARED_NS;
+                self.shared_until = self.met_until;
             }
             self.last_volume = volume;
         }
-        let shared = now < self.shared_until;
         let Some(gate) = gate_of(&mut self.gates, volume) else { return true };
         let priced = gate.price(arrival);
         if gate.held && arrival.class.changes() {
             gate.kept.push_back(priced);
             return false;
         }
+        let has_room = self.has_room(now, weight(priced.bytes));
+        let shared = now < self.shared_until;
+        let Some(gate) = gate_of(&mut self.gates, volume) else { return true };
         let is_next = gate.waiting.is_empty() && gate.ready_at() <= now;
-        let has_room = !shared
-            || (self.waiting.is_empty() && self.in_flight < SHARED_BYTES_MAX)
-            || gate.is_owed(self.virtual_time);
-        if is_next && has_room {
+        let may_go =
+            !shared || (self.waiting.is_empty() && has_room) || gate.is_owed(self.virtual_time);
+        if is_next && may_go {
             gate.take(now, priced);
             if shared {
                 let start = gate.start(self.virtual_time);
@@ -136,14 +150,38 @@ impl Admission {
                 self.virtual_time = self.virtual_time.max(start);
             }
             self.in_flight += weight(priced.bytes);
+            self.tell();
             return true;
         }
         self.look_at = self.look_at.min(gate.ready_at());
         gate.waiting.push_back(priced);
         if gate.waiting.len() == 1 {
             self.waiting.push(volume);
+            self.tell();
         }
         false
+    }
+
+    /// Whether the way to the disk has room for more of this thread. Sees, where
+    /// `coming` bytes are many, whether others use it.
+    fn has_room(&mut self, now: u64, coming: u64) -> bool {
+        let mut others = lane::Others::default();
+        if self.in_flight + coming > LOOK_BYTES {
+            others = self.lane.others();
+        }
+        if others.bytes > 0 {
+            self.shared_until = now + SHARED_NS;
+        }
+        if now >= self.shared_until || self.in_flight + others.bytes < SHARED_BYTES_MAX {
+            return true;
+        }
+        let volumes = (self.waiting.len() as u64).max(1);
+        self.in_flight < SHARED_BYTES_MAX * volumes / (volumes + others.volumes)
+    }
+
+    /// Says to other threads what is on its way here.
+    fn tell(&self) {
+        self.lane.set(self.in_flight, self.waiting.len());
     }
 
     /// Bytes that one operation on a file may move; the rest is asked for after it.
@@ -153,7 +191,7 @@ impl Admission {
 
     /// Bytes that a connection may be sent at once.
     pub fn send_max(&self, now: u64) -> usize {
-        if now < self.shared_until { SEND_BYTES } else { usize::MAX }
+        if now < self.met_until { SEND_BYTES } else { usize::MAX }
     }
 
     /// A request of `length` bytes that went is answered.
@@ -165,6 +203,7 @@ impl Admission {
         let Some(gate) = gate_of(&mut self.gates, volume) else { return };
         gate.in_flight -= weight(bytes);
         self.in_flight -= weight(bytes);
+        self.tell();
         if !self.waiting.is_empty() {
             self.look_at = 0;
         }
@@ -175,8 +214,7 @@ impl Admission {
         if now < self.look_at {
             return None;
         }
-        let shared = now < self.shared_until;
-        let has_room = !shared || self.in_flight < SHARED_BYTES_MAX;
+        let has_room = self.has_room(now, 0);
         let (mut look_at, mut best) = (NEVER, None);
         for &volume in &self.waiting {
             let Some(gate) = self.gates[volume as usize].as_ref() else { continue };
@@ -207,6 +245,7 @@ impl Admission {
         if !gate.waiting.is_empty() {
             self.waiting.push(volume);
         }
+        self.tell();
         Some((volume, priced.ticket))
     }
 
@@ -243,6 +282,7 @@ impl Admission {
             let waiting = std::mem::take(&mut gate.waiting);
             gate.kept.extend(waiting);
             self.waiting.retain(|v| *v != volume);
+            self.tell();
         }
     }
 
@@ -255,6 +295,7 @@ impl Admission {
             self.look_at = 0;
             self.waiting.retain(|v| *v != volume);
             self.waiting.push(volume);
+            self.tell();
         }
     }
 
@@ -269,6 +310,7 @@ impl Admission {
             gate.kept.retain(|p| p.ticket != ticket);
             if gate.waiting.is_empty() {
                 self.waiting.retain(|v| *v != volume);
+                self.tell();
             }
         }
     }

@@ -17,6 +17,7 @@ use crate::engine::threads::{Threads, eventfd, ring};
 use crate::engine::uring::Uring;
 use crate::engine::{Engine, Pool};
 use crate::metrics::Counters;
+use crate::throttle::Lane;
 use crate::tls;
 use crate::volume::Geometry;
 
@@ -226,9 +227,19 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// Starts a worker thread; says which engine it took and why.
+    /// Starts so many worker threads, which take turns at the disk.
     pub fn start(
+        threads: usize,
+        choice: EngineChoice,
+        events: &UnboundedSender<Event>,
+    ) -> io::Result<Vec<Self>> {
+        let lanes = Lane::for_threads(threads).into_iter().enumerate();
+        lanes.map(|(index, lane)| Self::start_one(index, lane, choice, events.clone())).collect()
+    }
+
+    fn start_one(
         index: usize,
+        lane: Lane,
         choice: EngineChoice,
         events: UnboundedSender<Event>,
     ) -> io::Result<Self> {
@@ -248,7 +259,7 @@ impl Handle {
                     }
                 };
                 let _ = started.send(Ok(engine.name()));
-                let worker = Worker::new(engine, pool, queue, events, own_bell);
+                let worker = Worker::new(engine, pool, lane, queue, events, own_bell);
                 if let Err(error) = worker.run() {
                     // Without its ring a worker can keep no promise; the supervisor
                     // starts the daemon anew and clients reconnect.

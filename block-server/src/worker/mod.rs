@@ -1,5 +1,5 @@
 //! One thread that serves volumes: it owns an engine, the volumes' cores, the
-//! connections and their buffers, and shares nothing.
+//! connections and their buffers, and shares nothing but the way to the disk.
 //!
 //! ```text
 //!            commands                     ┌────────── Worker ──────────┐
@@ -40,7 +40,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use crate::engine::{Buffer, Completion, Engine, FileId, Io, Pool, Token, Wait};
 use crate::metrics::Counters;
 use crate::nbd;
-use crate::throttle::Admission;
+use crate::throttle::{Admission, Lane};
 use crate::vhost::queue::Chain;
 use crate::volume::{Core, ZEROS_MAX};
 
@@ -55,6 +55,16 @@ pub use quality::set_slow_log;
 
 /// That one process starts at most: each has a ring and 32 MiB of buffers.
 pub const THREADS_MAX: i64 = 64;
+
+/// One a core, and no more than these, serve where nobody says how many: each serves some
+/// hundred thousand requests a second, and many would only take cores from the guests.
+const THREADS_UNASKED_MAX: usize = 4;
+
+/// How many threads serve, if so many were asked for.
+pub fn threads(asked: Option<u16>) -> usize {
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    asked.map_or_else(|| cores().min(THREADS_UNASKED_MAX), usize::from)
+}
 
 /// How long a peer may take from connecting to transmission.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(30);
@@ -259,6 +269,7 @@ impl<E: Engine> Worker<E> {
     pub(crate) fn new(
         engine: E,
         pool: Pool,
+        lane: Lane,
         commands: Receiver<Command>,
         events: UnboundedSender<Event>,
         bell: Arc<OwnedFd>,
@@ -284,7 +295,7 @@ impl<E: Engine> Worker<E> {
             busy_devices: VecDeque::new(),
             file_ops: 0,
             zeros,
-            admission: Admission::default(),
+            admission: Admission::new(lane),
             slow_log: quality::SlowLog::default(),
             waiters: Vec::new(),
             stopping: false,
