@@ -12,13 +12,17 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::thread::available_parallelism;
 
 use aya::Ebpf;
 use aya::maps::Map;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::XdpLink;
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{
+    LinkOrder, Program, ProgramError, SchedClassifier, TcAttachType, Xdp, XdpMode,
+};
 use ebpf::layout::{
     NAT_GUEST, NAT_UPLINK, PROGRAMS_MAX, SIX_GUEST, SIX_RESPONDER, SIX_UPLINK, TELL_FOUR, TELL_SIX,
 };
@@ -39,8 +43,9 @@ pub const ANNOUNCE: &str = "announce";
 /// As above, to let a frame in again.
 pub const REENTER: &str = "reenter";
 
-const CLASSIFIERS: [&str; 6] =
-    [TAP_INGRESS, UPLINK_INGRESS, PUNT_INGRESS, TAP_GUARD, ANNOUNCE, REENTER];
+/// Those that the verifier walks longest, the longest first.
+const LONGEST: [&str; 3] = ["nat_guest", TAP_INGRESS, "tap_ingress_six"];
+
 /// Where those go on, by their place in `PROGRAMS`.
 const OTHERS: [(u32, &str); PROGRAMS_MAX as usize] = [
     (SIX_GUEST, "tap_ingress_six"),
@@ -66,11 +71,36 @@ fn side(program: &str) -> TcAttachType {
     if program == TAP_GUARD { TcAttachType::Egress } else { TcAttachType::Ingress }
 }
 
+/// Has the verifier look at the programs, one on each core at a time: it takes a second or
+/// more for all of them, and meanwhile nobody answers for us.
+fn load_all(bpf: &mut Ebpf) -> Result<(), Error> {
+    let mut waiting: Vec<(String, &mut Program)> =
+        bpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+    // Taken from the end: the longest walks first.
+    waiting.sort_by_key(|(name, _)| LONGEST.iter().rev().position(|long| long == name));
+    let waiting = Mutex::new(waiting);
+    let load_next = || -> Option<Result<(), Error>> {
+        let (name, program) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        let loaded = match program {
+            Program::SchedClassifier(classifier) => classifier.load(),
+            Program::Xdp(xdp) => xdp.load(),
+            _ => Err(ProgramError::UnexpectedProgramType),
+        };
+        Some(loaded.map_err(|e| Error::new("load", name, e)))
+    };
+    let cores = available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        let load_rest = || std::iter::from_fn(load_next).collect::<Result<(), Error>>();
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(load_rest)).collect();
+        let joined = threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        joined.collect()
+    })
+}
+
 pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
-    for name in CLASSIFIERS {
-        classifier(bpf, name)?.load().map_err(|e| Error::new("load", name, e))?;
-    }
-    xdp(bpf)?.load().map_err(|e| Error::new("load", UPLINK_EARLY, e))?;
+    load_all(bpf)?;
     // The map is pinned, and with it what stands in it: also programs of before this
     // one, of the same layout, go on to these.
     let places = bpf.map("PROGRAMS").ok_or_else(|| missing("PROGRAMS"))?;
@@ -82,9 +112,7 @@ pub fn load_programs(bpf: &mut Ebpf) -> Result<(), Error> {
     let programs =
         syscall::Map::<u32, u32>::open(fd).map_err(|e| Error::new("open", "PROGRAMS", e))?;
     for (place, name) in OTHERS {
-        let program = classifier(bpf, name)?;
-        program.load().map_err(|e| Error::new("load", name, e))?;
-        let fd = program.fd().map_err(|e| Error::new("look at", name, e))?;
+        let fd = classifier(bpf, name)?.fd().map_err(|e| Error::new("look at", name, e))?;
         let number = fd.as_fd().as_raw_fd() as u32;
         programs.put(&place, &number).map_err(|e| Error::new("set", name, e))?;
     }
