@@ -5,7 +5,8 @@ use std::fmt;
 
 use model::{Direction, NetworkAcl, PrefixList, RouteTable, SecurityGroup};
 use rpc::dataplane::{
-    Allowance, Desired, FastPath, IdleTimeouts, Interface, NatGateway, PrivateAddress,
+    Allowance, Desired, FastPath, FlowLogFormat, IdleTimeouts, Interface, NatGateway,
+    PrivateAddress,
 };
 use serde::Serialize;
 
@@ -202,9 +203,13 @@ fn told_rate(allowance: Option<Allowance>) -> String {
 
 fn told_flow_log(desired: &Desired) -> Option<String> {
     let log = desired.flow_log.as_ref()?;
-    let (directory, format) = (log.directory.display(), log.format);
+    let directory = log.directory.display();
+    let format = match log.format {
+        FlowLogFormat::Aws => "aws",
+        FlowLogFormat::Json => "json",
+    };
     let (interval, files, bytes) = (log.interval_s, log.files_kept, log.file_bytes_max);
-    Some(format!("{directory}, {format:?}, each {interval} s, {files} files of {bytes} bytes"))
+    Some(format!("{directory}, {format}, each {interval} s, {files} files of {bytes} bytes"))
 }
 
 fn rules(desired: &Desired, names: &BTreeMap<String, String>) -> Things {

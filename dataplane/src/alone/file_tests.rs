@@ -214,7 +214,7 @@ fn rates_the_early_drop_and_the_flow_log_are_read_and_their_changes_told() {
     let says = |what: &str| told.iter().any(|line| line.contains(what));
     assert!(says("5000 packets a second a source") && says("early drop on"), "{told:?}");
     assert!(says("idle none → tcp-established 3600 s udp-stream 120 s"), "{told:?}");
-    assert!(says("+ flow-log /var/log/fw"), "{told:?}");
+    assert!(says("+ flow-log /var/log/fw, json, each 60 s"), "{told:?}");
     assert!(says("outgoing none → 100000000 to 1000000000 a second"), "{told:?}");
     let line_of = |text: &str, part: &str| 1 + text.lines().position(|l| l == part).unwrap();
     for (right, wrong) in [
