@@ -39,6 +39,12 @@ pub enum Group {
         /// Its id or name
         group: String,
     },
+    /// List rules by their ids, of one group or of all
+    #[command(after_help = "EXAMPLES:\n  netctl group rules web\n  netctl group rules -o json")]
+    Rules {
+        /// Only this group's, by its id or name
+        group: Option<String>,
+    },
     /// Allow something
     #[command(after_help = "EXAMPLES:
   netctl group authorize web --protocol tcp --port 22 --cidr 203.0.113.0/24
@@ -134,6 +140,20 @@ const LISTING: Listing = Listing {
     ],
 };
 
+const RULES: Listing = Listing {
+    id: "id",
+    columns: &[
+        Column::new("RULE", "id", "securityGroupRuleId"),
+        Column::new("GROUP", "group", "groupId"),
+        Column::new("EGRESS", "egress", "isEgress").shape(Shape::Flag),
+        Column::new("PROTOCOL", "protocol", "ipProtocol"),
+        Column::new("FIRST", "first_port", "fromPort").shape(Shape::Number),
+        Column::new("LAST", "last_port", "toPort").shape(Shape::Number),
+        Column::new("PEER", "peer", "cidrIpv4|cidrIpv6|referencedGroupInfo/groupId|prefixListId"),
+        Column::new("DESCRIPTION", "description", "description"),
+    ],
+};
+
 pub fn run(session: &Session, noun: &Group) -> Outcome {
     match noun {
         Group::Create { name, description, vpc } => {
@@ -153,6 +173,14 @@ pub fn run(session: &Session, noun: &Group) -> Outcome {
             LISTING.show_all(session.format, &describe(session, "groups: list", filters)?)
         }
         Group::Show { group } => LISTING.show_one(session.format, &find(session, group)?),
+        Group::Rules { group } => {
+            let id = group.as_ref().map(|group| resolve(session, group)).transpose()?;
+            let filters: Vec<Filter> = id.iter().map(|id| Filter::new("group-id", id)).collect();
+            let parameters = Parameters::new().filters(&filters);
+            let (action, path) = ("DescribeSecurityGroupRules", "securityGroupRuleSet/item");
+            let rules = session.describe("group: rules", action, &parameters, path)?;
+            RULES.show_all(session.format, &rules)
+        }
         Group::Authorize(rule) => change(session, rule, "authorize", "AuthorizeSecurityGroup"),
         Group::Revoke(rule) => change(session, rule, "revoke", "RevokeSecurityGroup"),
         Group::Delete { group } => {

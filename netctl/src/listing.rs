@@ -23,6 +23,7 @@ pub struct Listing {
 pub struct Column {
     pub head: &'static str,
     pub key: &'static str,
+    /// With `|` between several, for one text: the first that is there.
     pub path: &'static str,
     pub shape: Shape,
     pub shown: Shown,
@@ -73,9 +74,9 @@ impl Column {
     }
 
     pub fn value(&self, element: &Element) -> Value {
-        let text = || match element.at(self.path).map(|e| e.text.trim()) {
-            None | Some("") => None,
-            Some(text) => Some(text.to_owned()),
+        let text = || {
+            let texts = self.path.split('|').filter_map(|path| element.at(path));
+            texts.map(|e| e.text.trim().to_owned()).find(|text| !text.is_empty())
         };
         match self.shape {
             Shape::Text => text().map_or(Value::Null, Value::String),
@@ -233,6 +234,7 @@ mod tests {
         Column::new("RULES", "rules", "rules/item").shape(Shape::Objects(RULE)),
         Column::new("TAGS", "tags", "tagSet/item").shape(Shape::Tags),
         Column::new("GONE", "gone", "gone"),
+        Column::new("PEER", "peer", "cidr|set/item/g|size"),
     ];
 
     #[test]
@@ -248,7 +250,7 @@ mod tests {
         assert_eq!(
             object,
             json!({ "id": "x", "name": "web", "size": 7, "free": false, "groups": ["a", "b"],
-                    "rules": [{ "port": 22 }], "tags": { "Name": "web" }, "gone": null })
+                    "rules": [{ "port": 22 }], "tags": { "Name": "web" }, "gone": null, "peer": "a" })
         );
         assert_eq!(cell(&object["groups"]), "a,b");
         assert_eq!(COLUMNS[5].cell(&object["rules"]), "port=22");

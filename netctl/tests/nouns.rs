@@ -360,6 +360,33 @@ fn a_volume_is_created_in_the_first_zone() {
 }
 
 #[test]
+fn rules_are_listed_with_their_ids_peers_and_descriptions() {
+    let control = Control::new();
+    let rules = "<securityGroupRuleSet><item><securityGroupRuleId>sgr-1</securityGroupRuleId>\
+        <groupId>sg-1</groupId><isEgress>false</isEgress><ipProtocol>tcp</ipProtocol>\
+        <fromPort>22</fromPort><toPort>22</toPort><cidrIpv4>203.0.113.0/24</cidrIpv4>\
+        <description>ssh</description></item><item><securityGroupRuleId>sgr-2</securityGroupRuleId>\
+        <groupId>sg-1</groupId><isEgress>true</isEgress><ipProtocol>-1</ipProtocol>\
+        <referencedGroupInfo><groupId>sg-2</groupId></referencedGroupInfo></item>\
+        </securityGroupRuleSet>";
+    control.answers("DescribeSecurityGroupRules", rules);
+    let shown = control.json(&["group", "rules", "sg-1", "-o", "json"]);
+    assert_eq!(
+        control.said("DescribeSecurityGroupRules"),
+        pairs(&[("Filter.1.Name", "group-id"), ("Filter.1.Value.1", "sg-1")])
+    );
+    assert_eq!(
+        shown,
+        json!([
+            { "id": "sgr-1", "group": "sg-1", "egress": false, "protocol": "tcp",
+              "first_port": 22, "last_port": 22, "peer": "203.0.113.0/24", "description": "ssh" },
+            { "id": "sgr-2", "group": "sg-1", "egress": true, "protocol": "-1",
+              "first_port": null, "last_port": null, "peer": "sg-2", "description": null },
+        ])
+    );
+}
+
+#[test]
 fn a_rule_is_said_in_ec2s_form_for_each_direction_and_kind_of_peer() {
     let control = Control::new();
     let group = "<securityGroupInfo><item><groupId>sg-1</groupId><groupName>web</groupName>\
