@@ -4,9 +4,12 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use anyhow::Context;
+
 use super::address::Address;
 use super::client::{self, Client};
 use super::load::{Deed, Done, Load};
+use super::storm::Storm;
 
 /// The export of those who stand beside.
 pub const EXPORT: &str = "beside";
@@ -24,6 +27,8 @@ pub enum Beside {
     Flood,
     /// Strangers who connect, say nothing and wait.
     Crowd,
+    /// One who means ill.
+    Storm(Storm),
 }
 
 impl Beside {
@@ -33,6 +38,7 @@ impl Beside {
             Self::Nobody => client::run(address, load, duration),
             Self::Flood => beside_flood(address, load, duration),
             Self::Crowd => beside_crowd(address, load, duration),
+            Self::Storm(storm) => beside_storm(storm, address, load, duration),
         }
     }
 }
@@ -96,12 +102,32 @@ fn beside_crowd(address: &Address, load: Load, duration: Duration) -> anyhow::Re
     })
 }
 
+fn beside_storm(
+    storm: Storm,
+    address: &Address,
+    load: Load,
+    duration: Duration,
+) -> anyhow::Result<Done> {
+    let measured = Client::open(address, "", load)?;
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let raging = scope.spawn(|| storm.rage(address, &is_over));
+        std::thread::sleep(Duration::from_millis(20));
+        let done = first(|| measured.run(duration));
+        is_over.store(true, Ordering::Relaxed);
+        let raged = raging.join().map_err(|_| anyhow::anyhow!("the storm's thread panicked"))?;
+        raged.with_context(|| storm.to_string())?;
+        done
+    })
+}
+
 impl fmt::Display for Beside {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nobody => Ok(()),
             Self::Flood => write!(f, ", beside another volume's {FLOOD}"),
             Self::Crowd => write!(f, ", beside {CROWD} connections that say nothing"),
+            Self::Storm(storm) => write!(f, ", beside {storm}"),
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod load;
 pub mod plot;
 pub mod report;
 pub mod row;
+pub mod storm;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -6,6 +6,7 @@ use super::address::Transport;
 use super::beside::Beside;
 use super::contender::{Contender, Medium};
 use super::load::{Deed, Load};
+use super::storm::Storm;
 
 /// Who makes the load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +119,7 @@ const fn sealed(id: &'static str, load: Load) -> Row {
     Row { client: Client::Fio, ..cached(id, load, Transport::Tls, &[]) }
 }
 
-pub const ROWS: [Row; 20] = [
+pub const ROWS: [Row; 26] = [
     disk("read-unix", READ_4K, Unix, &[(Operations, 1.4), (Cpu, 0.33), (OfRaw, 0.75), (P99, 0.85)]),
     disk("read-tcp", READ_4K, Tcp, &[(Operations, 1.6), (Cpu, 0.33), (OfRaw, 0.75), (P99, 0.85)]),
     disk("write-unix", WRITE_4K, Unix, &[(Operations, 1.4), (Cpu, 0.33), (OfRaw, 0.80)]),
@@ -139,7 +140,17 @@ pub const ROWS: [Row; 20] = [
     sealed("tls-large-read", READ_1M),
     Row { beside: Beside::Flood, ..disk("beside-flood", READ_4K_ONE, Unix, &[(P99, 1.5)]) },
     Row { beside: Beside::Crowd, ..disk("beside-crowd", READ_4K_ONE, Unix, &[(P99, 1.5)]) },
+    beside_storm("beside-connections", Storm::Connections),
+    beside_storm("beside-half", Storm::HalfRequests),
+    beside_storm("beside-slow", Storm::SlowReaders),
+    beside_storm("beside-trims", Storm::Trims),
+    beside_storm("beside-oversize", Storm::OversizeWrites),
+    beside_storm("beside-unknown", Storm::Unknown),
 ];
+
+const fn beside_storm(id: &'static str, storm: Storm) -> Row {
+    Row { beside: Beside::Storm(storm), ..disk(id, READ_4K_ONE, Unix, &[(P99, 1.5)]) }
+}
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,7 +22,7 @@ const REQUEST_MAGIC: u32 = 0x2560_9513;
 const REPLY_MAGIC: u32 = 0x6744_6698;
 const COMMAND_DISC: u16 = 2;
 const REQUEST_BYTES: usize = 28;
-const REPLY_BYTES: usize = 16;
+pub const REPLY_BYTES: usize = 16;
 
 /// Read at once: sixty-four replies of 4 KiB, and small enough for a core's own cache.
 const INPUT_BYTES: usize = 320 << 10;
@@ -30,7 +30,7 @@ const INPUT_BYTES: usize = 320 << 10;
 /// Slices in one writev(2).
 const SLICES_MAX: usize = 128;
 
-type Header = [u8; REQUEST_BYTES];
+pub type Header = [u8; REQUEST_BYTES];
 
 pub struct Connection {
     socket: File,
@@ -197,7 +197,7 @@ impl Connection {
     }
 }
 
-fn header(command: u16, slot: u16, offset: u64, length: u32) -> Header {
+pub fn header(command: u16, slot: u16, offset: u64, length: u32) -> Header {
     let mut header = [0; REQUEST_BYTES];
     header[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
     header[6..8].copy_from_slice(&command.to_be_bytes());

@@ -19,6 +19,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use super::address::Address;
 use super::load::{Deed, Done, Load};
 use connection::Connection;
+pub use connection::{Header, REPLY_BYTES, header};
+pub use handshake::begin;
 
 /// A server that answers nothing for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
