@@ -264,6 +264,24 @@ fn kills_under_load_lose_nothing() {
 }
 
 #[test]
+fn two_exports_of_one_name_are_refused() {
+    let bench = Bench::new(1);
+    let (image, socket) = (bench.image(), bench.socket());
+    let (named, unnamed) = (format!("a={}", image.display()), format!("={}", image.display()));
+    let both = ["--export", &*named, "--export", &*named];
+    let file = ["--file", text(&image), "--export", &*unnamed];
+    for (exports, told) in [(both, "--export a=…"), (file, "--export =…")] {
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_block-server"));
+        // With --check it ends whatever it finds.
+        serve.args(["serve", "--check", "--socket", text(&socket)]).args(exports);
+        let output = serve.output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(told), "{error}");
+        assert!(error.contains("another export has that name"), "{error}");
+    }
+}
+
+#[test]
 fn a_read_only_export_refuses_changes_and_serves_reads() {
     const TEST: &str = "a_read_only_export_refuses_changes_and_serves_reads";
     for engine in engines() {

@@ -115,6 +115,10 @@ impl Options {
             })
             .collect();
         ensure!(!exports.is_empty(), "name a --file, an --export or a --config");
+        for (index, Export { name, .. }) in exports.iter().enumerate() {
+            let is_taken = exports[..index].iter().any(|other| other.name == *name);
+            ensure!(!is_taken, "--export {name}=…: another export has that name; write another");
+        }
         let places = [
             activated.then(|| Place::Activated(Vec::new())),
             self.socket.map(|path| Place::Unix(path, Vec::new())),
