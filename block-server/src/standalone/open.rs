@@ -122,7 +122,7 @@ fn load_tls(plan: &Plan) -> anyhow::Result<Option<Arc<tls::Server>>> {
 fn claim_devices(plan: &Plan, old: &mut Sockets) -> anyhow::Result<BTreeMap<String, OwnedFd>> {
     let mut claims = BTreeMap::new();
     for export in plan.exports.iter().filter(|export| !export.read_only) {
-        let named = || format!("export {:?}", export.name);
+        let named = || format!("export {:?}: {}", export.name, export.path.display());
         let path = std::fs::canonicalize(&export.path).with_context(named)?;
         let name = format!("claim {}", path.display());
         if claims.contains_key(&name) {
