@@ -241,6 +241,7 @@ fn storms_on_one_volume_leave_the_other_served() {
             let done = AtomicBool::new(false);
             std::thread::scope(|scope| {
                 scope.spawn(|| storm(&bench, &done));
+                std::thread::sleep(Duration::from_millis(20));
                 for n in 0..reads {
                     good.call(READ, n * 37 % 1000 * 4096, 4096).unwrap();
                 }

@@ -119,6 +119,11 @@ const fn sealed(id: &'static str, load: Load) -> Row {
     Row { client: Client::Fio, ..cached(id, load, Transport::Tls, &[]) }
 }
 
+/// One who reads beside others.
+const fn beside(id: &'static str, beside: Beside) -> Row {
+    Row { beside, ..disk(id, READ_4K_ONE, Transport::Unix, &[(Ratio::P99, 1.5)]) }
+}
+
 pub const ROWS: [Row; 26] = [
     disk("read-unix", READ_4K, Unix, &[(Operations, 1.4), (Cpu, 0.33), (OfRaw, 0.75), (P99, 0.85)]),
     disk("read-tcp", READ_4K, Tcp, &[(Operations, 1.6), (Cpu, 0.33), (OfRaw, 0.75), (P99, 0.85)]),
@@ -138,19 +143,15 @@ pub const ROWS: [Row; 26] = [
     Row { client: Client::Fio, ..disk("fio-write-unix", WRITE_4K, Unix, &[]) },
     sealed("tls-cached", READ_4K),
     sealed("tls-large-read", READ_1M),
-    Row { beside: Beside::Flood, ..disk("beside-flood", READ_4K_ONE, Unix, &[(P99, 1.5)]) },
-    Row { beside: Beside::Crowd, ..disk("beside-crowd", READ_4K_ONE, Unix, &[(P99, 1.5)]) },
-    beside_storm("beside-connections", Storm::Connections),
-    beside_storm("beside-half", Storm::HalfRequests),
-    beside_storm("beside-slow", Storm::SlowReaders),
-    beside_storm("beside-trims", Storm::Trims),
-    beside_storm("beside-oversize", Storm::OversizeWrites),
-    beside_storm("beside-unknown", Storm::Unknown),
+    beside("beside-flood", Beside::Flood),
+    beside("beside-crowd", Beside::Crowd),
+    beside("beside-connections", Beside::Storm(Storm::Connections)),
+    beside("beside-half", Beside::Storm(Storm::HalfRequests)),
+    beside("beside-slow", Beside::Storm(Storm::SlowReaders)),
+    beside("beside-trims", Beside::Storm(Storm::Trims)),
+    beside("beside-oversize", Beside::Storm(Storm::OversizeWrites)),
+    beside("beside-unknown", Beside::Storm(Storm::Unknown)),
 ];
-
-const fn beside_storm(id: &'static str, storm: Storm) -> Row {
-    Row { beside: Beside::Storm(storm), ..disk(id, READ_4K_ONE, Unix, &[(P99, 1.5)]) }
-}
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

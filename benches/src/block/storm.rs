@@ -23,7 +23,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Storm {
-    /// Some hundred thousand connections a second that say nothing.
+    /// Five hundred at a time, which say nothing and go.
     Connections,
     /// Each connection ends in the midst of a request.
     HalfRequests,

@@ -78,6 +78,7 @@ fn load_all(bpf: &mut Ebpf) -> Result<(), Error> {
         bpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
     // Taken from the end: the longest walks first.
     waiting.sort_by_key(|(name, _)| LONGEST.iter().rev().position(|long| long == name));
+    let cores = available_parallelism().map_or(1, usize::from).min(waiting.len());
     let waiting = Mutex::new(waiting);
     let load_next = || -> Option<Result<(), Error>> {
         let (name, program) = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
@@ -88,7 +89,6 @@ fn load_all(bpf: &mut Ebpf) -> Result<(), Error> {
         };
         Some(loaded.map_err(|e| Error::new("load", name, e)))
     };
-    let cores = available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         let load_rest = || std::iter::from_fn(load_next).collect::<Result<(), Error>>();
         let threads: Vec<_> = (0..cores).map(|_| scope.spawn(load_rest)).collect();
